@@ -1,0 +1,3 @@
+//! voidrun: untrusted code in a real virtual machine, as easily as calling a function.
+
+fn main() {}
