@@ -24,6 +24,7 @@ debian_tar() {
     )
     mirror=$(machine_mirror Debian http://deb.debian.org/debian)
     security=$(machine_mirror Debian-Security http://deb.debian.org/debian-security)
+    # shellcheck disable=SC2016 # mmdebstrap's shell expands $1, the root of the new system
     SOURCE_DATE_EPOCH=$epoch mmdebstrap --quiet --variant=minbase "${options[@]}" \
         --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-include=/usr/share/doc/*/copyright' \
         --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/info/*' \
@@ -32,9 +33,10 @@ debian_tar() {
         --customize-hook='rm -f "$1/etc/resolv.conf" "$1/etc/apt/apt.conf.d/99mmdebstrap"' \
         --customize-hook='mv "$1/etc/dpkg/dpkg.cfg.d/99mmdebstrap" "$1/etc/dpkg/dpkg.cfg.d/no-documentation"' \
         --customize-hook='echo localhost >"$1/etc/hostname"' \
-        --customize-hook='rm -rf "$1"/var/log/* "$1"/var/cache/* "$1"/var/lib/apt/lists/* "$1"/tmp/* "$1"/etc/passwd- "$1"/etc/group- "$1"/etc/shadow- "$1"/etc/gshadow-' \
+        --customize-hook='cd "$1" && rm -rf var/log/* var/cache/* var/lib/apt/lists/* tmp/*' \
+        --customize-hook='cd "$1/etc" && rm -f passwd- group- shadow- gshadow- subuid- subgid-' \
         --customize-hook='rm -f "$1"/etc/apt/sources.list.d/* "$1/etc/apt/sources.list"' \
-        --customize-hook="printf 'Types: deb\nURIs: http://deb.debian.org/debian\nSuites: $SUITE $SUITE-updates\nComponents: main\nSigned-By: /usr/share/keyrings/debian-archive-keyring.gpg\n\nTypes: deb\nURIs: http://deb.debian.org/debian-security\nSuites: $SUITE-security\nComponents: main\nSigned-By: /usr/share/keyrings/debian-archive-keyring.gpg\n' >\"\$1/etc/apt/sources.list.d/debian.sources\"" \
+        --customize-hook="upload $ROOT/scripts/recipes/debian.sources /etc/apt/sources.list.d/debian.sources" \
         "$SUITE" "$tar" \
         "deb $mirror $SUITE main" "deb $mirror $SUITE-updates main" "deb $security $SUITE-security main" >&2
 }

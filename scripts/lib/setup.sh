@@ -3,6 +3,7 @@
 # Nothing here asks a question. What is missing is installed where that is allowed, and said; else the line that does it is printed.
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+# shellcheck disable=SC2034 # for those that source this
 CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/voidrun
 TARGET=${CARGO_TARGET_DIR:-$ROOT/target}
 

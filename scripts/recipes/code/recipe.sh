@@ -33,6 +33,7 @@ build() {
 
     say "code: Debian packages (mmdebstrap, $SUITE); this takes a minute or two"
     # pip installs for the whole image: nothing but it manages the image's Python, so Debian's marker goes, for good.
+    # shellcheck disable=SC2016 # mmdebstrap's shell expands $1
     debian_tar "$work/layer.tar" "$EPOCH" \
         --include=bash,ca-certificates,curl,git,hostname,procps,python3,python3-pip,python3-venv,python-is-python3 \
         --dpkgopt='path-exclude=/usr/lib/python3*/EXTERNALLY-MANAGED' \
