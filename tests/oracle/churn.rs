@@ -6,7 +6,7 @@ use std::io::Write;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{XattrFlags, lsetxattr};
+use rustix::fs::{FileType, XattrFlags, lsetxattr};
 
 use crate::tree::Tree;
 
@@ -14,19 +14,19 @@ use crate::tree::Tree;
 pub fn churn(root: &Path) {
     in_a_new_directory(&root.join("churn"));
     let tree = Tree::read(root);
-    let paths = |wanted: fn(&fs::FileType) -> bool| -> Vec<PathBuf> {
+    let paths = |kind: FileType| -> Vec<PathBuf> {
         tree.nodes
-            .keys()
-            .map(|path| root.join(path))
-            .filter(|path| path != root && wanted(&fs::symlink_metadata(path).unwrap().file_type()))
+            .iter()
+            .filter(|(path, node)| node.kind == kind && *path != Path::new(""))
+            .map(|(path, _)| root.join(path))
             .collect()
     };
     // In the image's own directories: a new file in each, so that each has to be searched, and may have to grow.
-    for (n, directory) in paths(fs::FileType::is_dir).into_iter().step_by(5).take(2000).enumerate() {
+    for (n, directory) in paths(FileType::Directory).into_iter().step_by(5).take(2000).enumerate() {
         fs::write(directory.join(format!("churn-{n}")), b"new").unwrap();
     }
     // The image's own files, each changed in a different way.
-    for (n, file) in paths(fs::FileType::is_file).into_iter().step_by(7).take(20_000).enumerate() {
+    for (n, file) in paths(FileType::RegularFile).into_iter().step_by(7).take(20_000).enumerate() {
         match n % 5 {
             0 => fs::remove_file(&file).unwrap(),
             1 => fs::rename(&file, root.join(format!("churn/renamed-{n}"))).unwrap(),
@@ -35,7 +35,7 @@ pub fn churn(root: &Path) {
             _ => fs::hard_link(&file, root.join(format!("churn/linked-{n}"))).unwrap(),
         }
     }
-    for link in paths(fs::FileType::is_symlink).into_iter().step_by(3).take(1000) {
+    for link in paths(FileType::Symlink).into_iter().step_by(3).take(1000) {
         fs::remove_file(link).unwrap();
     }
 }

@@ -103,6 +103,7 @@ fn everything_a_tar_can_hold_is_what_umoci_unpacks() {
     let for_umoci = torture(directory.path(), Compression::Gzip, Reader::Umoci);
     let converted = prove("torture", &layout, &for_umoci, exceptions::TORTURE);
     let again = convert::voidrun(&layout);
+    with_tree(&converted.rootfs, |ours, _| assert_holes(&ours));
     assert_eq!(
         ext4::fingerprint(&converted.rootfs),
         ext4::fingerprint(&again.rootfs),
@@ -110,6 +111,24 @@ fn everything_a_tar_can_hold_is_what_umoci_unpacks() {
         converted.rootfs.display(),
         again.rootfs.display(),
     );
+}
+
+/// A hole takes no space, however it was written.
+fn assert_holes(tree: &Tree) {
+    for (path, node) in &tree.nodes {
+        let most: u64 = match path.to_str() {
+            Some("sparse/over-4-gib") => 64 << 10,
+            Some("sparse/thousand-extents" | "sparse/thousand-extents-old") => 5 << 20,
+            Some(path) if path.starts_with("sparse/") && path.contains("-hole") => 16 << 10,
+            _ => continue,
+        };
+        assert!(
+            node.allocated <= most,
+            "/{}: {} bytes are allocated, {most} are enough",
+            path.display(),
+            node.allocated
+        );
+    }
 }
 
 /// umoci reads no zstd.

@@ -27,7 +27,7 @@ pub struct Node {
     pub xattrs: BTreeMap<CString, Vec<u8>>,
     /// The first path, in order, of all names of this file.
     pub first_name: PathBuf,
-    /// What it takes on the disk.
+    /// What it takes on the disk, in bytes.
     pub allocated: u64,
 }
 
