@@ -1,0 +1,113 @@
+//! Compression of a layer or archive, told by its first bytes.
+
+use std::io::{self, BufRead, Read};
+
+/// How a stream is compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compression {
+    /// Not at all.
+    None,
+    /// RFC 1952, any number of members.
+    Gzip,
+    /// RFC 8878, any number of frames.
+    Zstd,
+}
+
+/// Windows up to 2^27 bytes are decoded, zstd's own default: `--ultra -22` and `--long` need that much.
+const ZSTD_WINDOW_LOG_MAX: u32 = 27;
+
+impl Compression {
+    /// Told by the stream's first bytes (at least four, unless it is shorter).
+    pub fn of(start: &[u8]) -> Self {
+        match start {
+            [0x1f, 0x8b, ..] => Self::Gzip,
+            [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Self::Zstd,
+            _ => Self::None,
+        }
+    }
+
+    /// What a layer's media type promises; `None` for a media type that is no tar layer
+    /// (OCI layer.md, docker's `...rootfs.diff.tar.gzip`).
+    pub fn of_media_type(media_type: &str) -> Option<Self> {
+        let (base, suffix) = media_type.rsplit_once('+').unwrap_or((media_type, ""));
+        match (base, suffix) {
+            (
+                "application/vnd.oci.image.layer.v1.tar"
+                | "application/vnd.oci.image.layer.nondistributable.v1.tar",
+                "",
+            )
+            | ("application/vnd.docker.image.rootfs.diff.tar", "") => Some(Self::None),
+            (
+                "application/vnd.oci.image.layer.v1.tar"
+                | "application/vnd.oci.image.layer.nondistributable.v1.tar",
+                "gzip",
+            )
+            | (
+                "application/vnd.docker.image.rootfs.diff.tar.gzip"
+                | "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+                "",
+            ) => Some(Self::Gzip),
+            (
+                "application/vnd.oci.image.layer.v1.tar"
+                | "application/vnd.oci.image.layer.nondistributable.v1.tar",
+                "zstd",
+            )
+            | ("application/vnd.docker.image.rootfs.diff.tar.zstd", "") => Some(Self::Zstd),
+            _ => None,
+        }
+    }
+}
+
+/// The uncompressed content of `reader`. The bytes decide: registries hold layers whose media type is wrong,
+/// and the diff_id is checked in any case.
+pub fn decompress<'a, R: BufRead + Send + 'a>(mut reader: R) -> io::Result<Box<dyn Read + Send + 'a>> {
+    // A `File` or buffer gives more than four bytes at once unless it is shorter than that.
+    Ok(match Compression::of(reader.fill_buf()?) {
+        Compression::None => Box::new(reader),
+        Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(reader)),
+        Compression::Zstd => {
+            let mut decoder = zstd::stream::read::Decoder::with_buffer(reader)?;
+            decoder.window_log_max(ZSTD_WINDOW_LOG_MAX)?;
+            Box::new(decoder)
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    #[test]
+    fn by_magic() {
+        let text = b"forty-two bytes of nothing in particular..";
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gzip.write_all(text).unwrap();
+        let gzip = gzip.finish().unwrap();
+        let zstd = zstd::encode_all(&text[..], 3).unwrap();
+        for (bytes, compression) in
+            [(text.to_vec(), Compression::None), (gzip, Compression::Gzip), (zstd, Compression::Zstd)]
+        {
+            assert_eq!(Compression::of(&bytes), compression);
+            // Concatenated members and frames are one stream.
+            let twice = [&bytes[..], &bytes[..]].concat();
+            let mut out = Vec::new();
+            decompress(&twice[..]).unwrap().read_to_end(&mut out).unwrap();
+            assert_eq!(out, [&text[..], &text[..]].concat());
+        }
+    }
+
+    #[test]
+    fn by_media_type() {
+        for (media_type, expected) in [
+            ("application/vnd.oci.image.layer.v1.tar", Some(Compression::None)),
+            ("application/vnd.oci.image.layer.v1.tar+gzip", Some(Compression::Gzip)),
+            ("application/vnd.oci.image.layer.v1.tar+zstd", Some(Compression::Zstd)),
+            ("application/vnd.docker.image.rootfs.diff.tar.gzip", Some(Compression::Gzip)),
+            ("application/vnd.oci.image.layer.v1.tar+gzip+encrypted", None),
+            ("application/vnd.in-toto+json", None),
+        ] {
+            assert_eq!(Compression::of_media_type(media_type), expected, "{media_type}");
+        }
+    }
+}
