@@ -143,7 +143,12 @@ struct Pull {
 }
 
 impl Pull {
-    async fn run(self, registry: Registry, source: Source, options: PullOptions) -> Result<Pulled, PullError> {
+    async fn run(
+        self,
+        registry: Registry,
+        source: Source,
+        options: PullOptions,
+    ) -> Result<Pulled, PullError> {
         let name = options.name.clone().or_else(|| source.default_name());
         let name = name.ok_or_else(|| PullError::NameNeeded(source.to_string()))?;
         let resolved = match self.pinned(&source, &options)? {
@@ -230,8 +235,7 @@ impl Pull {
     }
 
     fn stored(&self, name: ImageName) -> Result<Resolved, PullError> {
-        let reference =
-            self.store.reference(&name)?.ok_or_else(|| StoreError::NotFound(name.to_string()))?;
+        let reference = self.store.reference(&name)?.ok_or_else(|| StoreError::NotFound(name.to_string()))?;
         let record = self.store.image_record(&reference.image)?;
         let record = record.ok_or_else(|| StoreError::Incomplete { name: name.to_string() })?;
         Ok(Resolved {
@@ -252,7 +256,8 @@ impl Pull {
         limits: Limits,
     ) -> Result<(), PullError> {
         self.check_space(&resolved.manifest)?;
-        let options = convert::Options { size: recipe.size, journal: recipe.journal, uuid: recipe.uuid(), limits };
+        let options =
+            convert::Options { size: recipe.size, journal: recipe.journal, uuid: recipe.uuid(), limits };
         let mut result = self.fetch_and_convert(resolved, pending, options.clone()).await;
         if let Err(PullError::Convert { .. }) = &result {
             let (store, layers) = (self.store.clone(), resolved.manifest.layers.clone());

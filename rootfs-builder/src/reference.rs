@@ -57,7 +57,9 @@ pub enum NameError {
         source: oci_spec::distribution::ParseError,
     },
     /// The default image has not been imported.
-    #[error("there is no image {DEFAULT_IMAGE:?} yet: `./scripts/images {DEFAULT_IMAGE}` builds and imports it")]
+    #[error(
+        "there is no image {DEFAULT_IMAGE:?} yet: `./scripts/images {DEFAULT_IMAGE}` builds and imports it"
+    )]
     DefaultImage,
 }
 
@@ -236,7 +238,8 @@ mod tests {
 
     #[test]
     fn names_that_are_refused() {
-        for text in ["", "/", "../x", ".x", "a//b", "a:b:c", "a/", "a:", "-x", "x y", "a@b", &"x".repeat(256)] {
+        for text in ["", "/", "../x", ".x", "a//b", "a:b:c", "a/", "a:", "-x", "x y", "a@b", &"x".repeat(256)]
+        {
             assert!(text.parse::<LocalName>().is_err(), "{text:?}");
         }
         for text in ["", "UPPER", "a b", "../x", "a@sha256:12"] {

@@ -58,10 +58,7 @@ mod tests {
     fn values_may_hold_anything() {
         let text = b"12 path=a/b\n27 SCHILY.xattr.user.x=\n\0=\n8 a===\n";
         let records = records(text).unwrap();
-        assert_eq!(
-            records,
-            [(&b"path"[..], &b"a/b"[..]), (b"SCHILY.xattr.user.x", b"\n\0="), (b"a", b"==")]
-        );
+        assert_eq!(records, [(&b"path"[..], &b"a/b"[..]), (b"SCHILY.xattr.user.x", b"\n\0="), (b"a", b"==")]);
     }
 
     #[test]

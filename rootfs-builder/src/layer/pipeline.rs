@@ -110,11 +110,7 @@ impl Pipeline {
 }
 
 /// Sends one layer. `None` when the consumer is gone or the layer has failed.
-fn decode(
-    layer: io::Result<Layer>,
-    full: &SyncSender<Message>,
-    returned: &Receiver<Vec<u8>>,
-) -> Option<()> {
+fn decode(layer: io::Result<Layer>, full: &SyncSender<Message>, returned: &Receiver<Vec<u8>>) -> Option<()> {
     let fail = |error| full.send(Message::Failed(error)).ok().and(None);
     let layer = match layer {
         Ok(layer) => layer,

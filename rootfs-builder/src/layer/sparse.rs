@@ -47,8 +47,7 @@ impl PaxSparse {
                 self.numbers.push(pax::decimal(value)?);
             }
             b"map" => {
-                self.numbers =
-                    value.split(|&c| c == b',').map(pax::decimal).collect::<Option<Vec<_>>>()?;
+                self.numbers = value.split(|&c| c == b',').map(pax::decimal).collect::<Option<Vec<_>>>()?;
             }
             // minor, numblocks: implied by the rest.
             _ => {}

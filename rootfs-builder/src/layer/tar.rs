@@ -95,7 +95,9 @@ impl<R: BufRead> TarReader<R> {
                 b'x' | b'L' | b'K' => {
                     let text = self.extended(size, &header)?;
                     match kind {
-                        b'x' => overrides.take_pax(&text).map_err(|field| self.field(field, &header.path()))?,
+                        b'x' => {
+                            overrides.take_pax(&text).map_err(|field| self.field(field, &header.path()))?
+                        }
                         b'L' => overrides.path = Some(until_nul(&text).to_vec()),
                         _ => overrides.link = Some(until_nul(&text).to_vec()),
                     }
@@ -233,7 +235,8 @@ impl<R: BufRead> TarReader<R> {
             Ok(target)
         };
         let device = || {
-            let part = |range| u32::try_from(number(range, "device number")?).map_err(|_| fail("device number"));
+            let part =
+                |range| u32::try_from(number(range, "device number")?).map_err(|_| fail("device number"));
             Ok((part(329..337)?, part(337..345)?))
         };
         // Before ustar a directory was a file whose name ends in a slash.
@@ -247,7 +250,10 @@ impl<R: BufRead> TarReader<R> {
             b'4' => EntryKind::BlockDevice { device: device()? },
             b'6' => EntryKind::Fifo,
             other => {
-                return Err(TarError::UnknownType { kind: other.into(), path: path.escape_ascii().to_string() });
+                return Err(TarError::UnknownType {
+                    kind: other.into(),
+                    path: path.escape_ascii().to_string(),
+                });
             }
         };
         let xattrs = std::mem::take(&mut extra.xattrs);
@@ -295,7 +301,8 @@ impl<R: BufRead> TarReader<R> {
                 if block.0[at] == 0 {
                     break;
                 }
-                let (Some(offset), Some(length)) = (block.number(at..at + 12), block.number(at + 12..at + 24))
+                let (Some(offset), Some(length)) =
+                    (block.number(at..at + 12), block.number(at + 12..at + 24))
                 else {
                     return Ok(None);
                 };

@@ -179,7 +179,9 @@ fn an_old_sparse_map_goes_on_in_blocks_behind_the_header() {
     let mut head = tar::Header::from_byte_slice(&head).clone();
     head.set_cksum();
     let (entry, data) =
-        read(&[head.as_bytes(), &more[0], &more[1], &padded(&[7; 30]), &header("g", b'5', 0)]).unwrap().remove(0);
+        read(&[head.as_bytes(), &more[0], &more[1], &padded(&[7; 30]), &header("g", b'5', 0)])
+            .unwrap()
+            .remove(0);
     let EntryKind::File { size: 300, regions: Some(regions) } = entry.kind else { panic!("{entry:?}") };
     assert_eq!(regions.len(), 30);
     assert_eq!(regions[29], Region { offset: 290, length: 1 });

@@ -65,10 +65,16 @@ pub(super) fn read(
     while let Some(entry) = tar.next_entry().map_err(damaged)? {
         count += 1;
         if count > MAX_ENTRIES {
-            return Err(SourceError::TooMany { input: input.clone(), what: "entries", limit: MAX_ENTRIES as u64 });
+            return Err(SourceError::TooMany {
+                input: input.clone(),
+                what: "entries",
+                limit: MAX_ENTRIES as u64,
+            });
         }
         // The names that matter here are ASCII.
-        let Some(name) = std::str::from_utf8(&entry.path).ok().map(|path| normalise("", path)) else { continue };
+        let Some(name) = std::str::from_utf8(&entry.path).ok().map(|path| normalise("", path)) else {
+            continue;
+        };
         let link = |base: &str, target: &[u8]| {
             std::str::from_utf8(target).ok().map(|target| Member::Link(normalise(base, target)))
         };

@@ -16,7 +16,10 @@ use crate::store::{Ingest, Store, StoreError};
 pub(super) fn open(dir: &Path, tag: Option<&str>, platform: &Platform) -> Result<LocalImage, SourceError> {
     let input = Input::Path(dir.to_owned());
     if !dir.join("oci-layout").is_file() {
-        return Err(SourceError::Unrecognised { input, expected: "an OCI layout: it has no file oci-layout" });
+        return Err(SourceError::Unrecognised {
+            input,
+            expected: "an OCI layout: it has no file oci-layout",
+        });
     }
     let index = document(dir, "index.json")?;
     let read = |blob: &Descriptor| verified(&input, blob, document(dir, &blob_name(&blob.digest))?);
@@ -30,7 +33,11 @@ fn document(dir: &Path, name: &str) -> Result<Vec<u8>, SourceError> {
     let mut bytes = Vec::new();
     file.take(MAX_DOCUMENT + 1).read_to_end(&mut bytes).map_err(read_error(&path))?;
     if bytes.len() as u64 > MAX_DOCUMENT {
-        return Err(SourceError::TooLarge { input: Input::Path(dir.to_owned()), name: name.to_owned(), size });
+        return Err(SourceError::TooLarge {
+            input: Input::Path(dir.to_owned()),
+            name: name.to_owned(),
+            size,
+        });
     }
     Ok(bytes)
 }

@@ -66,14 +66,19 @@ pub enum Format {
 impl Source {
     /// Parses what a user types: `oci:PATH[:TAG]`, `docker-archive:PATH[:REFERENCE]`, `-`, and everything else by `name`.
     /// As with skopeo, a path in these forms ends at its first colon.
-    pub fn parse(text: &str, name: impl FnOnce(&str) -> Result<ImageName, NameError>) -> Result<Self, NameError> {
+    pub fn parse(
+        text: &str,
+        name: impl FnOnce(&str) -> Result<ImageName, NameError>,
+    ) -> Result<Self, NameError> {
         let local = |rest: &str, format| {
             let (path, tag) = rest.split_once(':').map_or((rest, None), |(path, tag)| (path, Some(tag)));
             let tag = tag.filter(|tag| !tag.is_empty()).map(str::to_owned);
             Ok(Self::Local(Local { input: Input::Path(path.into()), format, tag }))
         };
         match text.split_once(':') {
-            _ if text == "-" => Ok(Self::Local(Local { input: Input::Stdin, format: Format::Any, tag: None })),
+            _ if text == "-" => {
+                Ok(Self::Local(Local { input: Input::Stdin, format: Format::Any, tag: None }))
+            }
             Some(("oci", rest)) => local(rest, Format::Oci),
             Some(("docker-archive", rest)) => local(rest, Format::DockerArchive),
             _ => name(text).map(Self::Name),
@@ -133,7 +138,10 @@ impl Local {
         let blobs = match &self.input {
             Input::Path(path) if path.is_dir() => {
                 if self.format == Format::DockerArchive {
-                    return Err(SourceError::Unrecognised { input: self.input.clone(), expected: "a tar of docker save" });
+                    return Err(SourceError::Unrecognised {
+                        input: self.input.clone(),
+                        expected: "a tar of docker save",
+                    });
                 }
                 return layout::open(path, self.tag.as_deref(), platform);
             }
@@ -156,7 +164,9 @@ impl Local {
             expected: match self.format {
                 Format::Oci => "an OCI layout (oci-layout and index.json)",
                 Format::DockerArchive => "a tar of docker save (manifest.json)",
-                Format::Any => "an OCI layout (oci-layout and index.json) or a tar of docker save (manifest.json)",
+                Format::Any => {
+                    "an OCI layout (oci-layout and index.json) or a tar of docker save (manifest.json)"
+                }
             },
         })
     }

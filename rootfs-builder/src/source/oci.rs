@@ -74,7 +74,8 @@ pub(super) fn resolve(
     platform: &Platform,
     read: impl Fn(&Descriptor) -> Result<Vec<u8>, SourceError>,
 ) -> Result<(Manifest, Vec<u8>), SourceError> {
-    let malformed = |source| SourceError::Malformed { input: input.clone(), name: "index.json".into(), source };
+    let malformed =
+        |source| SourceError::Malformed { input: input.clone(), name: "index.json".into(), source };
     let mut index: ImageIndex = serde_json::from_slice(index).map_err(malformed)?;
     let tagged = by_tag(input, index.manifests(), tag)?;
     index.set_manifests(tagged);

@@ -55,7 +55,9 @@ pub enum StoreError {
         reason: String,
     },
     /// No such reference.
-    #[error("no image {0} in the store: `voidrun images ls` lists what there is, `voidrun images pull` gets more")]
+    #[error(
+        "no image {0} in the store: `voidrun images ls` lists what there is, `voidrun images pull` gets more"
+    )]
     NotFound(String),
     /// The reference exists and its image does not.
     #[error("the root file system of {name} is missing or incomplete: pull or import it again")]

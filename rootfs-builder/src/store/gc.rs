@@ -169,7 +169,9 @@ impl Store {
             if !is_idle(&path, grace) {
                 continue;
             }
-            let Some(name) = path.file_name().and_then(|name| name.to_str()).map(str::to_owned) else { continue };
+            let Some(name) = path.file_name().and_then(|name| name.to_str()).map(str::to_owned) else {
+                continue;
+            };
             let owner = if let Some(image) = digest_of_file(&name, ".ext4.part") {
                 Some(self.image_lock_path(&image))
             } else {
@@ -224,7 +226,9 @@ impl Store {
 
     /// The record goes first: without it the file does not count.
     fn remove_image(&self, image: &Digest, removed: &mut dyn FnMut(Removal)) -> Result<bool, StoreError> {
-        let Some(_lock) = Lock::attempt(&self.image_lock_path(image), Mode::Exclusive)? else { return Ok(false) };
+        let Some(_lock) = Lock::attempt(&self.image_lock_path(image), Mode::Exclusive)? else {
+            return Ok(false);
+        };
         let record = self.image_record_path(image);
         let mut freed_bytes = unlink(&record)?.unwrap_or(0);
         sync_parent(&record)?;
@@ -234,7 +238,9 @@ impl Store {
     }
 
     fn remove_blob(&self, blob: &Digest, removed: &mut dyn FnMut(Removal)) -> Result<bool, StoreError> {
-        let Some(_lock) = Lock::attempt(&self.blob_lock_path(blob), Mode::Exclusive)? else { return Ok(false) };
+        let Some(_lock) = Lock::attempt(&self.blob_lock_path(blob), Mode::Exclusive)? else {
+            return Ok(false);
+        };
         let Some(freed_bytes) = unlink(&self.blob_path(blob))? else { return Ok(false) };
         removed(Removal { kind: Removed::Blob, name: blob.to_string(), freed_bytes });
         Ok(true)

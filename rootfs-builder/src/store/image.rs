@@ -176,7 +176,12 @@ impl Pending {
     }
 
     /// Makes the file from [`Pending::create`] an image.
-    pub fn commit(&self, file: &File, recipe: Recipe, image: ImageRecordParts) -> Result<ImageRecord, StoreError> {
+    pub fn commit(
+        &self,
+        file: &File,
+        recipe: Recipe,
+        image: ImageRecordParts,
+    ) -> Result<ImageRecord, StoreError> {
         let from = self.store.image_part_path(&self.derivation);
         let metadata = file.metadata().map_err(StoreError::io("inspect", &from))?;
         let record = ImageRecord {
@@ -193,11 +198,7 @@ impl Pending {
         let to = self.store.image_path(&self.derivation);
         std::fs::rename(&from, &to).map_err(StoreError::io("create", &to))?;
         sync_parent(&to)?;
-        record::write(
-            &self.store.ingest_dir(),
-            &self.store.image_record_path(&self.derivation),
-            &record,
-        )?;
+        record::write(&self.store.ingest_dir(), &self.store.image_record_path(&self.derivation), &record)?;
         Ok(record)
     }
 

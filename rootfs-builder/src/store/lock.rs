@@ -127,8 +127,8 @@ mod tests {
         let first = Lock::attempt(&path, Mode::Exclusive).unwrap().unwrap();
         let (announce, waits) = std::sync::mpsc::channel();
         std::thread::scope(|scope| {
-            let waiter =
-                scope.spawn(|| Lock::wait(&path, Mode::Exclusive, move || announce.send(()).unwrap()).unwrap());
+            let waiter = scope
+                .spawn(|| Lock::wait(&path, Mode::Exclusive, move || announce.send(()).unwrap()).unwrap());
             waits.recv().unwrap();
             first.remove(&path);
             let second = waiter.join().unwrap();

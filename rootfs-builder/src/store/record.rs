@@ -212,10 +212,7 @@ mod tests {
         let record = RefRecord { name, image: Digest::of(b""), pulled_at: 0 };
         write(dir.path(), &path, &record).unwrap();
         assert_eq!(read::<RefRecord>(&path, &record.key()).unwrap(), Some(record));
-        assert!(matches!(
-            read::<RefRecord>(&path, &Digest::of(b"other")),
-            Err(StoreError::Damaged { .. })
-        ));
+        assert!(matches!(read::<RefRecord>(&path, &Digest::of(b"other")), Err(StoreError::Damaged { .. })));
         assert!(matches!(read::<RefRecord>(&dir.path().join("y"), &Digest::of(b"")), Ok(None)));
     }
 
