@@ -299,10 +299,17 @@ impl Pull {
             summary.map(|summary| (output, summary.entries))
         });
         // Whichever ends first: a conversion that fails stops the downloads.
+        let mut running = JoinSet::new();
         let (fetched, converted) = tokio::select! {
-            fetched = self.fetch_layers(resolved, ready) => (fetched, None),
+            fetched = self.fetch_layers(resolved, &mut running, ready) => (fetched, None),
             converted = &mut conversion => (Ok(()), Some(converted)),
         };
+        // A copy from a local source runs on a blocking thread and cannot be stopped; if it outlived us, it would use the
+        // source's scratch directory after that is gone. What it brings is kept.
+        match resolved.origin {
+            Origin::Registry(..) => running.shutdown().await,
+            Origin::Local(_) | Origin::Stored(_) => while running.join_next().await.is_some() {},
+        }
         // A download that failed has closed the channel, so that the conversion ends.
         let converted = match converted {
             Some(converted) => converted,
@@ -316,10 +323,10 @@ impl Pull {
     async fn fetch_layers(
         &self,
         resolved: &Resolved,
+        running: &mut JoinSet<Result<(usize, File), PullError>>,
         ready: mpsc::Sender<io::Result<Layer>>,
     ) -> Result<(), PullError> {
         let mut waiting = resolved.manifest.layers.iter().cloned().enumerate();
-        let mut running = JoinSet::new();
         let mut out_of_order: BTreeMap<usize, File> = BTreeMap::new();
         let mut next = 0;
         loop {

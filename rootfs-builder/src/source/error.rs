@@ -137,6 +137,8 @@ fn ambiguous(input: &Input, wanted: Option<&str>, offered: &[String]) -> String 
     let offered = if offered.is_empty() { "none".into() } else { offered.join(", ") };
     match wanted {
         Some(wanted) => format!("{input} has no image with the tag {wanted:?}; its tags: {offered}"),
-        None => format!("{input} has several images: add :TAG to the path; its tags: {offered}"),
+        None => format!(
+            "{input} has several images: name one of its tags, as in oci:PATH:TAG or import --tag TAG: {offered}"
+        ),
     }
 }

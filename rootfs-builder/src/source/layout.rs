@@ -62,11 +62,6 @@ pub(super) fn copy(
     layer: &Descriptor,
     progress: Progress<'_>,
 ) -> Result<File, SourceError> {
-    let waiting = || progress(Event::Waiting { what: format!("layer {}", layer.digest) });
-    let part = match store.ingest(layer, waiting)? {
-        Ingest::Present(file) => return Ok(file),
-        Ingest::Missing(part) => part,
-    };
     let name = blob_name(&layer.digest);
     let path = dir.join(&name);
     let (from, found) = open_file(dir, &name)?;
@@ -74,6 +69,11 @@ pub(super) fn copy(
     if found != layer.size {
         return Err(SourceError::WrongSize { input, digest: layer.digest, expected: layer.size, found });
     }
+    let waiting = || progress(Event::Waiting { what: format!("layer {}", layer.digest) });
+    let part = match store.ingest(layer, waiting)? {
+        Ingest::Present(file) => return Ok(file),
+        Ingest::Missing(part) => part,
+    };
     // Reading the disk again is as fast as hashing what a killed process has left.
     let mut to = part.file();
     to.set_len(0).and_then(|()| to.rewind()).map_err(StoreError::io("write", part.path()))?;

@@ -82,8 +82,8 @@ pub(super) fn resolve(
     let mut bytes = serde_json::to_vec(&index).map_err(malformed)?;
     let mut digest = Digest::of(&bytes);
     let unusable = |source| SourceError::Manifest { input: input.clone(), source };
-    // index.json itself is the first.
-    for _ in 0..=MAX_INDEX_DEPTH {
+    // index.json itself, the indexes within, the manifest.
+    for _ in 0..MAX_INDEX_DEPTH + 2 {
         match Document::parse(digest, &bytes, platform).map_err(unusable)? {
             Document::Manifest(manifest) => {
                 let config = read(&manifest.config)?;
@@ -98,7 +98,8 @@ pub(super) fn resolve(
     Err(SourceError::TooDeep { input: input.clone() })
 }
 
-/// The entries with the tag; without one all of them, if they are one image (for several platforms, perhaps).
+/// The entries with the tag; without one all of them, if they are one image (for several platforms, or with several
+/// tags, perhaps).
 fn by_tag(
     input: &Input,
     entries: &[oci_spec::image::Descriptor],
@@ -116,7 +117,8 @@ fn by_tag(
         .filter(|entry| entry.platform().is_none())
         .map(|entry| entry.digest().to_string())
         .collect();
-    if chosen.is_empty() || tags.len() > 1 || plain.len() > 1 {
+    let digests: BTreeSet<_> = chosen.iter().map(|entry| entry.digest().to_string()).collect();
+    if chosen.is_empty() || (tags.len() > 1 && digests.len() > 1) || plain.len() > 1 {
         let offered: BTreeSet<String> = entries.iter().filter_map(tag_of).collect();
         return Err(SourceError::Tag {
             input: input.clone(),

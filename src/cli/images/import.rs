@@ -21,6 +21,9 @@ pub(crate) struct Args {
     /// The archive; - is standard input
     #[arg(default_value = "-")]
     file: String,
+    /// Which image of the archive, where it has several
+    #[arg(long)]
+    tag: Option<String>,
     #[command(flatten)]
     shape: Shape,
 }
@@ -32,6 +35,6 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
             "standard input is a terminal: name a file, or pipe an archive in".into(),
         ));
     }
-    let source = Source::Local(Local { input, format: Format::Any, tag: None });
+    let source = Source::Local(Local { input, format: Format::Any, tag: args.tag.clone() });
     fetch(context, &context.store()?, source, Some(args.name.clone()), &args.shape)
 }
