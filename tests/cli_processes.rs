@@ -1,4 +1,5 @@
 //! Several processes, one store; interruption.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
 mod support;
 

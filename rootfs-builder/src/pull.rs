@@ -20,6 +20,7 @@ use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::task::{JoinError, JoinSet, spawn_blocking};
 
 use crate::convert::{self, ConvertError, Layer, Limits};
+use crate::ext4::WRITER_VERSION;
 use crate::image::{Descriptor, Digest, ImageConfig, Manifest, ManifestError, Platform, parse_config};
 use crate::progress::{Event, Progress};
 use crate::reference::ImageName;
@@ -161,7 +162,7 @@ impl Pull {
             platform: resolved.config.platform.clone(),
             size: options.size,
             journal: true,
-            writer: convert::WRITER_VERSION,
+            writer: WRITER_VERSION,
         };
         self.tell(Event::Resolved {
             manifest: resolved.manifest.digest,
@@ -194,7 +195,7 @@ impl Pull {
             Err(_) => return Ok(None),
         };
         let recipe = &record.recipe;
-        let fits = recipe.size == options.size && recipe.writer == convert::WRITER_VERSION;
+        let fits = recipe.size == options.size && recipe.writer == WRITER_VERSION;
         if !fits || check_platform(&record.config, &options.platform).is_err() {
             return Ok(None);
         }
@@ -258,25 +259,22 @@ impl Pull {
         self.check_space(&resolved.manifest)?;
         let options =
             convert::Options { size: recipe.size, journal: recipe.journal, uuid: recipe.uuid(), limits };
-        let mut result = self.fetch_and_convert(resolved, pending, options.clone()).await;
+        let mut result = self.fetch_and_convert(resolved, pending, options).await;
         if let Err(PullError::Convert { .. }) = &result {
             let (store, layers) = (self.store.clone(), resolved.manifest.layers.clone());
             if spawn_blocking(move || store.remove_damaged(&layers)).await?? > 0 {
                 result = self.fetch_and_convert(resolved, pending, options).await;
             }
         }
-        let (output, entries) = match result {
+        let (output, inodes) = match result {
             Ok(converted) => converted,
             Err(error) => {
                 pending.discard();
                 return Err(self.explain(error, &resolved.manifest));
             }
         };
-        let image = ImageRecordParts {
-            manifest: resolved.manifest.clone(),
-            config: resolved.config.clone(),
-            entries,
-        };
+        let image =
+            ImageRecordParts { manifest: resolved.manifest.clone(), config: resolved.config.clone(), inodes };
         let pending = Arc::clone(pending);
         let record = spawn_blocking(move || pending.commit(&output, recipe, image)).await??;
         self.tell(Event::Converted { size_bytes: record.size_bytes });
@@ -296,7 +294,7 @@ impl Pull {
         let mut conversion = spawn_blocking(move || {
             let summary =
                 convert::convert(layers.into_iter(), count, &output, &options, &|event| pull.tell(event));
-            summary.map(|summary| (output, summary.entries))
+            summary.map(|summary| (output, u64::from(summary.inodes)))
         });
         // Whichever ends first: a conversion that fails stops the downloads.
         let mut running = JoinSet::new();

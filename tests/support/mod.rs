@@ -1,17 +1,22 @@
 //! Small images, made byte by byte, and the real program run on a store of its own.
 #![allow(dead_code, unreachable_pub, reason = "each test program uses a part")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::missing_panics_doc,
+    missing_docs,
+    reason = "tests"
+)]
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
 use serde_json::{Value, json};
-use sha2::{Digest as _, Sha256};
 
 /// `sha256:...` of bytes.
 pub fn digest(bytes: &[u8]) -> String {
-    let hex: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("sha256:{hex}")
+    rootfs_builder::image::Digest::of(bytes).to_string()
 }
 
 /// A layer, uncompressed: these files and nothing else.

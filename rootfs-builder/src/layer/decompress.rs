@@ -29,30 +29,17 @@ impl Compression {
     /// What a layer's media type promises; `None` for a media type that is no tar layer
     /// (OCI layer.md, docker's `...rootfs.diff.tar.gzip`).
     pub fn of_media_type(media_type: &str) -> Option<Self> {
-        let (base, suffix) = media_type.rsplit_once('+').unwrap_or((media_type, ""));
-        match (base, suffix) {
-            (
-                "application/vnd.oci.image.layer.v1.tar"
-                | "application/vnd.oci.image.layer.nondistributable.v1.tar",
-                "",
-            )
-            | ("application/vnd.docker.image.rootfs.diff.tar", "") => Some(Self::None),
-            (
-                "application/vnd.oci.image.layer.v1.tar"
-                | "application/vnd.oci.image.layer.nondistributable.v1.tar",
-                "gzip",
-            )
-            | (
-                "application/vnd.docker.image.rootfs.diff.tar.gzip"
-                | "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
-                "",
-            ) => Some(Self::Gzip),
-            (
-                "application/vnd.oci.image.layer.v1.tar"
-                | "application/vnd.oci.image.layer.nondistributable.v1.tar",
-                "zstd",
-            )
-            | ("application/vnd.docker.image.rootfs.diff.tar.zstd", "") => Some(Self::Zstd),
+        match media_type {
+            "application/vnd.oci.image.layer.v1.tar"
+            | "application/vnd.oci.image.layer.nondistributable.v1.tar"
+            | "application/vnd.docker.image.rootfs.diff.tar" => Some(Self::None),
+            "application/vnd.oci.image.layer.v1.tar+gzip"
+            | "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"
+            | "application/vnd.docker.image.rootfs.diff.tar.gzip"
+            | "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip" => Some(Self::Gzip),
+            "application/vnd.oci.image.layer.v1.tar+zstd"
+            | "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd"
+            | "application/vnd.docker.image.rootfs.diff.tar.zstd" => Some(Self::Zstd),
             _ => None,
         }
     }

@@ -41,7 +41,7 @@ impl PaxSparse {
             b"name" => self.name = Some(value.to_vec()),
             b"offset" | b"numbytes" => {
                 // 0.0 alternates the two; anything else is malformed.
-                if (self.numbers.len() % 2 == 0) != (key == b"offset") {
+                if self.numbers.len().is_multiple_of(2) != (key == b"offset") {
                     return None;
                 }
                 self.numbers.push(pax::decimal(value)?);
@@ -58,7 +58,7 @@ impl PaxSparse {
 
     /// The regions of a 0.x map.
     pub(super) fn regions(&self) -> Option<Vec<Region>> {
-        if self.numbers.len() % 2 != 0 {
+        if !self.numbers.len().is_multiple_of(2) {
             return None;
         }
         Some(self.numbers.chunks_exact(2).map(|pair| Region { offset: pair[0], length: pair[1] }).collect())

@@ -96,7 +96,7 @@ impl<R: BufRead> TarReader<R> {
                     let text = self.extended(size, &header)?;
                     match kind {
                         b'x' => {
-                            overrides.take_pax(&text).map_err(|field| self.field(field, &header.path()))?
+                            overrides.take_pax(&text).map_err(|field| self.field(field, &header.path()))?;
                         }
                         b'L' => overrides.path = Some(until_nul(&text).to_vec()),
                         _ => overrides.link = Some(until_nul(&text).to_vec()),
@@ -419,9 +419,8 @@ impl Header {
         let is_filling = |c: &u8| matches!(c, b' ' | 0);
         let start = field.iter().position(|c| !is_filling(c)).unwrap_or(field.len());
         let digits = field[start..].iter().take_while(|c| !is_filling(c));
-        digits.fold(Some(0), |sum, &digit| {
-            matches!(digit, b'0'..=b'7').then_some(())?;
-            Some(sum? << 3 | i64::from(digit - b'0'))
+        digits.copied().try_fold(0, |sum, digit| {
+            matches!(digit, b'0'..=b'7').then_some(sum << 3 | i64::from(digit.wrapping_sub(b'0')))
         })
     }
 

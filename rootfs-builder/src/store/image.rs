@@ -189,7 +189,7 @@ impl Pending {
             manifest: image.manifest,
             config: image.config,
             size_bytes: metadata.len(),
-            entries: image.entries,
+            inodes: image.inodes,
             created_at: now(),
         };
         file.set_permissions(Permissions::from_mode(0o444)).map_err(StoreError::io("change", &from))?;
@@ -231,8 +231,8 @@ pub struct ImageRecordParts {
     pub manifest: crate::image::Manifest,
     /// The configuration.
     pub config: crate::image::ImageConfig,
-    /// Number of entries in the file system.
-    pub entries: u64,
+    /// Inodes in use in the file system.
+    pub inodes: u64,
 }
 
 /// Is `path` older than `grace`? A file that cannot be inspected is not.

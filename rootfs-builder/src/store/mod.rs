@@ -158,3 +158,6 @@ fn touch(file: &std::fs::File) {
     // A file that cannot be touched is collected a little early, nothing worse.
     let _ = file.set_modified(SystemTime::now());
 }
+
+#[cfg(test)]
+mod tests;

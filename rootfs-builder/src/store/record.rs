@@ -28,7 +28,7 @@ pub struct Recipe {
     pub size: Option<u64>,
     /// With a journal?
     pub journal: bool,
-    /// [`crate::convert::WRITER_VERSION`].
+    /// [`crate::ext4::WRITER_VERSION`].
     pub writer: u32,
 }
 
@@ -64,8 +64,8 @@ pub struct ImageRecord {
     pub config: ImageConfig,
     /// The image file's length in bytes.
     pub size_bytes: u64,
-    /// Files, directories and the rest in the file system.
-    pub entries: u64,
+    /// Inodes in use: files, directories and the rest.
+    pub inodes: u64,
     /// Seconds since 1970.
     pub created_at: u64,
 }

@@ -28,7 +28,7 @@ pub(super) struct View {
     /// What it takes on disk.
     pub(super) allocated_bytes: u64,
     /// Files, directories and so on in it.
-    entries: u64,
+    inodes: u64,
     created_at: String,
     pulled_at: String,
     used_at: String,
@@ -68,7 +68,7 @@ impl View {
             rootfs: image.path.display().to_string(),
             size_bytes: record.size_bytes,
             allocated_bytes: image.allocated_bytes,
-            entries: record.entries,
+            inodes: record.inodes,
             created_at: seconds(record.created_at),
             pulled_at: seconds(image.reference.pulled_at),
             used_at: rfc3339(image.used_at),
