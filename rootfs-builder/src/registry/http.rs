@@ -272,16 +272,15 @@ fn is_certificate_error(error: &RegistryError) -> bool {
 }
 
 fn caused_by<E: Error + 'static>(error: &reqwest::Error) -> Option<&E> {
-    sources(error).find_map(|e| {
-        // An io::Error does not show what it wraps among its sources.
-        let wrapped =
-            e.downcast_ref::<std::io::Error>().and_then(|e| e.get_ref()).and_then(|e| e.downcast_ref());
-        e.downcast_ref().or(wrapped)
-    })
+    sources(error).find_map(|e| e.downcast_ref())
 }
 
+/// What an error is caused by. An `io::Error` does not show what it wraps among its sources, and TLS errors are wrapped in two of them.
 fn sources(error: &reqwest::Error) -> impl Iterator<Item = &(dyn Error + 'static)> {
-    std::iter::successors(error.source(), |&e| e.source())
+    std::iter::successors(error.source(), |&e| match e.downcast_ref::<std::io::Error>() {
+        Some(io) => io.get_ref().map(|wrapped| wrapped as _),
+        None => e.source(),
+    })
 }
 
 /// A panic elsewhere leaves these maps whole: each change is one insertion.
