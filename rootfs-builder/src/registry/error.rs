@@ -120,7 +120,7 @@ pub enum RegistryError {
     /// The registry wants other credentials, or any.
     #[error(
         "{subject}: {registry} denies access{detail}; the image may not exist or need a login: \
-         voidrun login {registry} (credentials {})", found(*.presented, .searched)
+         voidrun login {registry} ({})", found(*.presented, .searched)
     )]
     Unauthorized {
         /// The image, or the registry of a login.
@@ -246,9 +246,12 @@ impl RegistryError {
 }
 
 fn found(presented: bool, searched: &[String]) -> String {
-    let places =
-        if searched.is_empty() { "nowhere: no home directory".to_owned() } else { searched.join(", ") };
-    format!("{}: {places}", if presented { "were refused, found in" } else { "were looked for in" })
+    let places = searched.join(", ");
+    match (presented, searched.is_empty()) {
+        (true, _) => format!("refused are the credentials of {places}"),
+        (false, false) => format!("no credentials in {places}"),
+        (false, true) => "it did not ask for credentials".into(),
+    }
 }
 
 fn limited(presented: bool, registry: &str) -> String {

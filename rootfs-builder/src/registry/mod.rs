@@ -6,7 +6,7 @@
 //!        ▼
 //! Auth::get                      answers a 401 with Basic or a token                       auth, challenge, token, credentials
 //!        ▼
-//! Http::get                      redirects, TLS, proxies, deadlines, names of failures     http, tls, endpoint
+//! Http::get                      redirects, TLS, proxies, deadlines, names of failures     http, cause, tls, endpoint
 //! ```
 //!
 //! Nothing of a server is believed: every body has a bound, every document and blob is verified by its digest, a secret goes to the
@@ -15,6 +15,7 @@
 //! There are no tasks in here: dropping a future ends what it does, and a file is not written to afterwards.
 
 mod auth;
+mod cause;
 mod challenge;
 mod credentials;
 mod endpoint;

@@ -215,7 +215,9 @@ async fn one_token_for_parallel_layers() {
     within(async {
         let images: Vec<Image> = (0..8).map(|seed| Image::new(seed, 50_000)).collect();
         let mut content = Content::default();
-        images.iter().for_each(|image| content.blob("team/app", &image.layer));
+        for image in &images {
+            content.blob("team/app", &image.layer);
+        }
         let server = token_registry(content, |_| 1, grant, |_| {}).await;
         let client = Registry::new(config()).unwrap();
         let mut pulls = tokio::task::JoinSet::new();
@@ -265,11 +267,13 @@ async fn a_token_that_ends_in_mid_pull_is_renewed() {
     .await;
 }
 
+type Grant = fn(&Request, usize) -> Reply;
+
 #[tokio::test]
 async fn tokens_that_are_of_no_use() {
     within(async {
         let image = Image::new(1, 10);
-        let answers: [(&str, fn(&Request, usize) -> Reply); 5] = [
+        let answers: [(&str, Grant); 5] = [
             ("never right", |_, _| Reply::new(200, r#"{"token":"other"}"#)),
             ("empty", |_, _| Reply::new(200, r#"{"token":""}"#)),
             ("no JSON", |_, _| Reply::new(200, "token")),

@@ -178,12 +178,14 @@ async fn helpers_that_fail_are_named() {
     within(async {
         let (home, server) = (Home::new(), server().await);
         let host = server.host();
-        home.helper("fails", "echo 'the vault is locked' >&2; exit 3");
+        home.helper("fails", "echo 'the vault is locked'; exit 3");
+        home.helper("crashes", "echo 'no such display' >&2; exit 3");
         home.helper("hangs", "exec sleep 1000");
         home.helper("odd", "echo '{}'");
         home.helper("leaks", "echo '{\"Secret\":\"hunter2\"'");
         for (name, says) in [
             ("fails", "the vault is locked"),
+            ("crashes", "no such display"),
             ("hangs", "no answer for"),
             ("odd", "not the JSON"),
             ("leaks", "not the JSON"),

@@ -2,12 +2,13 @@
 
 use std::fs::File;
 use std::io::Read as _;
+use std::sync::atomic::Ordering;
 
 use rootfs_builder::image::{Digest, Platform};
 use rootfs_builder::registry::RegistryError;
 
 use crate::content::{INDEX, Image, MANIFEST, index};
-use crate::real::RealRegistry;
+use crate::real::{RealRegistry, breaking_line};
 use crate::{client, reference, within};
 
 fn platform(text: &str) -> Platform {
@@ -35,6 +36,25 @@ async fn an_image_arrives_whole() {
         let part = File::options().read(true).write(true).open(&path).unwrap();
         client.blob(&by_tag, &manifest.layers[0], &part, &|_| {}).await.unwrap();
         assert!(std::fs::read(&path).unwrap() == image.layer);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_line_that_breaks() {
+    within(async {
+        let dir = tempfile::tempdir().unwrap();
+        let registry = RealRegistry::start(dir.path(), "");
+        let image = Image::new(1, 5_000_000);
+        registry.push("app", "1", &image).await;
+        let (host, carried) = breaking_line(&registry.host, 400_000).await;
+        let path = dir.path().join("part");
+        let part = File::options().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
+        client().blob(&reference(&host, "app:1"), &image.layer(), &part, &|_| {}).await.unwrap();
+        assert!(std::fs::read(&path).unwrap() == image.layer);
+        // Continued each time: starting over would have carried many times as much.
+        let carried = carried.load(Ordering::SeqCst);
+        assert!((4_000_000..6_000_000).contains(&carried), "{carried}");
     })
     .await;
 }

@@ -3,9 +3,13 @@
 use std::io::{BufRead as _, BufReader, ErrorKind};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use reqwest::header::{CONTENT_TYPE, LOCATION};
 use rootfs_builder::image::Digest;
+use tokio::io::AsyncReadExt as _;
+use tokio::net::{TcpListener, TcpStream};
 
 use crate::content::{Image, MANIFEST};
 
@@ -87,6 +91,31 @@ impl RealRegistry {
     }
 }
 
+/// A line to `upstream` that carries at most `limit` bytes of answers a connection, then breaks. Its address, and the bytes so far.
+pub(crate) async fn breaking_line(upstream: &str, limit: u64) -> (String, Arc<AtomicU64>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let host = listener.local_addr().unwrap().to_string();
+    let (upstream, carried) = (upstream.to_owned(), Arc::new(AtomicU64::new(0)));
+    let count = carried.clone();
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            let mut server = TcpStream::connect(&upstream).await.unwrap();
+            let count = count.clone();
+            tokio::spawn(async move {
+                let (from_server, mut to_server) = server.split();
+                let (mut from_client, mut to_client) = client.split();
+                let mut from_server = from_server.take(limit);
+                let answers = tokio::io::copy(&mut from_server, &mut to_client);
+                tokio::select! {
+                    answered = answers => { count.fetch_add(answered.unwrap_or(0), Ordering::SeqCst); }
+                    _ = tokio::io::copy(&mut from_client, &mut to_server) => {}
+                }
+            });
+        }
+    });
+    (host, carried)
+}
+
 impl Drop for RealRegistry {
     fn drop(&mut self) {
         self.child.kill().ok();
@@ -96,7 +125,7 @@ impl Drop for RealRegistry {
 
 /// A client that only speaks plain http: the TLS provider it would want is a matter of the library.
 fn http() -> reqwest::Client {
-    let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
     let tls = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .unwrap()
