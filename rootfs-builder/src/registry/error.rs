@@ -123,7 +123,7 @@ pub enum RegistryError {
          voidrun login {registry} ({})", found(*.presented, .searched)
     )]
     Unauthorized {
-        /// The image, or the registry of a login.
+        /// The image.
         subject: String,
         /// The registry, as `voidrun login` takes it.
         registry: String,
@@ -134,10 +134,18 @@ pub enum RegistryError {
         /// What the registry says.
         detail: String,
     },
+    /// The registry refuses the user and password of a login.
+    #[error("{registry} refuses this user and password{detail}; nothing was kept")]
+    LoginRefused {
+        /// The registry.
+        registry: String,
+        /// What it says.
+        detail: String,
+    },
     /// Too many requests.
     #[error("{subject}: {registry} limits the rate of requests{detail}; {}", limited(*.presented, .registry))]
     RateLimited {
-        /// The image, or the registry of a login.
+        /// The image, or "login".
         subject: String,
         /// The registry, as `voidrun login` takes it.
         registry: String,

@@ -98,8 +98,12 @@ impl Registry {
     pub fn new(config: RegistryConfig) -> Result<Self, RegistryError> {
         let mut mirrors: BTreeMap<String, Vec<Endpoint>> = BTreeMap::new();
         for (registry, hosts) in &config.mirrors {
-            let endpoints = hosts.iter().map(|host| Endpoint::new(host)).collect::<Result<Vec<_>, _>>()?;
-            mirrors.entry(registry_name(registry)).or_default().extend(endpoints);
+            let mirrors = mirrors.entry(registry_name(registry)).or_default();
+            for host in hosts {
+                // A path or a scheme would be dropped in silence: the user meant something by it.
+                endpoint::authority(host)?;
+                mirrors.push(Endpoint::new(host)?);
+            }
         }
         let inner = Inner {
             http: Http::new(&config.retry, &config.insecure)?,

@@ -85,7 +85,7 @@ async fn login_is_kept_in_dockers_file() {
         let (home, server) = (Home::new(), server().await);
         let host = server.host();
         let error = home.client().login(&host, "ann", "wrong").await.unwrap_err();
-        assert!(matches!(error, RegistryError::Unauthorized { .. }), "{error:?}");
+        assert!(matches!(error, RegistryError::LoginRefused { .. }), "{error:?}");
         assert!(!home.docker().exists() && !error.to_string().contains("wrong"), "{error}");
 
         let login = home.client().login(&format!("http://{host}/"), "ann", "secret").await.unwrap();

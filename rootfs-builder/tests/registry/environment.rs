@@ -26,15 +26,19 @@ async fn child() {
     let mut config = config();
     config.insecure = vec!["plain.invalid".into()];
     let client = Registry::new(config).unwrap();
-    let outcome = client.resolve(&name.parse().unwrap(), &Platform::host(), &|_| {}).await;
-    match outcome {
-        Ok(_) => println!("<pulled>"),
+    let outcome = async {
+        let name = name.parse().unwrap();
+        let (manifest, _) = client.resolve(&name, &Platform::host(), &|_| {}).await?;
+        client.blob(&name, &manifest.layers[0], &tempfile::tempfile().unwrap(), &|_| {}).await
+    };
+    match outcome.await {
+        Ok(()) => println!("<pulled>"),
         Err(error) => println!("<{error:?} {}>", chain(&error)),
     }
 }
 
 /// Pulls in a child with these variables, and none else that matters.
-async fn pull(name: &str, variables: &[(&str, &str)]) -> String {
+pub(crate) async fn pull(name: &str, variables: &[(&str, &str)]) -> String {
     let mut child = tokio::process::Command::new(std::env::current_exe().unwrap());
     child.args(["--exact", "environment::child", "--nocapture"]).env(CHILD, name).kill_on_drop(true);
     for variable in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR"] {
@@ -47,8 +51,8 @@ async fn pull(name: &str, variables: &[(&str, &str)]) -> String {
     text.split_once('<').unwrap().1.rsplit_once('>').unwrap().0.to_owned()
 }
 
-/// An authority in `ca.pem`, and a server's certificate by it.
-fn certificates(directory: &Path) -> tokio_rustls::TlsAcceptor {
+/// An authority in `ca.pem`, and a server's certificate by it. The server speaks these protocols, the first one rather.
+pub(crate) fn certificates(directory: &Path, protocols: &[&str]) -> tokio_rustls::TlsAcceptor {
     let openssl = |arguments: &str| {
         let output = Command::new("openssl").args(arguments.split(' ')).current_dir(directory).output();
         let output = output.expect("install the Debian package `openssl`");
@@ -65,12 +69,13 @@ fn certificates(directory: &Path) -> tokio_rustls::TlsAcceptor {
     let certificate = CertificateDer::from_pem_file(directory.join("server.pem")).unwrap();
     let key = PrivateKeyDer::from_pem_file(directory.join("server.key")).unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let server = rustls::ServerConfig::builder_with_provider(provider)
+    let mut server = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_no_client_auth()
         .with_single_cert(vec![certificate], key)
         .unwrap();
+    server.alpn_protocols = protocols.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
     Arc::new(server).into()
 }
 
@@ -78,7 +83,7 @@ fn certificates(directory: &Path) -> tokio_rustls::TlsAcceptor {
 async fn authorities() {
     within(async {
         let directory = tempfile::tempdir().unwrap();
-        let tls = certificates(directory.path());
+        let tls = certificates(directory.path(), &["http/1.1"]);
         let content = Content::of("app", "1", &Image::new(1, 10));
         let server = Server::start_with(Some(tls), move |request| content.reply(request)).await;
         let name = reference(&server.host(), "app:1").to_string();
@@ -103,7 +108,7 @@ async fn authorities() {
 async fn tls_is_not_given_up() {
     within(async {
         let directory = tempfile::tempdir().unwrap();
-        let tls = certificates(directory.path());
+        let tls = certificates(directory.path(), &["http/1.1"]);
         let file = directory.path().join("ca.pem").display().to_string();
         let plain = Server::start(|_| Reply::new(200, r#"{"token":"t"}"#)).await;
         let (realm, target) =

@@ -182,6 +182,9 @@ async fn settings_are_checked() {
         let mut wrong = config();
         wrong.insecure = vec![host.into()];
         assert!(matches!(Registry::new(wrong), Err(RegistryError::Host { .. })), "{host}");
+        let mut wrong = config();
+        wrong.mirrors.insert("docker.io".into(), vec![host.into()]);
+        assert!(matches!(Registry::new(wrong), Err(RegistryError::Host { .. })), "{host}");
     }
     let app = format!("127.0.0.1:9/app@sha512:{}", "0".repeat(128)).parse().unwrap();
     let error = client().resolve(&app, &Platform::host(), &|_| {}).await.unwrap_err();

@@ -9,6 +9,7 @@ mod credentials;
 mod environment;
 mod faults;
 mod hostile;
+mod http2;
 mod mirrors;
 mod pull;
 mod real;
