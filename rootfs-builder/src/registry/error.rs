@@ -120,10 +120,10 @@ pub enum RegistryError {
     /// The registry wants other credentials, or any.
     #[error(
         "{subject}: {registry} denies access{detail}; the image may not exist or need a login: \
-         voidrun login {registry} (credentials {})", found(*.presented, .searched)
+         voidrun login {registry} ({})", found(*.presented, .searched)
     )]
     Unauthorized {
-        /// The image, or the registry of a login.
+        /// The image.
         subject: String,
         /// The registry, as `voidrun login` takes it.
         registry: String,
@@ -134,10 +134,18 @@ pub enum RegistryError {
         /// What the registry says.
         detail: String,
     },
+    /// The registry refuses the user and password of a login.
+    #[error("{registry} refuses this user and password{detail}; nothing was kept")]
+    LoginRefused {
+        /// The registry.
+        registry: String,
+        /// What it says.
+        detail: String,
+    },
     /// Too many requests.
     #[error("{subject}: {registry} limits the rate of requests{detail}; {}", limited(*.presented, .registry))]
     RateLimited {
-        /// The image, or the registry of a login.
+        /// The image, or "login".
         subject: String,
         /// The registry, as `voidrun login` takes it.
         registry: String,
@@ -246,9 +254,12 @@ impl RegistryError {
 }
 
 fn found(presented: bool, searched: &[String]) -> String {
-    let places =
-        if searched.is_empty() { "nowhere: no home directory".to_owned() } else { searched.join(", ") };
-    format!("{}: {places}", if presented { "were refused, found in" } else { "were looked for in" })
+    let places = searched.join(", ");
+    match (presented, searched.is_empty()) {
+        (true, _) => format!("refused are the credentials of {places}"),
+        (false, false) => format!("no credentials in {places}"),
+        (false, true) => "it did not ask for credentials".into(),
+    }
 }
 
 fn limited(presented: bool, registry: &str) -> String {

@@ -1,13 +1,13 @@
 //! One HTTP exchange: redirects followed with care, every wait with a deadline, every failure with a name.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::error::Error;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use reqwest::header::{AUTHORIZATION, HeaderMap, LOCATION};
 use reqwest::{Method, Response, StatusCode, Url};
 
+use super::cause::{classify, is_certificate_error, timed_out};
 use super::endpoint::{Endpoint, host_of, is_loopback, shown_url};
 use super::error::RegistryError;
 use super::retry::{Failure, RetryPolicy};
@@ -177,12 +177,17 @@ impl Http {
                 lock(&self.answered).insert(host);
                 Ok(response)
             }
-            Ok(Err(error)) if error.is_timeout() => Err(timed_out(url, self.connect_timeout)),
-            Ok(Err(error)) => {
-                let known = lock(&self.answered).contains(&host);
-                Err(classify(error, url, known))
+            outcome => {
+                // What it speaks is found out again: it may come back as another.
+                lock(&self.schemes).remove(&host);
+                Err(match outcome {
+                    Ok(Err(error)) if !error.is_timeout() => {
+                        classify(error, url, lock(&self.answered).contains(&host))
+                    }
+                    Ok(_) => timed_out(url, self.connect_timeout),
+                    Err(_) => timed_out(url, patience),
+                })
             }
-            Err(_) => Err(timed_out(url, patience)),
         }
     }
 
@@ -234,54 +239,6 @@ fn redirect_target(url: &Url, location: &[u8]) -> Result<Url, RegistryError> {
     let _ = target.set_username("");
     let _ = target.set_password(None);
     Ok(target)
-}
-
-fn timed_out(url: &Url, patience: Duration) -> Failure {
-    RegistryError::Timeout { url: shown_url(url), seconds: patience.as_secs().max(1) }.later()
-}
-
-/// Finds the name of a failure. A host that has `answered` before is there, so that a refusal or a failure of the resolver is a
-/// passing one; at the first contact it is a wrong name, and waiting would only keep the user from seeing that.
-fn classify(error: reqwest::Error, url: &Url, answered: bool) -> Failure {
-    let source = error.without_url();
-    let registry = host_of(url);
-    let error = if caused_by::<rustls::Error>(&source).is_some() {
-        return RegistryError::Tls { registry, source }.into();
-    } else if resolver_failed(&source) {
-        RegistryError::UnknownHost { registry, source }
-    } else if sources(&source).any(is_refusal) {
-        RegistryError::Refused { registry, source }
-    } else {
-        return RegistryError::Connection { url: shown_url(url), source }.later();
-    };
-    if answered { error.later() } else { error.into() }
-}
-
-/// The resolver's errors have no public type in hyper-util, only this text.
-fn resolver_failed(error: &reqwest::Error) -> bool {
-    sources(error).any(|e| e.to_string() == "dns error")
-}
-
-fn is_refusal(error: &(dyn Error + 'static)) -> bool {
-    error.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused)
-}
-
-fn is_certificate_error(error: &RegistryError) -> bool {
-    let RegistryError::Tls { source, .. } = error else { return false };
-    matches!(caused_by::<rustls::Error>(source), Some(rustls::Error::InvalidCertificate(_)))
-}
-
-fn caused_by<E: Error + 'static>(error: &reqwest::Error) -> Option<&E> {
-    sources(error).find_map(|e| {
-        // An io::Error does not show what it wraps among its sources.
-        let wrapped =
-            e.downcast_ref::<std::io::Error>().and_then(|e| e.get_ref()).and_then(|e| e.downcast_ref());
-        e.downcast_ref().or(wrapped)
-    })
-}
-
-fn sources(error: &reqwest::Error) -> impl Iterator<Item = &(dyn Error + 'static)> {
-    std::iter::successors(error.source(), |&e| e.source())
 }
 
 /// A panic elsewhere leaves these maps whole: each change is one insertion.

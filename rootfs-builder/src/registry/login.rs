@@ -105,7 +105,7 @@ impl Registry {
             };
             match attempt.await {
                 Ok(verified) => return Ok(verified),
-                Err(failure) => attempts.again(failure).await?,
+                Err(failure) => attempts.again(failure).await.map_err(refused)?,
             }
         }
     }
@@ -115,6 +115,16 @@ impl Registry {
         // A file that cannot be read is not replaced: it may hold what the user still needs.
         let auths = AuthFile::read(&path).map_err(|error| file_failed(&path, error))?;
         Ok(DockerFile { auths: auths.unwrap_or_else(|| AuthFile::empty(&path)), path })
+    }
+}
+
+/// Where credentials were looked for is no help to who has just typed them.
+fn refused(error: RegistryError) -> RegistryError {
+    match error {
+        RegistryError::Unauthorized { registry, detail, .. } => {
+            RegistryError::LoginRefused { registry, detail }
+        }
+        other => other,
     }
 }
 

@@ -6,7 +6,7 @@
 //!        ▼
 //! Auth::get                      answers a 401 with Basic or a token                       auth, challenge, token, credentials
 //!        ▼
-//! Http::get                      redirects, TLS, proxies, deadlines, names of failures     http, tls, endpoint
+//! Http::get                      redirects, TLS, proxies, deadlines, names of failures     http, cause, tls, endpoint
 //! ```
 //!
 //! Nothing of a server is believed: every body has a bound, every document and blob is verified by its digest, a secret goes to the
@@ -15,6 +15,7 @@
 //! There are no tasks in here: dropping a future ends what it does, and a file is not written to afterwards.
 
 mod auth;
+mod cause;
 mod challenge;
 mod credentials;
 mod endpoint;
@@ -97,8 +98,12 @@ impl Registry {
     pub fn new(config: RegistryConfig) -> Result<Self, RegistryError> {
         let mut mirrors: BTreeMap<String, Vec<Endpoint>> = BTreeMap::new();
         for (registry, hosts) in &config.mirrors {
-            let endpoints = hosts.iter().map(|host| Endpoint::new(host)).collect::<Result<Vec<_>, _>>()?;
-            mirrors.entry(registry_name(registry)).or_default().extend(endpoints);
+            let mirrors = mirrors.entry(registry_name(registry)).or_default();
+            for host in hosts {
+                // A path or a scheme would be dropped in silence: the user meant something by it.
+                endpoint::authority(host)?;
+                mirrors.push(Endpoint::new(host)?);
+            }
         }
         let inner = Inner {
             http: Http::new(&config.retry, &config.insecure)?,

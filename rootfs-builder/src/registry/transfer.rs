@@ -80,6 +80,7 @@ impl Registry {
             if matches!(failure.error, RegistryError::DigestMismatch { .. } | RegistryError::TooLarge { .. })
             {
                 download.restart()?;
+                furthest = 0;
                 damaged += 1;
                 if damaged >= MAX_DAMAGED {
                     return Err(failure.error);

@@ -24,7 +24,7 @@ pub(in crate::registry) struct Helper<'a> {
     timeout: Duration,
 }
 
-/// Why a helper was of no help. Its standard output is never part of this: it may hold the secret.
+/// Why a helper was of no help. The output of one that succeeds is never part of this: it holds the secret.
 #[derive(Debug, thiserror::Error)]
 pub(in crate::registry) enum HelperError {
     #[error("not found in PATH")]
@@ -121,8 +121,10 @@ impl<'a> Helper<'a> {
         let status = tokio::time::timeout(self.timeout, talk)
             .await
             .map_err(|_| HelperError::Timeout(self.timeout.as_secs()))??;
-        let complaint = shown(&String::from_utf8_lossy(&complaint));
-        let complaint = if complaint.is_empty() { format!("failed, {status}") } else { complaint };
+        // A helper that fails says why on its standard output, by protocol; a shell or a loader on the other.
+        let told = [&complaint, &output].map(|text| shown(&String::from_utf8_lossy(text)));
+        let complaint = told.into_iter().find(|text| !text.is_empty() && !status.success());
+        let complaint = complaint.unwrap_or_else(|| format!("failed, {status}"));
         Ok((status.success(), output, complaint))
     }
 

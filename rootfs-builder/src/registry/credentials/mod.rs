@@ -105,6 +105,9 @@ impl CredentialSources {
                 Err(error) => lookup.note(path, &error.to_string()),
             }
         }
+        if lookup.searched.is_empty() {
+            lookup.searched.push("any place: neither HOME nor DOCKER_CONFIG is set".into());
+        }
         lookup
     }
 }
