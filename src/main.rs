@@ -1,3 +1,11 @@
 //! voidrun: untrusted code in a real virtual machine, as easily as calling a function.
 
-fn main() {}
+mod cli;
+mod config;
+mod size;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::main()
+}

@@ -1,0 +1,444 @@
+//! From a source to a named image in the store.
+//!
+//! ```text
+//! resolve -> configuration -> [image lock] -> layers, 4 at a time -> convert -> image, record -> reference
+//!                                               \_ each is handed over, lowest first, as soon as it is verified
+//! ```
+//!
+//! The layers are tasks of the async runtime, or of its blocking threads; the conversion has a blocking thread of its own
+//! and ends by itself when the channel of layers closes, so dropping the future of [`pull`] stops everything. Events of
+//! all of them come by one channel to the caller's task, which alone calls `progress`.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc;
+
+use oci_spec::distribution::Reference;
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+use tokio::task::{JoinError, JoinSet, spawn_blocking};
+
+use crate::convert::{self, ConvertError, Layer, Limits};
+use crate::ext4::WRITER_VERSION;
+use crate::image::{Descriptor, Digest, ImageConfig, Manifest, ManifestError, Platform, parse_config};
+use crate::progress::{Event, Progress};
+use crate::reference::ImageName;
+use crate::registry::{Registry, RegistryError};
+use crate::source::{LocalImage, Source, SourceError};
+use crate::store::{ImageRecordParts, Ingest, Pending, Recipe, RefRecord, Store, StoreError};
+
+/// Layers that are fetched at once. Docker's number is 3, containerd's too.
+const PARALLEL_LAYERS: usize = 4;
+
+/// How a pull is done.
+#[derive(Clone, Debug)]
+pub struct PullOptions {
+    /// The name in the store; without it [`Source::default_name`].
+    pub name: Option<ImageName>,
+    /// Which of a multi-platform image.
+    pub platform: Platform,
+    /// The file system's size in bytes; without it the larger of 10 GiB and twice the content.
+    pub size: Option<u64>,
+    /// What a conversion may cost.
+    pub limits: Limits,
+}
+
+/// What a pull has led to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pulled {
+    /// The reference that was written.
+    pub reference: RefRecord,
+    /// Was the image made by this pull? Otherwise it was there.
+    pub converted: bool,
+}
+
+/// A pull that failed. What was verified until then is kept for the next one.
+#[derive(Debug, thiserror::Error)]
+pub enum PullError {
+    /// The registry, or the way to it.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// The local source.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The image's documents.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    /// The layers cannot become a file system.
+    #[error("cannot convert image {manifest} to a file system")]
+    Convert {
+        /// The image.
+        manifest: Digest,
+        /// Why.
+        source: ConvertError,
+    },
+    /// The source has one image only, and that is for another machine.
+    #[error("the image is for {found}, not for {wanted}; `--platform {found}` takes it all the same")]
+    Platform {
+        /// In the image's configuration.
+        found: String,
+        /// What was asked for.
+        wanted: Platform,
+    },
+    /// The source suggests no name.
+    #[error("an image from {0} needs a name: add --name NAME")]
+    NameNeeded(String),
+    /// An imported image is to be converted again, and its layers were collected.
+    #[error("the layers of {0} are no longer kept: import it again")]
+    LayersGone(ImageName),
+    /// A task panicked: a bug.
+    #[error("a part of the pull failed unexpectedly")]
+    Task(#[from] JoinError),
+}
+
+/// Pulls `source` into `store`. Dropped or killed at any moment, the next pull continues.
+pub async fn pull(
+    store: &Store,
+    registry: &Registry,
+    source: Source,
+    options: PullOptions,
+    progress: Progress<'_>,
+) -> Result<Pulled, PullError> {
+    let (events, mut received) = unbounded_channel();
+    let work = Pull { store: store.clone(), events }.run(registry.clone(), source, options);
+    tokio::pin!(work);
+    loop {
+        tokio::select! {
+            biased;
+            Some(event) = received.recv() => progress(event),
+            result = &mut work => {
+                while let Ok(event) = received.try_recv() {
+                    progress(event);
+                }
+                return result;
+            }
+        }
+    }
+}
+
+/// Where the layers come from.
+#[derive(Clone)]
+enum Origin {
+    Registry(Registry, Reference),
+    Local(Arc<LocalImage>),
+    /// From an earlier pull, for another conversion.
+    Stored(ImageName),
+}
+
+/// An image whose layers are not here yet.
+struct Resolved {
+    origin: Origin,
+    manifest: Manifest,
+    config: ImageConfig,
+    diff_ids: Vec<Digest>,
+}
+
+#[derive(Clone)]
+struct Pull {
+    store: Store,
+    events: UnboundedSender<Event>,
+}
+
+impl Pull {
+    async fn run(
+        self,
+        registry: Registry,
+        source: Source,
+        options: PullOptions,
+    ) -> Result<Pulled, PullError> {
+        let name = options.name.clone().or_else(|| source.default_name());
+        let name = name.ok_or_else(|| PullError::NameNeeded(source.to_string()))?;
+        let resolved = match self.pinned(&source, &options)? {
+            Some(resolved) => resolved,
+            None => self.resolve(registry, source, &options.platform).await?,
+        };
+        let recipe = Recipe {
+            manifest: resolved.manifest.digest,
+            diff_ids: resolved.diff_ids.clone(),
+            platform: resolved.config.platform.clone(),
+            size: options.size,
+            journal: true,
+            writer: WRITER_VERSION,
+        };
+        self.tell(Event::Resolved {
+            manifest: resolved.manifest.digest,
+            layers: resolved.manifest.layers.len(),
+            bytes: total(&resolved.manifest.layers),
+        });
+        let pending = {
+            let (pull, derivation) = (self.clone(), recipe.derivation());
+            let waiting = Event::Waiting { what: format!("image {}", resolved.manifest.digest) };
+            Arc::new(spawn_blocking(move || pull.store.begin(derivation, || pull.tell(waiting))).await??)
+        };
+        let converted = pending.present()?.is_none();
+        if converted {
+            self.make(&resolved, recipe, &pending, options.limits).await?;
+        }
+        Ok(Pulled { reference: pending.name(&name)?, converted })
+    }
+
+    /// An image named by its digest does not change: if it is here for this platform, the registry need not be asked.
+    fn pinned(&self, source: &Source, options: &PullOptions) -> Result<Option<Resolved>, PullError> {
+        let Source::Name(name @ ImageName::Registry { reference }) = source else { return Ok(None) };
+        if reference.digest().is_none() {
+            return Ok(None);
+        }
+        let record = match self.store.find(name) {
+            Ok(image) => image.record,
+            Err(StoreError::Io { action, path, source }) => {
+                return Err(StoreError::Io { action, path, source }.into());
+            }
+            Err(_) => return Ok(None),
+        };
+        let recipe = &record.recipe;
+        let fits = recipe.size == options.size && recipe.writer == WRITER_VERSION;
+        if !fits || check_platform(&record.config, &options.platform).is_err() {
+            return Ok(None);
+        }
+        Ok(Some(Resolved {
+            origin: Origin::Stored(name.clone()),
+            manifest: record.manifest,
+            config: record.config,
+            diff_ids: record.recipe.diff_ids,
+        }))
+    }
+
+    async fn resolve(
+        &self,
+        registry: Registry,
+        source: Source,
+        platform: &Platform,
+    ) -> Result<Resolved, PullError> {
+        let (origin, manifest, config) = match source {
+            Source::Name(name @ ImageName::Local { .. }) => return self.stored(name),
+            Source::Name(ImageName::Registry { reference }) => {
+                let progress = |event| self.tell(event);
+                let (manifest, _) = registry.resolve(&reference, platform, &progress).await?;
+                let config = registry.document(&reference, &manifest.config, &progress).await?;
+                (Origin::Registry(registry, reference), manifest, config)
+            }
+            Source::Local(local) => {
+                let (pull, platform) = (self.clone(), platform.clone());
+                let mut image =
+                    spawn_blocking(move || local.open(&pull.store, &platform, &|event| pull.tell(event)))
+                        .await??;
+                let (manifest, config) = (image.manifest.clone(), std::mem::take(&mut image.config));
+                (Origin::Local(Arc::new(image)), manifest, config)
+            }
+        };
+        let (config, diff_ids) = parse_config(&manifest, &config)?;
+        check_platform(&config, platform)?;
+        Ok(Resolved { origin, manifest, config, diff_ids })
+    }
+
+    fn stored(&self, name: ImageName) -> Result<Resolved, PullError> {
+        let reference = self.store.reference(&name)?.ok_or_else(|| StoreError::NotFound(name.to_string()))?;
+        let record = self.store.image_record(&reference.image)?;
+        let record = record.ok_or_else(|| StoreError::Incomplete { name: name.to_string() })?;
+        Ok(Resolved {
+            origin: Origin::Stored(name),
+            manifest: record.manifest,
+            config: record.config,
+            diff_ids: record.recipe.diff_ids,
+        })
+    }
+
+    /// Fetches and converts. A layer that is damaged in the store shows itself only in the conversion; it is then
+    /// fetched again, once.
+    async fn make(
+        &self,
+        resolved: &Resolved,
+        recipe: Recipe,
+        pending: &Arc<Pending>,
+        limits: Limits,
+    ) -> Result<(), PullError> {
+        self.check_space(&resolved.manifest)?;
+        let options =
+            convert::Options { size: recipe.size, journal: recipe.journal, uuid: recipe.uuid(), limits };
+        let mut result = self.fetch_and_convert(resolved, pending, options).await;
+        if let Err(PullError::Convert { .. }) = &result {
+            let (store, layers) = (self.store.clone(), resolved.manifest.layers.clone());
+            if spawn_blocking(move || store.remove_damaged(&layers)).await?? > 0 {
+                result = self.fetch_and_convert(resolved, pending, options).await;
+            }
+        }
+        let (output, inodes) = match result {
+            Ok(converted) => converted,
+            Err(error) => {
+                pending.discard();
+                return Err(self.explain(error, &resolved.manifest));
+            }
+        };
+        let image =
+            ImageRecordParts { manifest: resolved.manifest.clone(), config: resolved.config.clone(), inodes };
+        let pending = Arc::clone(pending);
+        let record = spawn_blocking(move || pending.commit(&output, recipe, image)).await??;
+        self.tell(Event::Converted { size_bytes: record.size_bytes });
+        Ok(())
+    }
+
+    async fn fetch_and_convert(
+        &self,
+        resolved: &Resolved,
+        pending: &Pending,
+        options: convert::Options,
+    ) -> Result<(File, u64), PullError> {
+        let output = pending.create()?;
+        let (ready, layers) = mpsc::channel();
+        let pull = self.clone();
+        let count = resolved.manifest.layers.len();
+        let mut conversion = spawn_blocking(move || {
+            let summary =
+                convert::convert(layers.into_iter(), count, &output, &options, &|event| pull.tell(event));
+            summary.map(|summary| (output, u64::from(summary.inodes)))
+        });
+        // Whichever ends first: a conversion that fails stops the downloads.
+        let mut running = JoinSet::new();
+        let (fetched, converted) = tokio::select! {
+            fetched = self.fetch_layers(resolved, &mut running, ready) => (fetched, None),
+            converted = &mut conversion => (Ok(()), Some(converted)),
+        };
+        // A copy from a local source runs on a blocking thread and cannot be stopped; if it outlived us, it would use the
+        // source's scratch directory after that is gone. What it brings is kept.
+        match resolved.origin {
+            Origin::Registry(..) => running.shutdown().await,
+            Origin::Local(_) | Origin::Stored(_) => while running.join_next().await.is_some() {},
+        }
+        // A download that failed has closed the channel, so that the conversion ends.
+        let converted = match converted {
+            Some(converted) => converted,
+            None => conversion.await,
+        };
+        fetched?;
+        converted?.map_err(|source| PullError::Convert { manifest: resolved.manifest.digest, source })
+    }
+
+    /// Fetches the layers and hands them over in order.
+    async fn fetch_layers(
+        &self,
+        resolved: &Resolved,
+        running: &mut JoinSet<Result<(usize, File), PullError>>,
+        ready: mpsc::Sender<io::Result<Layer>>,
+    ) -> Result<(), PullError> {
+        let mut waiting = resolved.manifest.layers.iter().cloned().enumerate();
+        let mut out_of_order: BTreeMap<usize, File> = BTreeMap::new();
+        let mut next = 0;
+        loop {
+            while running.len() < PARALLEL_LAYERS
+                && let Some((index, layer)) = waiting.next()
+            {
+                let (pull, origin) = (self.clone(), resolved.origin.clone());
+                running.spawn(async move { pull.fetch(origin, &layer).await.map(|blob| (index, blob)) });
+            }
+            let Some(fetched) = running.join_next().await else { return Ok(()) };
+            let (index, blob) = fetched??;
+            out_of_order.insert(index, blob);
+            while let Some(blob) = out_of_order.remove(&next) {
+                let descriptor = resolved.manifest.layers[next].clone();
+                let layer = Layer { blob, descriptor, diff_id: resolved.diff_ids[next] };
+                if ready.send(Ok(layer)).is_err() {
+                    // The conversion has failed; it says why.
+                    return Ok(());
+                }
+                next += 1;
+            }
+        }
+    }
+
+    /// One layer: a blob of the store, open.
+    async fn fetch(&self, origin: Origin, layer: &Descriptor) -> Result<File, PullError> {
+        if let Some(blob) = self.store.blob(&layer.digest, layer.size)? {
+            self.tell(Event::Present { blob: layer.digest });
+            return Ok(blob);
+        }
+        let blob = match origin {
+            Origin::Stored(name @ ImageName::Local { .. }) => return Err(PullError::LayersGone(name)),
+            Origin::Stored(name) => return Err(StoreError::Incomplete { name: name.to_string() }.into()),
+            Origin::Local(image) => {
+                let (pull, layer) = (self.clone(), layer.clone());
+                spawn_blocking(move || image.layer(&pull.store, &layer, &|event| pull.tell(event))).await??
+            }
+            Origin::Registry(registry, reference) => {
+                let (pull, wanted) = (self.clone(), layer.clone());
+                let waiting = Event::Waiting { what: format!("layer {}", layer.digest) };
+                let ingest =
+                    spawn_blocking(move || pull.store.ingest(&wanted, || pull.tell(waiting))).await??;
+                match ingest {
+                    Ingest::Present(blob) => blob,
+                    Ingest::Missing(part) => {
+                        let progress = |event| self.tell(event);
+                        registry.blob(&reference, layer, part.file(), &progress).await?;
+                        spawn_blocking(move || part.commit()).await??
+                    }
+                }
+            }
+        };
+        self.tell(Event::Downloaded { blob: layer.digest });
+        Ok(blob)
+    }
+
+    /// Fails early when not even the layers fit.
+    fn check_space(&self, manifest: &Manifest) -> Result<(), StoreError> {
+        let mut missing = Vec::new();
+        for layer in &manifest.layers {
+            if self.store.blob(&layer.digest, layer.size)?.is_none() {
+                missing.push(layer.clone());
+            }
+        }
+        let (needed, available) = (total(&missing), self.store.available()?);
+        if needed > available {
+            return Err(self.no_space(manifest, needed, available));
+        }
+        Ok(())
+    }
+
+    /// A full disk is told with how much is needed.
+    fn explain(&self, error: PullError, manifest: &Manifest) -> PullError {
+        if !is_full(&error) {
+            return error;
+        }
+        // What layers decompress to is not known beforehand; three times is usual.
+        let needed = total(&manifest.layers).saturating_mul(4);
+        let available = self.store.available().unwrap_or(0);
+        self.no_space(manifest, needed, available).into()
+    }
+
+    fn no_space(&self, manifest: &Manifest, needed: u64, available: u64) -> StoreError {
+        StoreError::NoSpace {
+            what: format!("image {}", manifest.digest),
+            path: self.store.root().to_owned(),
+            needed,
+            available,
+        }
+    }
+
+    fn tell(&self, event: Event) {
+        // Nobody listens when the pull was dropped.
+        let _ = self.events.send(event);
+    }
+}
+
+fn total(layers: &[Descriptor]) -> u64 {
+    layers.iter().fold(0, |total, layer| total.saturating_add(layer.size))
+}
+
+fn check_platform(config: &ImageConfig, wanted: &Platform) -> Result<(), PullError> {
+    let found: Option<Platform> = config.platform.parse().ok();
+    if found.is_some_and(|found| wanted.match_rank(&found).is_some()) {
+        return Ok(());
+    }
+    Err(PullError::Platform { found: config.platform.clone(), wanted: wanted.clone() })
+}
+
+/// Does the chain of errors end in a full disk?
+fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |error| error.source()).any(|error| {
+        error.downcast_ref::<io::Error>().is_some_and(|error| {
+            matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+        })
+    })
+}

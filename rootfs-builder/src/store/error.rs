@@ -1,0 +1,98 @@
+//! What can go wrong in the store.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::image::Digest;
+
+/// A failure of the store. Each names its file.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// A system call failed.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// "open", "write", ...
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The store's file system is full, or will be.
+    #[error(
+        "not enough space for {what} in {}: about {} are needed, {} are free; `voidrun images gc` frees what is not in use",
+        path.display(), Mib(*needed), Mib(*available)
+    )]
+    NoSpace {
+        /// What was to be stored.
+        what: String,
+        /// The store.
+        path: PathBuf,
+        /// Bytes needed (an estimate where layers are compressed).
+        needed: u64,
+        /// Bytes free for this user.
+        available: u64,
+    },
+    /// The store has a format that this program does not know.
+    #[error(
+        "the store {} has format {found}, this voidrun knows {supported}: use the voidrun that wrote it, or another VOIDRUN_HOME",
+        path.display()
+    )]
+    Format {
+        /// The store.
+        path: PathBuf,
+        /// Its format.
+        found: u32,
+        /// Ours.
+        supported: u32,
+    },
+    /// A record is torn or does not say what its place asks for.
+    #[error("{} is damaged ({reason}): pull or import the image again", path.display())]
+    Damaged {
+        /// The record.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// No such reference.
+    #[error(
+        "no image {0} in the store: `voidrun images ls` lists what there is, `voidrun images pull` gets more"
+    )]
+    NotFound(String),
+    /// The reference exists and its image does not.
+    #[error("the root file system of {name} is missing or incomplete: pull or import it again")]
+    Incomplete {
+        /// The reference.
+        name: String,
+    },
+    /// A blob or image was removed while it was being used.
+    #[error("{0} was removed from the store in the meantime: pull again")]
+    Gone(Digest),
+    /// A blob has not the size its descriptor states.
+    #[error("blob {digest} has {found} bytes where its descriptor states {expected}")]
+    Size {
+        /// Of the blob.
+        digest: Digest,
+        /// In the descriptor.
+        expected: u64,
+        /// What came.
+        found: u64,
+    },
+}
+
+impl StoreError {
+    /// For `map_err`: an I/O error with its subject.
+    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { action, path, source }
+    }
+}
+
+/// Bytes for people.
+struct Mib(u64);
+
+impl std::fmt::Display for Mib {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} MiB", self.0.div_ceil(1 << 20))
+    }
+}

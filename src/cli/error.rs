@@ -1,0 +1,78 @@
+//! What a user sees when a verb fails: what, on what, why, what to do. As a chain, or as one JSON object.
+
+use std::error::Error;
+use std::io;
+
+use rootfs_builder::pull::PullError;
+use rootfs_builder::reference::NameError;
+use rootfs_builder::registry::RegistryError;
+use rootfs_builder::store::StoreError;
+
+use crate::config::ConfigError;
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CliError {
+    #[error("cannot pull {what}")]
+    Pull { what: String, source: Box<PullError> },
+    #[error("cannot log in to {registry}")]
+    Login { registry: String, source: Box<RegistryError> },
+    #[error("cannot log out of {registry}")]
+    Logout { registry: String, source: Box<RegistryError> },
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Name(#[from] NameError),
+    #[error("the configuration cannot be used")]
+    Config(#[from] ConfigError),
+    #[error("{0}")]
+    Usage(String),
+    #[error("interrupted: what has arrived is kept, the same command continues")]
+    Interrupted,
+    #[error("cannot start")]
+    Runtime(#[source] io::Error),
+    #[error("cannot read {what}")]
+    Input { what: &'static str, source: io::Error },
+    #[error("cannot write to standard output")]
+    Output(#[source] io::Error),
+}
+
+impl CliError {
+    pub(crate) fn exit_code(&self) -> u8 {
+        match self {
+            Self::Usage(_) | Self::Name(NameError::Local(_) | NameError::Reference { .. }) => 2,
+            // As a shell reports a program that SIGINT has ended.
+            Self::Interrupted => 130,
+            _ => 1,
+        }
+    }
+
+    pub(crate) fn print(&self, json: bool) {
+        let causes = causes(self);
+        if json {
+            eprintln!("{}", serde_json::json!({ "error": self.to_string(), "causes": causes }));
+            return;
+        }
+        eprintln!("error: {self}");
+        for cause in causes {
+            eprintln!("  because: {cause}");
+        }
+    }
+}
+
+/// The texts of the sources, without those that only repeat what stands above them.
+fn causes(error: &dyn Error) -> Vec<String> {
+    let mut causes: Vec<String> = Vec::new();
+    let mut last = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let text = cause.to_string();
+        if !last.contains(&text) {
+            causes.push(text.clone());
+            last = text;
+        }
+        next = cause.source();
+    }
+    causes
+}

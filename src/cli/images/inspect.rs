@@ -1,0 +1,21 @@
+//! `voidrun images inspect`
+
+use super::view::View;
+use crate::cli::{Context, error::CliError};
+
+/// Show what is known of an image, as JSON
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  voidrun images inspect python:3.12
+  voidrun images inspect code --json | jq -r .rootfs")]
+pub(crate) struct Args {
+    /// The image; without it the default image
+    reference: Option<String>,
+}
+
+pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
+    let store = context.store()?;
+    let name = context.name(&store, args.reference.as_deref())?;
+    let view = View::of(&store.find(&name)?);
+    context.print(&view, |view| serde_json::to_string_pretty(view).unwrap_or_default())
+}

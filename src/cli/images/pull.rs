@@ -1,0 +1,81 @@
+//! `voidrun images pull`
+
+use rootfs_builder::convert::Limits;
+use rootfs_builder::image::Platform;
+use rootfs_builder::pull::{PullOptions, pull};
+use rootfs_builder::reference::{ImageName, LocalName};
+use rootfs_builder::source::Source;
+use rootfs_builder::store::Store;
+
+use super::view::View;
+use crate::cli::progress::Display;
+use crate::cli::{Context, error::CliError, wait_for};
+use crate::size::Size;
+
+/// Pull an image and make a root file system of it
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Sources:
+  python:3.12, ghcr.io/owner/name@sha256:...   a registry (docker's short names work)
+  oci:PATH[:TAG]                               an OCI layout, a directory or a tar
+  docker-archive:PATH[:REFERENCE]              what `docker save` writes
+  -                                            either tar, from standard input
+
+Examples:
+  voidrun images pull python:3.12
+  voidrun images pull oci:./build/tool.oci.tar.zst --name tool
+  docker save tool | voidrun images pull - --name tool
+  voidrun images pull python:3.12 --size 40GiB")]
+pub(crate) struct Args {
+    /// Where from; without it the default image
+    source: Option<String>,
+    /// The name to give it [default: the reference, or the file's name]
+    #[arg(long)]
+    name: Option<LocalName>,
+    #[command(flatten)]
+    shape: Shape,
+}
+
+/// What can be chosen of any image.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Shape {
+    /// Which of a multi-platform image, as linux/arm64 [default: this machine's]
+    #[arg(long)]
+    platform: Option<Platform>,
+    /// The file system's size, as 10GiB; it is sparse [default: the larger of 10 GiB and twice the content]
+    #[arg(long)]
+    size: Option<Size>,
+}
+
+pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
+    let store = context.store()?;
+    let text = args.source.as_deref().unwrap_or(&context.config.default_image.value);
+    let source = Source::parse(text, |text| context.name(&store, Some(text)))?;
+    fetch(context, &store, source, args.name.clone(), &args.shape)
+}
+
+/// Pulls, draws the progress, prints the result.
+pub(super) fn fetch(
+    context: &Context,
+    store: &Store,
+    source: Source,
+    name: Option<LocalName>,
+    shape: &Shape,
+) -> Result<(), CliError> {
+    let registry = context.registry()?;
+    let display = Display::new(context.json);
+    let what = source.to_string();
+    let options = PullOptions {
+        name: name.map(ImageName::from),
+        platform: shape.platform.clone().unwrap_or_else(Platform::host),
+        size: shape.size.map(|size| size.0),
+        limits: Limits::default(),
+    };
+    let result = wait_for(async {
+        let pulled = pull(store, &registry, source, options, &|event| display.show(event)).await;
+        pulled.map_err(|source| CliError::Pull { what, source: source.into() })
+    });
+    display.finish();
+    let name = result?.reference.name;
+    let view = View::of(&store.image(&name)?);
+    context.print(&view, |view| format!("{} {}", view.reference, view.digest))
+}

@@ -1,0 +1,147 @@
+//! The command line: one verb a file. Results go to standard output, everything else to standard error.
+
+mod config;
+mod error;
+mod images;
+mod login;
+mod logout;
+mod progress;
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use rootfs_builder::reference::{self, ImageName, NameError};
+use rootfs_builder::registry::{CredentialSources, Registry, RegistryConfig, RetryPolicy};
+use rootfs_builder::store::Store;
+use serde::Serialize;
+
+use crate::config::Config;
+use error::CliError;
+
+/// Runs untrusted code in a real virtual machine on your own Linux machine, as easily as calling a function.
+#[derive(Debug, Parser)]
+#[command(version, propagate_version = true, arg_required_else_help = true)]
+struct Cli {
+    /// Print JSON for programs: results on standard output, an error as one object on standard error.
+    #[arg(long, global = true)]
+    json: bool,
+    /// Where images are kept [default: $VOIDRUN_HOME, else $XDG_DATA_HOME/voidrun]
+    #[arg(long, global = true, value_name = "DIR")]
+    home: Option<PathBuf>,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Pull, list and remove images
+    #[command(subcommand)]
+    Images(images::Verb),
+    /// Keep a user name and password for a registry
+    Login(login::Args),
+    /// Forget what login kept
+    Logout(logout::Args),
+    /// Show every setting and where it comes from
+    Config,
+}
+
+/// What every verb needs.
+struct Context {
+    json: bool,
+    config: Config,
+}
+
+pub(crate) fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let json = cli.json;
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            error.print(json);
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<(), CliError> {
+    let config = Config::load(cli.home, |name| std::env::var_os(name))?;
+    let context = Context { json: cli.json, config };
+    match cli.verb {
+        Verb::Images(verb) => images::run(verb, &context),
+        Verb::Login(args) => login::run(args, &context),
+        Verb::Logout(args) => logout::run(&args, &context),
+        Verb::Config => config::run(&context),
+    }
+}
+
+impl Context {
+    fn store(&self) -> Result<Store, CliError> {
+        Ok(Store::open(&self.config.home.value)?)
+    }
+
+    fn registry(&self) -> Result<Registry, CliError> {
+        Ok(Registry::new(RegistryConfig {
+            mirrors: self.config.mirrors.value.clone(),
+            insecure: self.config.insecure_registries.value.clone(),
+            retry: RetryPolicy::default(),
+            credentials: CredentialSources::from_env(),
+        })?)
+    }
+
+    /// The image that the user means; the default image when none is named.
+    fn name(&self, store: &Store, text: Option<&str>) -> Result<ImageName, NameError> {
+        let text = text.unwrap_or(&self.config.default_image.value);
+        let is_local = |name: &reference::LocalName| store.has_reference(&name.clone().into());
+        reference::resolve(text, &self.config.aliases.value, is_local)
+    }
+
+    /// Prints the result: `value` as JSON if JSON is wanted, otherwise what `text` makes of it.
+    fn print<T: Serialize>(&self, value: &T, text: impl FnOnce(&T) -> String) -> Result<(), CliError> {
+        let mut output = if self.json {
+            serde_json::to_string_pretty(value).map_err(|e| CliError::Output(e.into()))?
+        } else {
+            text(value)
+        };
+        if !output.is_empty() && !output.ends_with('\n') {
+            output.push('\n');
+        }
+        match std::io::stdout().lock().write_all(output.as_bytes()) {
+            // `voidrun images ls | head` is no failure.
+            Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(CliError::Output(e)),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Runs an async verb until it ends or the user interrupts it.
+fn wait_for<T>(work: impl Future<Output = Result<T, CliError>>) -> Result<T, CliError> {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(CliError::Runtime)?;
+    let result = runtime.block_on(async {
+        tokio::select! {
+            result = work => result,
+            Ok(()) = tokio::signal::ctrl_c() => Err(CliError::Interrupted),
+        }
+    });
+    // A conversion that nobody waits for any more must not hold up the exit; what it leaves is overwritten by the next.
+    runtime.shutdown_background();
+    result
+}
+
+/// Columns with the width of their widest cell; the last one is not padded.
+fn table(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns)
+        .map(|i| rows.iter().filter_map(|row| row.get(i)).map(String::len).max().unwrap_or(0))
+        .collect();
+    let mut text = String::new();
+    for row in rows {
+        let cells: Vec<String> =
+            row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        text.push_str(cells.join("  ").trim_end());
+        text.push('\n');
+    }
+    text
+}

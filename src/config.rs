@@ -1,0 +1,223 @@
+//! Settings and where each comes from: flag, environment, configuration file, default, in this order.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rootfs_builder::reference::DEFAULT_IMAGE;
+use serde::{Deserialize, Deserializer, de::Error as _};
+
+use crate::size::Size;
+
+const DEFAULT_BUDGET: Size = Size(20 << 30);
+const DEFAULT_GRACE: Duration = Duration::from_hours(1);
+
+/// A value and its origin.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Setting<T> {
+    pub(crate) value: T,
+    pub(crate) origin: Origin,
+}
+
+/// Who has the last word on a setting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// This flag.
+    Flag(&'static str),
+    /// This variable.
+    Environment(&'static str),
+    /// The configuration file.
+    File,
+    /// Nobody.
+    Default,
+}
+
+/// All settings.
+#[derive(Clone, Debug)]
+pub(crate) struct Config {
+    /// Where the file is, or would be; absent without a home directory.
+    pub(crate) path: Option<PathBuf>,
+    /// The store.
+    pub(crate) home: Setting<PathBuf>,
+    /// The image that runs when none is named.
+    pub(crate) default_image: Setting<String>,
+    /// Short names for references.
+    pub(crate) aliases: Setting<BTreeMap<String, String>>,
+    /// For a registry, the hosts to ask first.
+    pub(crate) mirrors: Setting<BTreeMap<String, Vec<String>>>,
+    /// Registries without TLS.
+    pub(crate) insecure_registries: Setting<Vec<String>>,
+    /// What `images gc` leaves.
+    pub(crate) gc_budget: Setting<Size>,
+    /// What it does not touch.
+    pub(crate) gc_grace: Setting<Duration>,
+}
+
+/// The configuration file.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    default_image: Option<String>,
+    aliases: Option<BTreeMap<String, String>>,
+    mirrors: Option<BTreeMap<String, Vec<String>>>,
+    insecure_registries: Option<Vec<String>>,
+    #[serde(default)]
+    gc: Gc,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Gc {
+    budget: Option<Size>,
+    #[serde(default, deserialize_with = "duration")]
+    grace: Option<Duration>,
+}
+
+/// A configuration that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConfigError {
+    /// The file is there and cannot be read.
+    #[error("cannot read the configuration {}", path.display())]
+    Read { path: PathBuf, source: std::io::Error },
+    /// It says something that is not understood.
+    #[error("{}:{line}: {message}{}", path.display(), nearest.as_ref().map(|key| format!("; did you mean `{key}`?")).unwrap_or_default())]
+    Parse { path: PathBuf, line: usize, message: String, nearest: Option<String> },
+    /// There is no place for the store.
+    #[error("no place for images: set VOIDRUN_HOME or HOME to a directory")]
+    NoHome,
+}
+
+impl Config {
+    /// Reads the environment and the file. `home` is the flag `--home`.
+    pub(crate) fn load(
+        home: Option<PathBuf>,
+        variable: impl Fn(&str) -> Option<OsString>,
+    ) -> Result<Self, ConfigError> {
+        let variable = |name: &str| variable(name).filter(|value| !value.is_empty());
+        // XDG base directories, "Environment variables": relative paths are to be ignored.
+        let base = |name: &str, under_home: &str| {
+            let named = variable(name).map(PathBuf::from).filter(|path| path.is_absolute());
+            named.or_else(|| variable("HOME").map(|home| PathBuf::from(home).join(under_home)))
+        };
+        let path = base("XDG_CONFIG_HOME", ".config").map(|dir| dir.join("voidrun/config.toml"));
+        let file = path.as_ref().map_or(Ok(File::default()), read)?;
+        let home = match (home, variable("VOIDRUN_HOME"), base("XDG_DATA_HOME", ".local/share")) {
+            (Some(value), ..) => Setting { value, origin: Origin::Flag("--home") },
+            (_, Some(value), _) => {
+                Setting { value: value.into(), origin: Origin::Environment("VOIDRUN_HOME") }
+            }
+            (.., Some(dir)) => Setting { value: dir.join("voidrun"), origin: Origin::Default },
+            _ => return Err(ConfigError::NoHome),
+        };
+        let default_image = match variable("VOIDRUN_DEFAULT_IMAGE").and_then(|value| value.into_string().ok())
+        {
+            Some(value) => Setting { value, origin: Origin::Environment("VOIDRUN_DEFAULT_IMAGE") },
+            None => setting(file.default_image, DEFAULT_IMAGE.into()),
+        };
+        Ok(Self {
+            path,
+            home,
+            default_image,
+            aliases: setting(file.aliases, BTreeMap::new()),
+            mirrors: setting(file.mirrors, BTreeMap::new()),
+            insecure_registries: setting(file.insecure_registries, Vec::new()),
+            gc_budget: setting(file.gc.budget, DEFAULT_BUDGET),
+            gc_grace: setting(file.gc.grace, DEFAULT_GRACE),
+        })
+    }
+}
+
+fn setting<T>(from_file: Option<T>, default: T) -> Setting<T> {
+    match from_file {
+        Some(value) => Setting { value, origin: Origin::File },
+        None => Setting { value: default, origin: Origin::Default },
+    }
+}
+
+fn read(path: &PathBuf) -> Result<File, ConfigError> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => parse(path, &text),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(File::default()),
+        Err(source) => Err(ConfigError::Read { path: path.clone(), source }),
+    }
+}
+
+fn parse(path: &Path, text: &str) -> Result<File, ConfigError> {
+    toml::from_str(text).map_err(|error| {
+        let Range { start, .. } = error.span().unwrap_or_default();
+        ConfigError::Parse {
+            path: path.to_owned(),
+            line: text.bytes().take(start).filter(|byte| *byte == b'\n').count() + 1,
+            message: error.message().to_owned(),
+            nearest: nearest(error.message()),
+        }
+    })
+}
+
+/// Of the keys that serde's message lists behind an unknown one, the nearest to it.
+fn nearest(message: &str) -> Option<String> {
+    let mut quoted = message.strip_prefix("unknown field")?.split('`').skip(1).step_by(2);
+    let wrong = quoted.next()?;
+    let near = quoted.map(|key| (strsim::jaro_winkler(wrong, key), key)).filter(|(score, _)| *score > 0.7);
+    near.max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, key)| key.to_owned())
+}
+
+fn duration<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
+    let text = String::deserialize(from)?;
+    humantime::parse_duration(&text)
+        .map(Some)
+        .map_err(|e| D::Error::custom(format!("{text:?} is not a duration, as 30m and 2h are: {e}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(file: &str, variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("voidrun")).unwrap();
+        std::fs::write(dir.path().join("voidrun/config.toml"), file).unwrap();
+        Config::load(None, |name| match name {
+            "XDG_CONFIG_HOME" => Some(dir.path().into()),
+            "HOME" => Some("/home/someone".into()),
+            _ => variables.iter().find(|(key, _)| *key == name).map(|(_, value)| value.into()),
+        })
+    }
+
+    #[test]
+    fn precedence() {
+        let file = "default_image = 'python:3.12'\n[gc]\nbudget = '1GiB'\n";
+        let config = load(file, &[]).unwrap();
+        assert_eq!(config.default_image, Setting { value: "python:3.12".into(), origin: Origin::File });
+        assert_eq!(config.gc_budget, Setting { value: Size(1 << 30), origin: Origin::File });
+        assert_eq!(config.gc_grace.origin, Origin::Default);
+        assert_eq!(config.home.value, PathBuf::from("/home/someone/.local/share/voidrun"));
+
+        let config = load(file, &[("VOIDRUN_DEFAULT_IMAGE", "x"), ("VOIDRUN_HOME", "/store")]).unwrap();
+        assert_eq!(config.default_image.origin, Origin::Environment("VOIDRUN_DEFAULT_IMAGE"));
+        assert_eq!(config.home.value, PathBuf::from("/store"));
+
+        let config = load("", &[("VOIDRUN_HOME", ""), ("XDG_DATA_HOME", "relative")]).unwrap();
+        assert_eq!(config.home.origin, Origin::Default);
+        assert_eq!(config.home.value, PathBuf::from("/home/someone/.local/share/voidrun"));
+        assert_eq!(config.default_image.value, "code");
+    }
+
+    #[test]
+    fn unknown_keys_name_line_and_nearest() {
+        let message = load("# comment\ninsecure_registry = []\n", &[]).unwrap_err().to_string();
+        assert!(message.contains("config.toml:2:"), "{message}");
+        assert!(message.contains("did you mean `insecure_registries`?"), "{message}");
+        let message = load("[gc]\n\nbugdet = '1GiB'\n", &[]).unwrap_err().to_string();
+        assert!(message.contains("config.toml:3:") && message.contains("`budget`?"), "{message}");
+        let message = load("[gc]\nbudget = 'much'\n", &[]).unwrap_err().to_string();
+        assert!(message.contains("config.toml:2:") && message.contains("not a size"), "{message}");
+    }
+
+    #[test]
+    fn no_home() {
+        assert!(matches!(Config::load(None, |_| None), Err(ConfigError::NoHome)));
+    }
+}
