@@ -13,9 +13,11 @@ use std::process::{Child, Command, Stdio};
 
 use support::{Layout, Voidrun, layer, noise};
 
+type Phase = (&'static str, fn(usize) -> bool);
+
 /// One after the other, again and again, each with a point that moves on from round to round.
 /// Each says whether the program was still running when it was killed.
-const PHASES: [(&str, fn(usize) -> bool); 5] = [
+const PHASES: [Phase; 5] = [
     ("stream", kill_stream),
     ("copy", kill_copy),
     ("conversion", kill_conversion),
