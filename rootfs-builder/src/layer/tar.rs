@@ -431,7 +431,8 @@ impl Header {
             bytes.map(|(i, &byte)| value(if (148..156).contains(&i) { b' ' } else { byte })).sum()
         };
         let stored = self.number(148..156);
-        stored == Some(sum(i64::from)) || stored == Some(sum(|byte| i64::from(byte as i8)))
+        // A fuzzer cannot guess sums; what lies behind them is what it is for.
+        cfg!(fuzzing) || stored == Some(sum(i64::from)) || stored == Some(sum(|byte| i64::from(byte as i8)))
     }
 }
 
