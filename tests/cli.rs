@@ -207,6 +207,8 @@ fn nothing_is_there(voidrun: &Voidrun) {
     }
 }
 
+type Damage = fn(&mut Vec<u8>);
+
 #[test]
 fn damaged_blobs_are_refused() {
     let layers = two_layers();
@@ -214,7 +216,6 @@ fn damaged_blobs_are_refused() {
         let name = format!("blobs/sha256/{}", &digest(bytes)[7..]);
         layout.files.iter().position(|(file, _)| *file == name).unwrap()
     };
-    type Damage = fn(&mut Vec<u8>);
     let damages: [(&str, Damage); 3] = [
         ("its digest is", |bytes| *bytes.last_mut().unwrap() ^= 1),
         ("bytes where its descriptor states", |bytes| bytes.push(0)),

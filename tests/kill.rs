@@ -7,20 +7,36 @@
 mod support;
 
 use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use support::{Layout, Voidrun, layer, noise};
 
+type Phase = (&'static str, fn(usize) -> bool);
+
 /// One after the other, again and again, each with a point that moves on from round to round.
-const PHASES: [fn(usize); 5] = [kill_stream, kill_copy, kill_conversion, kill_commit, kill_gc];
+/// Each says whether the program was still running when it was killed.
+const PHASES: [Phase; 5] = [
+    ("stream", kill_stream),
+    ("copy", kill_copy),
+    ("conversion", kill_conversion),
+    ("commit", kill_commit),
+    ("gc", kill_gc),
+];
 
 #[test]
 fn killed_at_any_point_the_next_pull_succeeds() {
     let kills = std::env::var("VOIDRUN_KILLS").ok().map_or(5, |count| count.parse().unwrap());
+    let mut hits = [0; PHASES.len()];
     for kill in 0..kills {
-        PHASES[kill % PHASES.len()](kill / PHASES.len());
+        let phase = kill % PHASES.len();
+        hits[phase] += usize::from(PHASES[phase].1(kill / PHASES.len()));
     }
+    for ((phase, _), hits) in PHASES.iter().zip(hits) {
+        println!("{phase}: {hits} of {} kills met the program at work", kills / PHASES.len());
+    }
+    assert!(hits.iter().sum::<usize>() * 2 > kills, "most kills came too late: {hits:?}");
 }
 
 fn layers() -> Vec<Vec<u8>> {
@@ -28,7 +44,7 @@ fn layers() -> Vec<Vec<u8>> {
 }
 
 /// In the middle of an archive on standard input: after a part of it that grows with the rounds.
-fn kill_stream(round: usize) {
+fn kill_stream(round: usize) -> bool {
     let voidrun = Voidrun::new();
     let tar = Layout::of(&layers()).tar();
     let mut child = voidrun.command(&["images", "import", "tool"]).stdin(Stdio::piped()).spawn().unwrap();
@@ -36,33 +52,37 @@ fn kill_stream(round: usize) {
     let part = tar.len() * (round % 10 + 1) / 11;
     let mut stdin = child.stdin.take().unwrap();
     stdin.write_all(&tar[..part]).unwrap();
-    child.kill().unwrap();
+    let killed = kill(child);
     drop(stdin);
-    child.wait().unwrap();
     assert_eq!(voidrun.names(), Vec::<String>::new());
     voidrun.run_with_stdin(&["images", "import", "tool"], &tar).ok();
     check(&voidrun, &["tool"]);
+    killed
 }
 
 /// While layers are copied: at the n-th line of progress.
-fn kill_copy(round: usize) {
+fn kill_copy(round: usize) -> bool {
     let voidrun = Voidrun::new();
     let source = voidrun.layout("tool", &Layout::of(&layers()));
-    kill_at_line(voidrun.spawn(&["images", "pull", &source]), |_, number| number == 1 + round % 10);
+    let killed =
+        kill_at_line(voidrun.spawn(&["images", "pull", &source]), |_, number| number == 1 + round % 10);
     check_and_pull(&voidrun, &source);
+    killed
 }
 
 /// At the start of the n-th layer's conversion.
-fn kill_conversion(round: usize) {
+fn kill_conversion(round: usize) -> bool {
     let voidrun = Voidrun::new();
     let source = voidrun.layout("tool", &Layout::of(&layers()));
     let wanted = format!("converting layer {} of 3", round % 3 + 1);
-    kill_at_line(voidrun.spawn(&["images", "pull", &source]), |line, _| line.starts_with(&wanted));
+    let killed =
+        kill_at_line(voidrun.spawn(&["images", "pull", &source]), |line, _| line.starts_with(&wanted));
     check_and_pull(&voidrun, &source);
+    killed
 }
 
 /// Between the steps that make an image: file system begun, file system in place, record in place, reference in place.
-fn kill_commit(round: usize) {
+fn kill_commit(round: usize) -> bool {
     let voidrun = Voidrun::new();
     let source = voidrun.layout("tool", &Layout::of(&layers()));
     voidrun.run(&["images", "ls"]).ok();
@@ -73,13 +93,13 @@ fn kill_commit(round: usize) {
     while !has_file(&dir, suffix) && child.try_wait().unwrap().is_none() {
         std::hint::spin_loop();
     }
-    child.kill().unwrap();
-    child.wait().unwrap();
+    let killed = kill(child);
     check_and_pull(&voidrun, &source);
+    killed
 }
 
 /// At the n-th thing that gc removes.
-fn kill_gc(round: usize) {
+fn kill_gc(round: usize) -> bool {
     let voidrun = Voidrun::new();
     let shared = layers();
     let keep = voidrun.layout("keep", &Layout::of(&shared));
@@ -91,23 +111,30 @@ fn kill_gc(round: usize) {
         voidrun.run(&["images", "pull", &source, "--name", "lost"]).ok();
     }
     let gc = voidrun.spawn(&["images", "gc", "--grace", "0s", "--budget", "0"]);
-    kill_at_line(gc, |_, number| number == 1 + round % 9);
+    let killed = kill_at_line(gc, |_, number| number == 1 + round % 9);
     assert_eq!(voidrun.names(), ["keep", "lost"]);
     voidrun.run(&["images", "pull", &keep, "--size", "1GiB"]).ok();
     check(&voidrun, &["keep", "lost"]);
+    killed
 }
 
 /// Kills at the first line of progress for which `at` holds (numbers start at 1), or waits for the end when there is none.
-fn kill_at_line(mut child: Child, at: impl Fn(&str, usize) -> bool) {
+fn kill_at_line(mut child: Child, at: impl Fn(&str, usize) -> bool) -> bool {
     let lines = BufReader::new(child.stderr.take().unwrap()).lines();
     for (line, number) in lines.map_while(Result::ok).zip(1..) {
         assert!(!line.starts_with("error"), "{line}");
         if at(&line, number) {
-            child.kill().unwrap();
-            break;
+            return kill(child);
         }
     }
     child.wait().unwrap();
+    false
+}
+
+/// Was it still running?
+fn kill(mut child: Child) -> bool {
+    child.kill().unwrap();
+    child.wait().unwrap().signal() == Some(9)
 }
 
 fn check_and_pull(voidrun: &Voidrun, source: &str) {

@@ -124,7 +124,7 @@ pub enum ConvertError {
 /// Writes the file system of `count` layers, which come lowest first, each as soon as it is there, into `output`:
 /// an empty file, open for reading and writing. It is not synchronised to disk.
 pub fn convert(
-    layers: impl Iterator<Item = io::Result<Layer>> + Send,
+    layers: impl Iterator<Item = io::Result<Layer>> + Send + 'static,
     count: usize,
     output: &File,
     options: &Options,
@@ -135,19 +135,16 @@ pub fn convert(
         tree: Tree::new(limits.entries, limits.name_bytes),
         writer: Writer::new(output, options.uuid, reserved_blocks(options.size)),
     };
-    std::thread::scope(|scope| {
-        let mut pipeline = Pipeline::start(scope, layers);
-        for number in 1..=count {
-            let missing = |source| ConvertError::LayerMissing { number, count, source };
-            let stream = pipeline
-                .next_layer(|blob| limits.free_bytes.saturating_add(blob.saturating_mul(limits.ratio)))
-                .map_err(|error| missing(Some(error)))?
-                .ok_or_else(|| missing(None))?;
-            progress(Event::Converting { layer: number, layers: count });
-            conversion.apply(stream)?;
-        }
-        Ok(())
-    })?;
+    let mut pipeline = Pipeline::start(layers);
+    for number in 1..=count {
+        let missing = |source| ConvertError::LayerMissing { number, count, source };
+        let stream = pipeline
+            .next_layer(|blob| limits.free_bytes.saturating_add(blob.saturating_mul(limits.ratio)))
+            .map_err(|error| missing(Some(error)))?
+            .ok_or_else(|| missing(None))?;
+        progress(Event::Converting { layer: number, layers: count });
+        conversion.apply(stream)?;
+    }
     conversion.writer.finish(&conversion.tree, options.size, options.journal).map_err(ConvertError::Ext4)
 }
 

@@ -25,7 +25,7 @@ use crate::image::{Descriptor, Digest, ImageConfig, Manifest, ManifestError, Pla
 use crate::progress::{Event, Progress};
 use crate::reference::ImageName;
 use crate::registry::{Registry, RegistryError};
-use crate::source::{LocalImage, Source, SourceError};
+use crate::source::{Input, Local, LocalImage, Source, SourceError};
 use crate::store::{ImageRecordParts, Ingest, Pending, Recipe, RefRecord, Store, StoreError};
 
 /// Layers that are fetched at once. Docker's number is 3, containerd's too.
@@ -223,9 +223,11 @@ impl Pull {
             }
             Source::Local(local) => {
                 let (pull, platform) = (self.clone(), platform.clone());
-                let mut image =
-                    spawn_blocking(move || local.open(&pull.store, &platform, &|event| pull.tell(event)))
-                        .await??;
+                let mut image = spawn_blocking(move || {
+                    let opened = local.open(&pull.store, &platform, &|event| pull.tell(event));
+                    opened.map_err(|error| pull.explain_copy(error.into(), &local))
+                })
+                .await??;
                 let (manifest, config) = (image.manifest.clone(), std::mem::take(&mut image.config));
                 (Origin::Local(Arc::new(image)), manifest, config)
             }
@@ -405,6 +407,20 @@ impl Pull {
         let needed = total(&manifest.layers).saturating_mul(4);
         let available = self.store.available().unwrap_or(0);
         self.no_space(manifest, needed, available).into()
+    }
+
+    /// The same for an archive that did not fit. Of a pipe nobody knows the length.
+    fn explain_copy(&self, error: PullError, local: &Local) -> PullError {
+        let Input::Path(path) = &local.input else { return error };
+        let Ok(archive) = std::fs::metadata(path) else { return error };
+        if !is_full(&error) {
+            return error;
+        }
+        let path = self.store.root().to_owned();
+        let (what, available) = (local.to_string(), self.store.available().unwrap_or(0));
+        // The copy, and the file system made of it; more if the archive is compressed.
+        let needed = archive.len().saturating_mul(4);
+        StoreError::NoSpace { what, path, needed, available }.into()
     }
 
     fn no_space(&self, manifest: &Manifest, needed: u64, available: u64) -> StoreError {

@@ -2,12 +2,12 @@
 //!
 //! The decoder owns the blobs and fills buffers; a channel of bounded length hands them to the consumer, another
 //! brings them back empty. It does not wait for the consumer to end a layer, so the next one is already being
-//! decompressed when it asks. When the consumer drops its end, the decoder's next send fails and it ends.
+//! decompressed when it asks. When the consumer drops its end, the decoder's next send fails and it ends; nobody
+//! waits for that, since it may itself be waiting for a layer that is still on its way.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
-use std::thread::Scope;
 
 use sha2::{Digest as _, Sha256};
 
@@ -70,14 +70,11 @@ pub struct Expansion {
 }
 
 impl Pipeline {
-    /// Starts the decoder in `scope`. `layers` may block until a layer has arrived.
-    pub fn start<'scope>(
-        scope: &'scope Scope<'scope, '_>,
-        layers: impl Iterator<Item = io::Result<Layer>> + Send + 'scope,
-    ) -> Self {
+    /// Starts the decoder. `layers` may block until a layer has arrived.
+    pub fn start(layers: impl Iterator<Item = io::Result<Layer>> + Send + 'static) -> Self {
         let (full, messages) = sync_channel(BUFFERS);
         let (empty, returned) = channel();
-        scope.spawn(move || {
+        std::thread::spawn(move || {
             for layer in layers {
                 // The consumer is gone, for whatever reason: nobody waits for more.
                 if decode(layer, &full, &returned).is_none() {

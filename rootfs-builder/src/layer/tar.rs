@@ -137,15 +137,23 @@ impl<R: BufRead> TarReader<R> {
     }
 
     fn skip_data(&mut self) -> Result<(), TarError> {
-        // The padding is consumed like data: it may be cut off at the very end, so only here is it asked for.
-        self.remaining += std::mem::take(&mut self.padding);
         loop {
             let count = self.data()?.len();
             if count == 0 {
-                return Ok(());
+                break;
             }
             self.consume(count);
         }
+        self.remaining = std::mem::take(&mut self.padding);
+        while self.remaining > 0 {
+            match self.data().map(<[u8]>::len) {
+                Ok(count) => self.consume(count),
+                // Some writers leave out the padding of the last entry, and the end.
+                Err(TarError::Truncated { .. }) => self.remaining = 0,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     /// The next block, or `None` at the end of the stream.

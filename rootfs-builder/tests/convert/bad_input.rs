@@ -98,7 +98,7 @@ fn truncated_anywhere() {
         }
         let result = convert_blobs(vec![blob(&whole[..length], &whole)], &options());
         let error = result.err().unwrap_or_else(|| panic!("cut at {length}"));
-        // Between entries only the digest can tell.
+        // Between entries, or within padding, only the digest can tell.
         assert!(
             matches!(
                 error,
@@ -111,7 +111,7 @@ fn truncated_anywhere() {
 
 #[test]
 fn damaged_compression() {
-    let whole = LayerBuilder::new().file("a", &[1; 100_000]).build();
+    let whole = LayerBuilder::new().file("a", &vec![1; 100_000]).build();
     let gzip = {
         use std::io::Write;
         let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
@@ -210,4 +210,16 @@ fn layers_that_do_not_come() {
     let one = std::iter::once(Ok(blob(&layer, &layer)));
     let error = rootfs_builder::convert::convert(one, 2, &output, &options(), &|_| {}).unwrap_err();
     assert!(matches!(error, ConvertError::LayerMissing { number: 2, count: 2, source: None }), "{error:?}");
+}
+
+#[test]
+fn a_bad_layer_is_told_before_the_next_has_come() {
+    let output = tempfile::tempfile().unwrap();
+    let (send, receive) = std::sync::mpsc::channel();
+    send.send(Ok(blob(&[7; 2048], b""))).unwrap();
+    // The sender stays open: the second layer never comes, and never ends.
+    let error =
+        rootfs_builder::convert::convert(receive.into_iter(), 2, &output, &options(), &|_| {}).unwrap_err();
+    assert!(matches!(error, ConvertError::Tar { source: TarError::Checksum { at: 0 }, .. }), "{error:?}");
+    drop(send);
 }
