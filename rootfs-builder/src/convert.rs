@@ -8,14 +8,14 @@ use std::io;
 use crate::ext4::{Ext4Error, FileMap, FileWriter, Summary, Writer, device_is_valid, reserved_blocks};
 use crate::image::Digest;
 pub use crate::layer::Layer;
-use crate::layer::{Compression, Entry, EntryKind, Expansion, LayerStream, Pipeline, TarError, TarReader};
+use crate::layer::{Entry, EntryKind, Expansion, LayerStream, Pipeline, TarError, TarReader, is_tar_layer};
 use crate::progress::{Event, Progress};
 use crate::tree::{Content, Inode, Metadata, Tree, TreeError, components};
 
 /// What one image may ask for.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Entries of all layers together.
+    /// Entries of all layers together; and as many pieces of sparse files.
     pub entries: u32,
     /// Bytes of names and link targets together.
     pub name_bytes: u32,
@@ -106,6 +106,16 @@ pub enum ConvertError {
         #[source]
         source: Ext4Error,
     },
+    /// Sparse files in more pieces than [`Limits::entries`].
+    #[error("layer {layer}: {path:?} is beyond the limit of {limit} pieces of sparse files")]
+    TooManyRegions {
+        /// The blob.
+        layer: Digest,
+        /// The first entry too many.
+        path: String,
+        /// The limit.
+        limit: usize,
+    },
     /// Its content is not what the image's configuration says.
     #[error("layer {layer} expands to {actual}, but the image's configuration says {expected}")]
     DiffId {
@@ -134,6 +144,8 @@ pub fn convert(
     let mut conversion = Conversion {
         tree: Tree::new(limits.entries, limits.name_bytes),
         writer: Writer::new(output, options.uuid, reserved_blocks(options.size)),
+        regions: 0,
+        max_regions: limits.entries as usize,
     };
     let mut pipeline = Pipeline::start(layers);
     for number in 1..=count {
@@ -151,6 +163,9 @@ pub fn convert(
 struct Conversion<'a> {
     tree: Tree,
     writer: Writer<'a>,
+    /// Regions of sparse files so far.
+    regions: usize,
+    max_regions: usize,
 }
 
 /// Why one entry was not applied; the layer is added by the caller.
@@ -158,6 +173,7 @@ enum Failure {
     Tar(TarError),
     Tree(TreeError),
     Ext4(Ext4Error),
+    Regions { path: String, limit: usize },
 }
 
 impl From<TarError> for Failure {
@@ -181,7 +197,7 @@ impl From<Ext4Error> for Failure {
 impl Conversion<'_> {
     fn apply(&mut self, mut stream: LayerStream<'_>) -> Result<(), ConvertError> {
         let layer = stream.descriptor.digest;
-        if Compression::of_media_type(&stream.descriptor.media_type).is_none() {
+        if !is_tar_layer(&stream.descriptor.media_type) {
             let media_type = stream.descriptor.media_type.chars().take(200).collect();
             return Err(ConvertError::MediaType { layer, media_type });
         }
@@ -190,6 +206,7 @@ impl Conversion<'_> {
         while let Some(entry) = reader.next_entry().map_err(|e| tar_error(layer, e))? {
             self.apply_entry(&entry, &mut reader).map_err(|failure| match failure {
                 Failure::Tar(source) => tar_error(layer, source),
+                Failure::Regions { path, limit } => ConvertError::TooManyRegions { layer, path, limit },
                 Failure::Tree(source) => ConvertError::Tree { layer, source },
                 Failure::Ext4(source @ (Ext4Error::Write(_) | Ext4Error::TooLarge)) => {
                     ConvertError::Ext4(source)
@@ -213,17 +230,25 @@ impl Conversion<'_> {
         reader: &mut TarReader<R>,
     ) -> Result<(), Failure> {
         let path = components(&entry.path)?;
-        // Whiteouts are told by name alone (layer.md, "Representing Changes").
-        if let Some((name, parents)) = path.split_last()
-            && let Some(hidden) = name.strip_prefix(b".wh.")
-        {
-            match hidden {
-                b".wh..opq" => self.tree.opaque(parents)?,
-                // What AUFS kept for itself in a layer.
-                _ if hidden.starts_with(b".wh.") => {}
-                _ => self.tree.whiteout(parents, hidden)?,
-            }
+        // Whiteouts are told by name alone (layer.md, "Representing Changes"); what AUFS kept for itself is passed over.
+        if path.iter().any(|name| name.starts_with(b".wh..wh.") && *name != b".wh..wh..opq") {
             return Ok(());
+        }
+        if let Some((name, parents)) = path.split_last() {
+            if parents.iter().any(|name| name.starts_with(b".wh.")) {
+                return Err(TreeError::BelowWhiteout(entry.path.escape_ascii().to_string()).into());
+            }
+            if let Some(hidden) = name.strip_prefix(b".wh.") {
+                match hidden {
+                    b".wh..opq" => self.tree.opaque(parents)?,
+                    _ => self.tree.whiteout(parents, hidden)?,
+                }
+                return Ok(());
+            }
+        }
+        if let EntryKind::HardLink { target } = &entry.kind {
+            // It has the metadata of its target, whatever its own header says, as with other unpackers.
+            return Ok(self.tree.hard_link(&path, target)?);
         }
         let metadata = Metadata {
             mode: entry.mode,
@@ -234,8 +259,6 @@ impl Conversion<'_> {
         };
         let content = match &entry.kind {
             EntryKind::Directory => return Ok(self.tree.add_directory(&path, metadata)?),
-            // It has the metadata of its target, whatever its own header says, as with other unpackers.
-            EntryKind::HardLink { target } => return Ok(self.tree.hard_link(&path, target)?),
             EntryKind::Symlink { target } => Content::Symlink(target.as_slice().into()),
             &EntryKind::CharDevice { device: (major, minor) } => {
                 device_is_valid(major, minor)?;
@@ -246,7 +269,8 @@ impl Conversion<'_> {
                 Content::BlockDevice(major, minor)
             }
             EntryKind::Fifo => Content::Fifo,
-            EntryKind::File { .. } => Content::File(FileMap::default()),
+            // Hard links are done with.
+            EntryKind::File { .. } | EntryKind::HardLink { .. } => Content::File(FileMap::default()),
         };
         let id = self.tree.add_inode(Inode { metadata, content });
         if let EntryKind::File { size, regions } = &entry.kind {
@@ -254,6 +278,12 @@ impl Conversion<'_> {
             match regions {
                 None => copy(reader, &mut file, *size)?,
                 Some(regions) => {
+                    // Each takes a block, however few bytes of the layer it took.
+                    self.regions += regions.len();
+                    if self.regions > self.max_regions {
+                        let path = entry.path.escape_ascii().to_string();
+                        return Err(Failure::Regions { path, limit: self.max_regions });
+                    }
                     for region in regions.iter().filter(|region| region.length > 0) {
                         file.seek(region.offset)?;
                         copy(reader, &mut file, region.length)?;

@@ -3,6 +3,9 @@
 
 use super::Ext4Error;
 
+/// The xattr that decides on access to an object itself; the other one is for what is made in a directory.
+const ACCESS: &str = "system.posix_acl_access";
+
 const XATTR_VERSION: u32 = 2;
 const DISK_VERSION: u32 = 1;
 
@@ -13,12 +16,16 @@ const GROUP: u16 = 0x08;
 const MASK: u16 = 0x10;
 const OTHER: u16 = 0x20;
 
-/// The disk form of `value`. `None` where the ACL says no more than permission bits: Linux stores none then.
+/// The disk form of the xattr `name`. `None` where Linux stores none: an ACL without entries, or one for access that
+/// says no more than permission bits.
 pub(super) fn to_disk(name: &str, value: &[u8]) -> Result<Option<Vec<u8>>, Ext4Error> {
     let invalid = || Ext4Error::InvalidAcl(name.to_owned());
     let (version, entries) = value.split_first_chunk::<4>().ok_or_else(invalid)?;
     if u32::from_le_bytes(*version) != XATTR_VERSION || entries.len() % 8 != 0 {
         return Err(invalid());
+    }
+    if entries.is_empty() {
+        return Ok(None);
     }
     let mut disk = DISK_VERSION.to_le_bytes().to_vec();
     let mut tags = Vec::new();
@@ -36,7 +43,7 @@ pub(super) fn to_disk(name: &str, value: &[u8]) -> Result<Option<Vec<u8>>, Ext4E
     if !is_well_formed(&tags) {
         return Err(invalid());
     }
-    Ok((tags.len() > 3).then_some(disk))
+    Ok((tags.len() > 3 || name != ACCESS).then_some(disk))
 }
 
 /// Ascending tags, each but USER and GROUP once, and a mask where there are named entries (posix_acl_valid).
@@ -73,14 +80,17 @@ mod tests {
             (MASK, 7, none),
             (OTHER, 4, none),
         ]);
-        let disk = to_disk("a", &named).unwrap().unwrap();
+        let disk = to_disk(ACCESS, &named).unwrap().unwrap();
         assert_eq!(
             disk,
             b"\x01\0\0\0\x01\0\x07\0\x02\0\x06\0\xe8\x03\0\0\x04\0\x05\0\x10\0\x07\0\x20\0\x04\0"
         );
 
         let plain = acl(&[(USER_OBJ, 7, none), (GROUP_OBJ, 5, none), (OTHER, 4, none)]);
-        assert_eq!(to_disk("a", &plain).unwrap(), None);
+        assert_eq!(to_disk(ACCESS, &plain).unwrap(), None);
+        assert_eq!(to_disk(ACCESS, &acl(&[])).unwrap(), None);
+        let disk = to_disk("system.posix_acl_default", &plain).unwrap().unwrap();
+        assert_eq!(disk, b"\x01\0\0\0\x01\0\x07\0\x04\0\x05\0\x20\0\x04\0");
     }
 
     #[test]
@@ -95,7 +105,6 @@ mod tests {
         for bad in [
             vec![],
             vec![2, 0, 0],
-            acl(&[]),
             acl(&base[..2]),
             with(&[(USER, 7, 5)]),
             with(&[(USER_OBJ, 7, 0)]),
@@ -103,7 +112,7 @@ mod tests {
             with(&[(0x40, 7, 0)]),
             [acl(&base), vec![0]].concat(),
         ] {
-            assert!(to_disk("a", &bad).is_err(), "{}", bad.escape_ascii());
+            assert!(to_disk(ACCESS, &bad).is_err(), "{}", bad.escape_ascii());
         }
     }
 }

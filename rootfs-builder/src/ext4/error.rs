@@ -27,6 +27,9 @@ pub enum Ext4Error {
     #[error("{0:?} is the 65,001st hard link to one file; ext4 holds 65,000")]
     TooManyLinks(String),
     /// The size asked for.
+    #[error("{0} bytes are too large for a file system: the limit is 16 TiB")]
+    SizeTooLarge(u64),
+    /// The size asked for.
     #[error("{asked} bytes are too small for the image; it needs {needed}")]
     SizeTooSmall {
         /// Bytes asked for.

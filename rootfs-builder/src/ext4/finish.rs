@@ -10,9 +10,10 @@ use super::geometry::{Geometry, descriptor_blocks};
 use super::groups::{Places, Usage};
 use super::inode::{self, INLINE_TARGET, INODE, JOURNAL, LAST_RESERVED, MAX_LINKS, number};
 use super::superblock::{Superblock, hash_seed};
+use super::xattr::InlineXattrs;
 use super::{BLOCK, Ext4Error, FileMap, Writer, Xattrs, journal};
 use crate::layer::Timestamp;
-use crate::tree::{Content, InodeId, Metadata, ROOT, Tree};
+use crate::tree::{Content, Inode, InodeId, Metadata, ROOT, Tree};
 
 /// What has been written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,20 +60,22 @@ impl Writer<'_> {
         for (start, count) in usage.free_runs(data_start, metadata_start) {
             self.punch(start, count)?;
         }
-        let groups: Vec<_> = (0..geometry.groups).map(|group| usage.group(group)).collect();
-        for bitmap in groups.iter().map(|group| &group.block_bitmap) {
-            self.append(bitmap.as_ref().unwrap_or(&[0; BLOCK]))?;
+        for group in 0..geometry.groups {
+            self.append_or_skip(usage.block_bitmap(group).as_ref())?;
         }
-        for bitmap in groups.iter().map(|group| &group.inode_bitmap) {
-            self.append(bitmap.as_ref().unwrap_or(&[0; BLOCK]))?;
+        for group in 0..geometry.groups {
+            self.append_or_skip(usage.inode_bitmap(group).as_ref())?;
         }
+        let groups: Vec<_> = (0..geometry.groups).map(|group| usage.group(group, self.seed)).collect();
         let journal_map = FileMap {
             size: u64::from(geometry.journal_blocks) * BLOCK as u64,
             start: journal_start,
             count: geometry.journal_blocks,
             ..FileMap::default()
         };
-        let mut table = InodeTable::new(self.seed, tree, &placed, journal.then_some(&journal_map));
+        let xattrs = std::mem::take(&mut self.inline_xattrs);
+        let journal_inode = journal.then_some(&journal_map);
+        let mut table = InodeTable::new(self.seed, tree, &placed, &xattrs, journal_inode);
         for (group, i) in groups.iter().zip(0..) {
             for number in (i * geometry.inodes_per_group + 1..).take(group.table_inodes as usize) {
                 self.append(&table.inode(number))?;
@@ -106,6 +109,14 @@ impl Writer<'_> {
         Ok(Summary { size_bytes, inodes })
     }
 
+    /// A bitmap, or a hole where the kernel makes it itself.
+    fn append_or_skip(&mut self, bitmap: Option<&[u8; BLOCK]>) -> Result<(), Ext4Error> {
+        match bitmap {
+            Some(bitmap) => self.append(bitmap),
+            None => self.skip(1),
+        }
+    }
+
     /// Breadth-first from the root, so that what lies near in the tree lies near on disk.
     fn write_directories(&mut self, tree: &Tree) -> Result<Placed, Ext4Error> {
         let hash_seed = hash_seed(&self.uuid);
@@ -114,12 +125,13 @@ impl Writer<'_> {
         let mut pending = VecDeque::from([(ROOT, ROOT)]);
         links[ROOT.index() as usize] = 2;
         while let Some((id, parent)) = pending.pop_front() {
-            let mut names = Vec::new();
+            let (mut names, mut children) = (Vec::new(), Vec::new());
             for (name, child) in tree.children(id) {
                 let content = &tree.inode(child).content;
                 let count = &mut links[child.index() as usize];
                 if matches!(content, Content::Directory(_)) {
                     *count = 2;
+                    children.push(child);
                 } else {
                     *count += 1;
                     if *count > MAX_LINKS {
@@ -134,11 +146,6 @@ impl Writer<'_> {
                 seed: inode_seed(self.seed, number(id)),
                 hash_seed,
             };
-            let mut children: Vec<_> = tree
-                .children(id)
-                .filter(|&(_, child)| matches!(tree.inode(child).content, Content::Directory(_)))
-                .map(|(_, child)| child)
-                .collect();
             children.sort_unstable_by_key(|child| child.index());
             links[id.index() as usize] += children.len() as u32;
             pending.extend(children.into_iter().map(|child| (child, id)));
@@ -196,59 +203,66 @@ struct InodeTable<'a> {
     seed: u32,
     tree: &'a Tree,
     links: &'a [u32],
-    maps: std::iter::Peekable<std::slice::Iter<'a, (InodeId, FileMap)>>,
+    /// The root's directory is always there, and first.
     root_map: &'a FileMap,
+    maps: std::iter::Peekable<std::slice::Iter<'a, (InodeId, FileMap)>>,
+    xattrs: &'a InlineXattrs,
     journal: Option<&'a FileMap>,
 }
 
 impl<'a> InodeTable<'a> {
-    fn new(seed: u32, tree: &'a Tree, placed: &'a Placed, journal: Option<&'a FileMap>) -> Self {
-        // The root's directory is always there, and first.
-        let root_map = &placed.maps[0].1;
-        Self { seed, tree, links: &placed.links, maps: placed.maps[1..].iter().peekable(), root_map, journal }
+    fn new(
+        seed: u32,
+        tree: &'a Tree,
+        placed: &'a Placed,
+        xattrs: &'a InlineXattrs,
+        journal: Option<&'a FileMap>,
+    ) -> Self {
+        let (root_map, maps) = (&placed.maps[0].1, placed.maps[1..].iter().peekable());
+        Self { seed, tree, links: &placed.links, root_map, maps, xattrs, journal }
     }
 
     fn inode(&mut self, number: u32) -> [u8; INODE] {
         match number {
             2 => {
-                let root = self.tree.inode(ROOT);
-                let links = self.links[ROOT.index() as usize];
-                let links = if links > MAX_LINKS { 1 } else { links };
-                inode::encode(self.seed, number, &root.metadata, &root.content, links, Some(self.root_map))
+                let links = self.links_of(ROOT);
+                inode::encode(
+                    self.seed,
+                    number,
+                    self.tree.inode(ROOT),
+                    links,
+                    Some(self.root_map),
+                    self.xattrs,
+                )
             }
             JOURNAL => {
                 let Some(map) = self.journal else { return [0; INODE] };
-                let metadata = Metadata {
-                    mode: 0o600,
-                    uid: 0,
-                    gid: 0,
-                    mtime: Timestamp::default(),
-                    xattrs: Xattrs::None,
-                };
-                inode::encode(self.seed, number, &metadata, &Content::File(FileMap::default()), 1, Some(map))
+                let mtime = Timestamp::default();
+                let metadata = Metadata { mode: 0o600, uid: 0, gid: 0, mtime, xattrs: Xattrs::None };
+                let inode = Inode { metadata, content: Content::File(FileMap::default()) };
+                inode::encode(self.seed, number, &inode, 1, Some(map), self.xattrs)
             }
             ..=LAST_RESERVED => [0; INODE],
-            _ => self.made(number),
+            _ => {
+                let id = self.tree.id(number - LAST_RESERVED);
+                let own_map = self.maps.next_if(|(owner, _)| *owner == id).map(|(_, map)| map);
+                let links = self.links_of(id);
+                if links == 0 {
+                    return [0; INODE];
+                }
+                let inode = self.tree.inode(id);
+                let map = match &inode.content {
+                    Content::File(map) => Some(map),
+                    _ => own_map,
+                };
+                inode::encode(self.seed, number, inode, links, map, self.xattrs)
+            }
         }
     }
 
-    fn made(&mut self, number: u32) -> [u8; INODE] {
-        let index = number - LAST_RESERVED;
-        let id = self.tree.id(index);
-        let links = self.links[index as usize];
-        let own_map = self.maps.next_if(|(owner, _)| *owner == id).map(|(_, map)| map);
-        if links == 0 {
-            return [0; INODE];
-        }
-        let inode = self.tree.inode(id);
-        let map = match &inode.content {
-            Content::File(map) => Some(map),
-            _ => own_map,
-        };
-        let links = match inode.content {
-            Content::Directory(_) if links > MAX_LINKS => 1,
-            _ => links,
-        };
-        inode::encode(self.seed, number, &inode.metadata, &inode.content, links, map)
+    /// A directory with more links than can be counted has one (dir_nlink).
+    fn links_of(&self, id: InodeId) -> u32 {
+        let links = self.links[id.index() as usize];
+        if links > MAX_LINKS { 1 } else { links }
     }
 }

@@ -17,7 +17,7 @@ const DEFAULT_SIZE: u64 = 10 << 30;
 const BYTES_PER_INODE: u64 = 16 << 10;
 
 /// Inodes of a group: one block of bitmap.
-const MAX_INODES: u32 = 8 * BLOCK as u32;
+const MAX_INODES: u32 = GROUP;
 
 const INODES_PER_BLOCK: u32 = (BLOCK / INODE) as u32;
 
@@ -49,10 +49,18 @@ impl Geometry {
         used: u32,
         last_inode: u32,
     ) -> Result<Self, Ext4Error> {
+        // Where no size was asked for, the most descriptors have been reserved.
+        let reserved = reserved_blocks(size);
         let fits = |bytes: u64| {
             let geometry = Self::of_size(bytes, journal, last_inode)?;
+            let used = used + reserved_blocks(Some(bytes)).saturating_sub(reserved);
             (u64::from(used) + geometry.metadata_blocks() <= u64::from(geometry.blocks)).then_some(geometry)
         };
+        if let Some(asked) = size
+            && asked / BLOCK as u64 >= u64::from(u32::MAX)
+        {
+            return Err(Ext4Error::SizeTooLarge(asked));
+        }
         let content = u64::from(used) * BLOCK as u64;
         let start = size.unwrap_or_else(|| DEFAULT_SIZE.max(2 * content));
         if let Some(geometry) = fits(start) {

@@ -17,10 +17,11 @@ pub(super) struct Usage {
     directories: Vec<u16>,
 }
 
-/// A group's bitmaps as they are stored (`None`: all free, left to the kernel), and what the superblock sums up.
+/// What a group's descriptor and the superblock say of it.
 pub(super) struct Group {
-    pub(super) block_bitmap: Option<[u8; BLOCK]>,
-    pub(super) inode_bitmap: Option<[u8; BLOCK]>,
+    /// Of the bitmap; `None` where there is none.
+    block_checksum: Option<u16>,
+    inode_checksum: Option<u16>,
     pub(super) free_blocks: u32,
     pub(super) free_inodes: u32,
     /// Inodes from the first to the last in use.
@@ -78,41 +79,58 @@ impl Usage {
         })
     }
 
-    pub(super) fn group(&self, group: u32) -> Group {
-        let geometry = &self.geometry;
-        let inode_bytes = geometry.inodes_per_group as usize / 8;
-        let inodes = &self.inodes[group as usize * inode_bytes..][..inode_bytes];
-        let table_inodes = inodes
-            .iter()
-            .rposition(|&byte| byte != 0)
-            .map_or(0, |last| 8 * last as u32 + 8 - inodes[last].leading_zeros());
-        let inode_bitmap = (table_inodes > 0).then(|| {
-            let mut bitmap = [0xff; BLOCK];
-            bitmap[..inode_bytes].copy_from_slice(inodes);
-            bitmap
-        });
-        let in_use = self.blocks.get(group as usize * BLOCK..).and_then(|rest| rest.first_chunk::<BLOCK>());
-        let total = geometry.blocks_of(group);
-        // The kernel would make the bitmap of an unused group itself, but not the end of a short last one; and
-        // e2fsck expects the inodes of such a group to be unused as well.
-        let is_last = group + 1 == geometry.groups;
-        let is_written = is_last || inode_bitmap.is_some() || in_use.is_some_and(|b| b != &[0; BLOCK]);
-        let used: u32 = in_use.map_or(0, |bitmap| count_ones(bitmap));
-        let block_bitmap = is_written.then(|| {
+    /// The group's block bitmap as it is stored. `None`: all blocks are free, and the kernel makes it itself. Not so
+    /// for a last group, which may be short, and not where inodes are in use: e2fsck expects those to be unused then.
+    pub(super) fn block_bitmap(&self, group: u32) -> Option<[u8; BLOCK]> {
+        let in_use = self.blocks_in_use(group);
+        let is_last = group + 1 == self.geometry.groups;
+        let is_needed = is_last || in_use.is_some_and(|b| b != &[0; BLOCK]) || self.table_inodes(group) > 0;
+        is_needed.then(|| {
             let mut bitmap = in_use.copied().unwrap_or([0; BLOCK]);
-            for block in total..GROUP {
+            for block in self.geometry.blocks_of(group)..GROUP {
                 bitmap[block as usize / 8] |= 1 << (block % 8);
             }
             bitmap
-        });
+        })
+    }
+
+    /// The group's inode bitmap as it is stored. `None`: all inodes are free.
+    pub(super) fn inode_bitmap(&self, group: u32) -> Option<[u8; BLOCK]> {
+        let inodes = self.inodes_in_use(group);
+        (self.table_inodes(group) > 0).then(|| {
+            let mut bitmap = [0xff; BLOCK];
+            bitmap[..inodes.len()].copy_from_slice(inodes);
+            bitmap
+        })
+    }
+
+    pub(super) fn group(&self, group: u32, seed: u32) -> Group {
+        let inodes = self.inodes_in_use(group);
+        let used = self.blocks_in_use(group).map_or(0, |bitmap| count_ones(bitmap));
         Group {
-            block_bitmap,
-            inode_bitmap,
-            free_blocks: total - used,
-            free_inodes: geometry.inodes_per_group - count_ones(inodes),
-            table_inodes,
+            block_checksum: self.block_bitmap(group).map(|bitmap| crc(seed, &bitmap) as u16),
+            inode_checksum: self.inode_bitmap(group).map(|_| crc(seed, inodes) as u16),
+            free_blocks: self.geometry.blocks_of(group) - used,
+            free_inodes: self.geometry.inodes_per_group - count_ones(inodes),
+            table_inodes: self.table_inodes(group),
             directories: self.directories[group as usize],
         }
+    }
+
+    /// `None` beyond the last block in use.
+    fn blocks_in_use(&self, group: u32) -> Option<&[u8; BLOCK]> {
+        self.blocks.get(group as usize * BLOCK..)?.first_chunk()
+    }
+
+    fn inodes_in_use(&self, group: u32) -> &[u8] {
+        let bytes = self.geometry.inodes_per_group as usize / 8;
+        &self.inodes[group as usize * bytes..][..bytes]
+    }
+
+    fn table_inodes(&self, group: u32) -> u32 {
+        let inodes = self.inodes_in_use(group);
+        let last = inodes.iter().rposition(|&byte| byte != 0);
+        last.map_or(0, |last| 8 * last as u32 + 8 - inodes[last].leading_zeros())
     }
 }
 
@@ -133,15 +151,12 @@ impl Group {
         put(&mut descriptor, 0x10, self.directories.to_le_bytes());
         // The tables' unused parts are holes: nothing has to zero them in the background.
         let mut flags = INODE_ZEROED;
-        match &self.block_bitmap {
-            Some(bitmap) => put(&mut descriptor, 0x18, (crc(seed, bitmap) as u16).to_le_bytes()),
+        match self.block_checksum {
+            Some(checksum) => put(&mut descriptor, 0x18, checksum.to_le_bytes()),
             None => flags |= BLOCK_UNINIT,
         }
-        match &self.inode_bitmap {
-            Some(bitmap) => {
-                let checksum = crc(seed, &bitmap[..geometry.inodes_per_group as usize / 8]);
-                put(&mut descriptor, 0x1a, (checksum as u16).to_le_bytes());
-            }
+        match self.inode_checksum {
+            Some(checksum) => put(&mut descriptor, 0x1a, checksum.to_le_bytes()),
             None => flags |= INODE_UNINIT,
         }
         put(&mut descriptor, 0x12, flags.to_le_bytes());

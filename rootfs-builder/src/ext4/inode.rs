@@ -1,9 +1,10 @@
 //! Inodes (filesystems/ext4/inodes.rst): 256 bytes, 32 of them beyond the old 128, attributes behind those.
 
 use super::checksum::{crc, inode_seed};
+use super::xattr::InlineXattrs;
 use super::{BLOCK, Ext4Error, FileMap, Xattrs, put};
 use crate::layer::Timestamp;
-use crate::tree::{Content, InodeId, Metadata};
+use crate::tree::{Content, Inode, InodeId};
 
 /// Bytes of an inode.
 pub(super) const INODE: usize = 256;
@@ -52,10 +53,10 @@ pub(super) fn file_type(content: &Content) -> u8 {
 pub(super) fn encode(
     file_system_seed: u32,
     number: u32,
-    metadata: &Metadata,
-    content: &Content,
+    Inode { metadata, content }: &Inode,
     links: u32,
     map: Option<&FileMap>,
+    inline_xattrs: &InlineXattrs,
 ) -> [u8; INODE] {
     let mut inode = [0; INODE];
     let (kind, mut size, mut flags) = match content {
@@ -115,8 +116,8 @@ pub(super) fn encode(
     for at in [0x84, 0x88, 0x8c, 0x94] {
         put(&mut inode, at, time_extra.to_le_bytes());
     }
-    if let Xattrs::Inode(room) = &metadata.xattrs {
-        inode[0xa0..].copy_from_slice(room);
+    if let Xattrs::Inode(number) = metadata.xattrs {
+        put(&mut inode, 0xa0, *inline_xattrs.room(number));
     }
     let checksum = crc(inode_seed(file_system_seed, number), &inode);
     put(&mut inode, 0x7c, (checksum as u16).to_le_bytes());

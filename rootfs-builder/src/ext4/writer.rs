@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use super::checksum::{file_system_seed, inode_seed};
 use super::extents::{self, Extent, ROOT_ENTRIES};
 use super::inode::number;
-use super::xattr::{self, Encoded};
+use super::xattr::{self, Encoded, InlineXattrs};
 use super::{BLOCK, Ext4Error, Xattrs};
 use crate::tree::InodeId;
 
@@ -15,7 +15,7 @@ use crate::tree::InodeId;
 const BUFFER: usize = 4 << 20;
 
 /// The largest file: its blocks are numbered in 32 bits, and the last number is reserved.
-const MAX_FILE: u64 = (u32::MAX as u64) * BLOCK as u64;
+const MAX_FILE: u64 = (u32::MAX as u64) * BLOCK_BYTES;
 
 const BLOCK_BYTES: u64 = BLOCK as u64;
 
@@ -24,6 +24,7 @@ pub struct Writer<'a> {
     output: &'a File,
     pub(super) uuid: [u8; 16],
     pub(super) seed: u32,
+    pub(super) inline_xattrs: InlineXattrs,
     /// Bytes from `buffer_block` on that have not been written.
     buffer: Vec<u8>,
     buffer_block: u64,
@@ -36,7 +37,9 @@ pub struct FileMap {
     pub size: u64,
     pub(super) start: u32,
     pub(super) count: u32,
-    /// The root of the extent tree, where it is not simply the run.
+    /// Of a single run: its first block in the file.
+    pub(super) logical: u32,
+    /// The root of the extent tree, where that is not a single run.
     pub(super) root: Option<Box<[u8; 60]>>,
     /// Of a directory: its first block is an index.
     pub(super) is_indexed: bool,
@@ -49,6 +52,7 @@ impl<'a> Writer<'a> {
             output,
             uuid,
             seed: file_system_seed(&uuid),
+            inline_xattrs: InlineXattrs::default(),
             buffer: Vec::with_capacity(BUFFER),
             buffer_block: u64::from(reserved),
         }
@@ -56,9 +60,9 @@ impl<'a> Writer<'a> {
 
     /// Stores attributes: into a block now, or, where they are small, into the inode later.
     pub fn xattrs(&mut self, xattrs: &[(Vec<u8>, Vec<u8>)]) -> Result<Xattrs, Ext4Error> {
-        Ok(match xattr::encode(xattrs)? {
+        Ok(match xattr::encode(xattrs, &mut self.inline_xattrs)? {
             Encoded::None => Xattrs::None,
-            Encoded::Inode(room) => Xattrs::Inode(room),
+            Encoded::Inode(number) => Xattrs::Inode(number),
             Encoded::Block(mut block) => {
                 let number = self.next_block()?;
                 xattr::seal(&mut block, self.seed, number);
@@ -96,17 +100,20 @@ impl<'a> Writer<'a> {
         extents: &[Extent],
     ) -> Result<FileMap, Ext4Error> {
         let end = self.next_block()?;
-        let is_one_run = matches!(extents, [] | [Extent { logical: 0, .. }])
-            && end - start <= ROOT_ENTRIES as u32 * extents::MAX_LENGTH;
-        if is_one_run {
-            return Ok(FileMap { size, start, count: end - start, root: None, is_indexed: false });
+        let map = FileMap { size, start, count: end - start, ..FileMap::default() };
+        match extents {
+            [] => return Ok(map),
+            [run] if run.length <= ROOT_ENTRIES as u32 * extents::MAX_LENGTH => {
+                return Ok(FileMap { logical: run.logical, ..map });
+            }
+            _ => {}
         }
         let (root, blocks) = extents::tree(extents, inode_seed(self.seed, number(inode)), end);
         for block in blocks {
             self.append(&block)?;
         }
         let count = self.next_block()? - start;
-        Ok(FileMap { size, start, count, root: Some(Box::new(root)), is_indexed: false })
+        Ok(FileMap { count, root: Some(Box::new(root)), ..map })
     }
 
     pub(super) fn append(&mut self, mut bytes: &[u8]) -> Result<(), Ext4Error> {
@@ -144,7 +151,7 @@ impl<'a> Writer<'a> {
             let count = run.take_while(|block| !is_zero(block)).count() * BLOCK;
             self.write_at(
                 &self.buffer[start..start + count],
-                self.buffer_block * BLOCK as u64 + start as u64,
+                self.buffer_block * BLOCK_BYTES + start as u64,
             )?;
             start += count;
             start += self.buffer[start..].chunks(BLOCK).take_while(|block| is_zero(block)).count() * BLOCK;
@@ -165,13 +172,13 @@ impl<'a> Writer<'a> {
     /// Makes a run of blocks read as zeros and gives their space back.
     pub(super) fn punch(&self, start: u32, count: u32) -> Result<(), Ext4Error> {
         use rustix::fs::{FallocateFlags, fallocate};
-        let (offset, length) = (u64::from(start) * BLOCK as u64, u64::from(count) * BLOCK as u64);
+        let (offset, length) = (u64::from(start) * BLOCK_BYTES, u64::from(count) * BLOCK_BYTES);
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         match fallocate(self.output, flags, offset, length) {
             Ok(()) => Ok(()),
             // A file system without holes: at least nothing that was deleted is left to read.
             Err(rustix::io::Errno::OPNOTSUPP) => (0..u64::from(count))
-                .try_for_each(|block| self.write_at(&[0; BLOCK], offset + block * BLOCK as u64)),
+                .try_for_each(|block| self.write_at(&[0; BLOCK], offset + block * BLOCK_BYTES)),
             Err(error) => Err(Ext4Error::Write(io::Error::from(error))),
         }
     }
@@ -245,7 +252,7 @@ impl FileWriter<'_, '_> {
 impl FileMap {
     /// The root of the extent tree.
     pub(super) fn root(&self) -> [u8; 60] {
-        let run = Extent { logical: 0, physical: self.start, length: self.count };
+        let run = Extent { logical: self.logical, physical: self.start, length: self.count };
         // So few extents need no blocks of their own, and no seed for those.
         self.root.as_ref().map_or_else(|| extents::tree(&[run], 0, 0).0, |root| **root)
     }

@@ -62,6 +62,7 @@ pub struct Entry {
     pub gid: u32,
     /// Modification time.
     pub mtime: Timestamp,
-    /// Extended attributes by their full names (`user.x`, `security.capability`), in the order of the header.
+    /// Extended attributes by their full names (`user.x`, `security.capability`), in the order of the header; of two
+    /// with one name the later counts.
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }

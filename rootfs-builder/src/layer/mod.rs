@@ -11,7 +11,7 @@ mod pipeline;
 mod sparse;
 mod tar;
 
-pub use decompress::{Compression, decompress};
+pub use decompress::{Compression, decompress, is_tar_layer};
 pub use entry::{Entry, EntryKind, Timestamp};
 pub use pipeline::{Expansion, Layer, LayerStream, Pipeline};
 pub use sparse::Region;

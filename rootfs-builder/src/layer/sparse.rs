@@ -14,8 +14,8 @@ pub struct Region {
     pub length: u64,
 }
 
-/// The most regions of one file: 16 MiB of memory.
-pub(super) const MAX_REGIONS: usize = 1 << 20;
+/// The most regions of one file: 4 MiB of memory, and as much again for each form they pass through.
+pub(super) const MAX_REGIONS: usize = 1 << 18;
 
 /// What PAX records say of a sparse file.
 #[derive(Debug, Default)]

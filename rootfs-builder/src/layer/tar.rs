@@ -8,7 +8,7 @@ use super::{Entry, EntryKind, Timestamp, pax};
 
 const BLOCK: usize = 512;
 
-/// The largest extended header or long name, in bytes; Go's reader, which most images were written for, has the same.
+/// The most bytes of extended headers and long names that one entry may have.
 const MAX_EXTENDED: u64 = 1 << 20;
 
 /// The longest path and link target, in bytes: Linux's PATH_MAX.
@@ -66,6 +66,18 @@ pub struct TarReader<R> {
 /// What extended headers say of the entry that follows them.
 #[derive(Default)]
 struct Overrides {
+    /// Bytes of all of them.
+    bytes: u64,
+    /// GNU's long names, which go before PAX's.
+    long_name: Option<Vec<u8>>,
+    long_link: Option<Vec<u8>>,
+    /// The last PAX header: an earlier one is replaced as a whole (as in Go's reader).
+    pax: Pax,
+}
+
+/// The records of a PAX header that matter.
+#[derive(Default)]
+struct Pax {
     path: Option<Vec<u8>>,
     link: Option<Vec<u8>>,
     size: Option<u64>,
@@ -93,13 +105,19 @@ impl<R: BufRead> TarReader<R> {
             let size = size.ok_or_else(|| self.field("size", &header.path()))?;
             match kind {
                 b'x' | b'L' | b'K' => {
-                    let text = self.extended(size, &header)?;
+                    overrides.bytes = overrides.bytes.saturating_add(size);
+                    if overrides.bytes > MAX_EXTENDED {
+                        return Err(self.field("extended header (over 1 MiB)", &header.path()));
+                    }
+                    self.set_data(size);
+                    let text = self.take(size)?;
                     match kind {
                         b'x' => {
-                            overrides.take_pax(&text).map_err(|field| self.field(field, &header.path()))?;
+                            overrides.pax =
+                                Pax::parse(&text).map_err(|field| self.field(field, &header.path()))?;
                         }
-                        b'L' => overrides.path = Some(until_nul(&text).to_vec()),
-                        _ => overrides.link = Some(until_nul(&text).to_vec()),
+                        b'L' => overrides.long_name = Some(until_nul(&text).to_vec()),
+                        _ => overrides.long_link = Some(until_nul(&text).to_vec()),
                     }
                 }
                 // Global headers hold comments in practice; no unpacker of images applies them.
@@ -189,15 +207,6 @@ impl<R: BufRead> TarReader<R> {
         Ok(Some(header))
     }
 
-    /// The text of an extended header or long name.
-    fn extended(&mut self, size: u64, header: &Header) -> Result<Vec<u8>, TarError> {
-        if size > MAX_EXTENDED {
-            return Err(self.field("extended header (over 1 MiB)", &header.path()));
-        }
-        self.set_data(size);
-        self.take(size)
-    }
-
     /// The next `count` bytes of data; the caller has bounded the count.
     fn take(&mut self, count: u64) -> Result<Vec<u8>, TarError> {
         let mut bytes = Vec::with_capacity(count as usize);
@@ -216,17 +225,21 @@ impl<R: BufRead> TarReader<R> {
     }
 
     /// The entry that `header` and the extended headers before it describe.
-    fn entry(&mut self, header: &Header, size: u64, mut extra: Overrides) -> Result<Entry, TarError> {
+    fn entry(&mut self, header: &Header, size: u64, overrides: Overrides) -> Result<Entry, TarError> {
+        let Overrides { long_name, long_link, pax: mut extra, .. } = overrides;
         let size = extra.size.unwrap_or(size);
-        let path = extra.sparse.name.take().or(extra.path.take()).unwrap_or_else(|| header.path());
+        let path = extra.sparse.name.take().or(long_name).or(extra.path.take());
+        let path = path.unwrap_or_else(|| header.path());
         let fail = |field| self.field(field, &path);
         if path.is_empty() || path.len() > MAX_PATH || path.contains(&0) {
             return Err(fail("name"));
         }
-        let number = |range, field| header.number(range).ok_or_else(|| self.field(field, &path));
-        let id = |over: Option<u64>, range, field| match over {
-            Some(id) => u32::try_from(id).map_err(|_| self.field(field, &path)),
-            None => u32::try_from(number(range, field)?).map_err(|_| self.field(field, &path)),
+        let number = |range, field| header.number(range).ok_or_else(|| fail(field));
+        // The largest number means "nobody in particular" to Linux: no object can belong to it.
+        let id = |over: Option<u64>, range, field| {
+            let id =
+                over.map_or_else(|| number(range, field), |id| i64::try_from(id).map_err(|_| fail(field)))?;
+            u32::try_from(id).ok().filter(|&id| id != u32::MAX).ok_or_else(|| fail(field))
         };
         let uid = id(extra.uid, 108..116, "owner")?;
         let gid = id(extra.gid, 116..124, "group")?;
@@ -236,7 +249,8 @@ impl<R: BufRead> TarReader<R> {
             None => Timestamp { seconds: number(136..148, "time")?, nanoseconds: 0 },
         };
         let link = || {
-            let target = extra.link.clone().unwrap_or_else(|| until_nul(&header.0[157..257]).to_vec());
+            let target = long_link.as_ref().or(extra.link.as_ref());
+            let target = target.cloned().unwrap_or_else(|| until_nul(&header.0[157..257]).to_vec());
             if target.is_empty() || target.len() >= MAX_PATH || target.contains(&0) {
                 return Err(self.field("link target", &path));
             }
@@ -248,10 +262,11 @@ impl<R: BufRead> TarReader<R> {
             Ok((part(329..337)?, part(337..345)?))
         };
         // Before ustar a directory was a file whose name ends in a slash.
-        let is_file = matches!(header.kind(), b'0' | b'7' | 0 | b'S') && !path.ends_with(b"/");
+        let has_data = matches!(header.kind(), b'0' | b'7' | 0 | b'S');
+        let is_file = has_data && !path.ends_with(b"/");
         let kind = match header.kind() {
             _ if is_file => EntryKind::File { size, regions: None },
-            b'0' | b'7' | 0 | b'5' => EntryKind::Directory,
+            b'0' | b'7' | 0 | b'S' | b'5' => EntryKind::Directory,
             b'1' => EntryKind::HardLink { target: link()? },
             b'2' => EntryKind::Symlink { target: link()? },
             b'3' => EntryKind::CharDevice { device: device()? },
@@ -266,12 +281,10 @@ impl<R: BufRead> TarReader<R> {
         };
         let xattrs = std::mem::take(&mut extra.xattrs);
         let mut entry = Entry { path, kind, mode, uid, gid, mtime, xattrs };
-        // Only files have data: what a link or directory claims as its size is not stored (as in Go's reader).
+        // What a link or directory claims as its size is not stored (as in Go's reader).
+        self.set_data(if has_data { size } else { 0 });
         if is_file {
-            self.set_data(size);
             self.sparse(header, &extra.sparse, &mut entry)?;
-        } else {
-            self.set_data(0);
         }
         Ok(entry)
     }
@@ -371,28 +384,34 @@ impl<R: BufRead> TarReader<R> {
     }
 }
 
-impl Overrides {
-    /// Takes the records of a PAX header; the error is the field that is malformed.
-    fn take_pax(&mut self, text: &[u8]) -> Result<(), &'static str> {
+impl Pax {
+    /// The error is the field that is malformed.
+    fn parse(text: &[u8]) -> Result<Self, &'static str> {
+        let mut pax = Self::default();
         for (key, value) in pax::records(text).ok_or("PAX header")? {
             match key {
-                b"path" => self.path = Some(value.to_vec()),
-                b"linkpath" => self.link = Some(value.to_vec()),
-                b"size" => self.size = Some(pax::decimal(value).ok_or("PAX size")?),
-                b"uid" => self.uid = Some(pax::decimal(value).ok_or("PAX uid")?),
-                b"gid" => self.gid = Some(pax::decimal(value).ok_or("PAX gid")?),
-                b"mtime" => self.mtime = Some(pax::time(value).ok_or("PAX mtime")?),
+                // An empty value means that there is no such record.
+                b"path" | b"linkpath" | b"size" | b"uid" | b"gid" | b"mtime" if value.is_empty() => {}
+                b"path" => pax.path = Some(value.to_vec()),
+                b"linkpath" => pax.link = Some(value.to_vec()),
+                // Sizes are added up and rounded: they stay well below 64 bits.
+                b"size" => {
+                    let size = pax::decimal(value).filter(|&size| i64::try_from(size).is_ok());
+                    pax.size = Some(size.ok_or("PAX size")?);
+                }
+                b"uid" => pax.uid = Some(pax::decimal(value).ok_or("PAX uid")?),
+                b"gid" => pax.gid = Some(pax::decimal(value).ok_or("PAX gid")?),
+                b"mtime" => pax.mtime = Some(pax::time(value).ok_or("PAX mtime")?),
                 _ => {
                     if let Some(key) = key.strip_prefix(b"GNU.sparse.") {
-                        self.sparse.record(key, value).ok_or("sparse map")?;
+                        pax.sparse.record(key, value).ok_or("sparse map")?;
                     } else if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
-                        self.xattrs.retain(|(known, _)| known != name);
-                        self.xattrs.push((name.to_vec(), value.to_vec()));
+                        pax.xattrs.push((name.to_vec(), value.to_vec()));
                     }
                 }
             }
         }
-        Ok(())
+        Ok(pax)
     }
 }
 

@@ -90,7 +90,7 @@ fn extended_headers_override() {
     assert_eq!(entry.path, long.as_bytes());
     assert_eq!((entry.uid, entry.gid), (4_294_967_294, 65_536));
     assert_eq!(entry.mtime, Timestamp { seconds: -2, nanoseconds: 500_000_000 });
-    assert_eq!(entry.xattrs, [(b"user.bin".to_vec(), b"again\n".to_vec())]);
+    assert_eq!(entry.xattrs[1], (b"user.bin".to_vec(), b"again\n".to_vec()));
     assert_eq!(data, b"abc");
 
     let name = [long.as_bytes(), b"\0"].concat();
@@ -210,4 +210,38 @@ fn bad_archives() {
     assert!(matches!(read(&[&far, &head]), Err(TarError::Field { field: "owner", .. })));
     let map = pax(&[("GNU.sparse.size", b"10"), ("GNU.sparse.map", b"0,5,3,595")]);
     assert!(matches!(read(&[&map, &head]), Err(TarError::Field { field: "sparse map", .. })));
+}
+
+#[test]
+fn extended_headers_do_not_add_up_without_bound() {
+    let half = pax(&[("comment", &vec![b'x'; 600_000])]);
+    let plain = header("a", b'0', 0);
+    assert_eq!(read(&[&half, &plain, &half, &plain]).unwrap().len(), 2, "each entry has its own");
+    assert!(matches!(
+        read(&[&half, &half, &plain]),
+        Err(TarError::Field { field: "extended header (over 1 MiB)", .. })
+    ));
+    // A later header replaces an earlier one as a whole; GNU's long name goes before PAX's.
+    let (one, two) = (pax(&[("path", b"one"), ("uid", b"7")]), pax(&[("path", b"two"), ("gid", b"")]));
+    let (entry, _) = read(&[&one, &two, &plain]).unwrap().remove(0);
+    assert_eq!((&entry.path[..], entry.uid, entry.gid), (&b"two"[..], 1000, 100));
+    let long = [header("././@LongLink", b'L', 4).to_vec(), padded(b"gnu\0")].concat();
+    let (entry, _) = read(&[&long, &one, &plain]).unwrap().remove(0);
+    assert_eq!(entry.path, b"gnu");
+}
+
+#[test]
+fn numbers_at_their_limits() {
+    let plain = header("a", b'0', 0);
+    let field = |key: &str, value: &[u8]| read(&[&pax(&[(key, value)]), &plain]).unwrap_err();
+    assert!(matches!(field("size", b"18446744073709551615"), TarError::Field { field: "PAX size", .. }));
+    assert!(matches!(field("size", b"9223372036854775807"), TarError::Truncated { .. }));
+    assert!(matches!(field("uid", b"4294967295"), TarError::Field { field: "owner", .. }));
+}
+
+#[test]
+fn an_old_directory_with_data() {
+    let entries = read(&[&header("d/", b'0', 5), &padded(b"hello"), &header("a", b'0', 0)]).unwrap();
+    assert_eq!(entries[0].0.kind, EntryKind::Directory);
+    assert_eq!(entries[1].0.path, b"a");
 }

@@ -1,6 +1,6 @@
 //! What entries and whiteouts of a layer do to the tree (OCI image specification, layer.md, "Applying Changesets").
 
-use super::path::{join, quote, split};
+use super::path::{MAX_NAME, join, quote, split};
 use super::{
     Content, EntryId, Inode, InodeId, LOST_AND_FOUND, Metadata, NONE, REMOVED, RESERVED, ROOT, Tree,
     TreeError, components,
@@ -8,6 +8,9 @@ use super::{
 
 /// Symbolic links that one path may pass through: Linux's own limit.
 const MAX_SYMLINKS: usize = 40;
+
+/// Steps that all paths through symbolic links may take together, for each entry that an image may have.
+const MAX_DETOURS: u64 = 16;
 
 impl Tree {
     /// Makes the directory, or gives the one that is there this metadata.
@@ -151,6 +154,10 @@ impl Tree {
         }
         if let Some(id) = self.find(parent, name) {
             let entry = &mut self.entries[id.0 as usize];
+            // e2fsck -p gives up on a file system where this is something else.
+            if entry.inode == LOST_AND_FOUND {
+                return Err(TreeError::LostAndFound);
+            }
             (entry.inode, entry.layer) = (inode, self.layer);
             return Ok(());
         }
@@ -205,6 +212,11 @@ impl Tree {
         // Names to go, the next one last.
         let mut pending: Vec<Box<[u8]>> = path.iter().rev().map(|&name| name.into()).collect();
         while let Some(name) = pending.pop() {
+            // A link of a few bytes can ask for thousands of steps, and forty of them for each entry.
+            self.detours += 1;
+            if self.detours > MAX_DETOURS * u64::from(self.max_entries) {
+                return Err(TreeError::TooManyDetours(join(path)));
+            }
             if &*name == b".." {
                 if self.trail.len() > 1 {
                     self.trail.pop();
@@ -235,7 +247,7 @@ impl Tree {
             if !make {
                 return Ok(Step::Missing);
             }
-            if name.len() > 255 {
+            if name.len() > MAX_NAME {
                 return Err(TreeError::NameTooLong(join(path)));
             }
             let inode = self.push(self.new_directory(Metadata::of_implied_directory()));

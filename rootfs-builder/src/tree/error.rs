@@ -18,6 +18,15 @@ pub enum TreeError {
     /// A path that never ends.
     #[error("{0:?} passes through more than 40 symbolic links")]
     SymlinkLoop(String),
+    /// Symbolic links that lead through more names than any image needs.
+    #[error("{0:?} is one path through symbolic links too many: together they take too many steps")]
+    TooManyDetours(String),
+    /// `lost+found` as something else than a directory.
+    #[error("lost+found has to be a directory: the file system's checker needs it")]
+    LostAndFound,
+    /// A name below `.wh.NAME`.
+    #[error("{0:?} is below a whiteout")]
+    BelowWhiteout(String),
     /// A hard link to nothing.
     #[error("{path:?} is a hard link to {target:?}, which is not there")]
     NoTarget {

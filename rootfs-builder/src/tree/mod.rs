@@ -124,6 +124,8 @@ pub struct Tree {
     max_entries: u32,
     max_name_bytes: u32,
     name_bytes: u32,
+    /// Names walked so far by paths through symbolic links.
+    detours: u64,
     /// Directories from the root to where the last walk ended.
     trail: Vec<InodeId>,
 }
@@ -149,6 +151,7 @@ impl Tree {
             max_entries: max_entries.min(u32::MAX - 2),
             max_name_bytes: max_name_bytes.min(u32::MAX - 256),
             name_bytes: 0,
+            detours: 0,
             trail: Vec::new(),
         };
         let root = tree.push(tree.new_directory(Metadata::of_implied_directory()));

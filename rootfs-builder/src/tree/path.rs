@@ -3,7 +3,7 @@
 use super::TreeError;
 
 /// The longest component, in bytes: one byte holds its length on disk.
-const MAX_NAME: usize = 255;
+pub(super) const MAX_NAME: usize = 255;
 
 /// The components of an entry's name; none for the root itself. `./a//b/` is `a`, `b`.
 pub fn components(path: &[u8]) -> Result<Vec<&[u8]>, TreeError> {

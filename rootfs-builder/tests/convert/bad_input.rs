@@ -223,3 +223,51 @@ fn a_bad_layer_is_told_before_the_next_has_come() {
     assert!(matches!(error, ConvertError::Tar { source: TarError::Checksum { at: 0 }, .. }), "{error:?}");
     drop(send);
 }
+
+#[test]
+fn a_file_system_that_is_too_large() {
+    let layer = LayerBuilder::new().file("a", b"x").build();
+    for size in [u64::MAX, 16 << 40] {
+        let error = convert_layers(std::slice::from_ref(&layer), &Options { size: Some(size), ..options() });
+        let error = error.unwrap_err();
+        assert!(
+            matches!(error, ConvertError::Ext4(Ext4Error::SizeTooLarge(asked)) if asked == size),
+            "{error:?}"
+        );
+    }
+}
+
+#[test]
+fn names_that_belong_to_others() {
+    let mut layer = LayerBuilder::new();
+    assert_eq!(tree_error(layer.file("lost+found", b"x")), TreeError::LostAndFound);
+    assert_eq!(tree_error(layer.file(".wh.x/y", b"x")), TreeError::BelowWhiteout(".wh.x/y".into()));
+}
+
+#[test]
+fn symbolic_links_that_cost_more_than_they_are() {
+    let mut layer = LayerBuilder::new();
+    layer.dir("d");
+    for i in 0..39 {
+        let target = "d/../".repeat(800) + &format!("l{}", i + 1);
+        layer.pax(&[("linkpath", target.as_bytes())]).symlink(&format!("l{i}"), "");
+    }
+    layer.dir("l39");
+    for i in 0..100 {
+        layer.file(&format!("l0/.wh.{i}"), b"");
+    }
+    let limits = Limits { entries: 1000, ..Limits::default() };
+    let error = convert_layers(&[layer.build()], &Options { limits, ..options() }).unwrap_err();
+    assert!(matches!(error, ConvertError::Tree { source: TreeError::TooManyDetours(_), .. }), "{error:?}");
+}
+
+#[test]
+fn more_pieces_of_sparse_files_than_entries() {
+    let map: Vec<String> = (0..200).map(|i| format!("{},1", i * 8192)).collect();
+    let mut layer = LayerBuilder::new();
+    layer.pax(&[("GNU.sparse.size", b"9999999"), ("GNU.sparse.map", map.join(",").as_bytes())]);
+    layer.file("a", &[1; 200]);
+    let limits = Limits { entries: 100, ..Limits::default() };
+    let error = convert_layers(&[layer.build()], &Options { limits, ..options() }).unwrap_err();
+    assert!(matches!(error, ConvertError::TooManyRegions { limit: 100, .. }), "{error:?}");
+}

@@ -167,3 +167,53 @@ fn attributes_in_the_inode_and_in_a_block() {
     assert!(!listed.contains("apple"), "{listed}");
     assert!(debugfs(image.path(), "ea_list /small").contains("user.small (4)"));
 }
+
+#[test]
+fn acls_as_linux_keeps_them() {
+    let none = u32::MAX.to_le_bytes();
+    let acl: Vec<u8> = [2, 0, 0, 0]
+        .into_iter()
+        .chain(
+            [(1, 7), (4, 5), (0x20, 0)]
+                .into_iter()
+                .flat_map(|(tag, bits): (u8, u8)| [&[tag, 0, bits, 0][..], &none].concat()),
+        )
+        .collect();
+    let mut layer = LayerBuilder::new();
+    layer.pax(&[
+        ("SCHILY.xattr.system.posix_acl_access", &acl),
+        ("SCHILY.xattr.system.posix_acl_default", &acl),
+    ]);
+    layer.dir("d");
+    let (image, _) = convert_layers(&[layer.build()], &options()).unwrap();
+    assert_clean(image.path());
+    let listed = debugfs(image.path(), "ea_list /d");
+    assert!(listed.contains("posix_acl_default") && !listed.contains("posix_acl_access"), "{listed}");
+}
+
+#[test]
+fn of_two_attributes_of_one_name_the_last() {
+    let mut layer = LayerBuilder::new();
+    layer.pax(&[
+        ("SCHILY.xattr.user.a", b"first"),
+        ("SCHILY.xattr.user.b", b"b"),
+        ("SCHILY.xattr.user.a", b"last"),
+    ]);
+    layer.file("f", b"");
+    let (image, _) = convert_layers(&[layer.build()], &options()).unwrap();
+    assert_clean(image.path());
+    let listed = debugfs(image.path(), "ea_list /f");
+    assert!(listed.contains("user.a (4) = \"last\"") && listed.contains("user.b (1)"), "{listed}");
+}
+
+#[test]
+fn sizes_that_are_no_round_number() {
+    let layer = LayerBuilder::new().file("a", b"hello").build();
+    for size in [20_000_000, 128 * MIB, 128 * MIB + 4096, 128 * MIB + 1, 1024 * MIB + 1] {
+        let options = rootfs_builder::convert::Options { size: Some(size), ..options() };
+        let (image, summary) = convert_layers(std::slice::from_ref(&layer), &options).unwrap();
+        assert_eq!(summary.size_bytes, size);
+        assert_clean(image.path());
+        assert_eq!(content(image.path(), "/a"), b"hello");
+    }
+}
