@@ -5,9 +5,14 @@ pub mod ext4;
 pub mod image;
 pub mod layer;
 pub mod progress;
+#[cfg(feature = "pull")]
 pub mod pull;
+#[cfg(feature = "pull")]
 pub mod reference;
+#[cfg(feature = "pull")]
 pub mod registry;
+#[cfg(feature = "pull")]
 pub mod source;
+#[cfg(feature = "pull")]
 pub mod store;
 pub mod tree;
