@@ -1,14 +1,15 @@
 //! An ext4 image, as e2fsprogs and the kernel see it.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{SeekFrom, seek};
+use rustix::fs::{FileType, SeekFrom, seek};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
 use crate::command::{output, run, tool};
+use crate::tree::Tree;
 
 /// Fails unless `e2fsck` finds nothing at all.
 pub fn assert_clean(when: &str, image: &Path) {
@@ -20,6 +21,7 @@ pub fn assert_clean(when: &str, image: &Path) {
 /// A mounted image. Unmounted when dropped.
 pub struct Mount {
     directory: TempDir,
+    mounted: bool,
 }
 
 impl Mount {
@@ -34,7 +36,7 @@ impl Mount {
     fn new(image: &Path, options: &str) -> Self {
         let directory = crate::scratch();
         run(tool("mount").args(["-t", "ext4", "-o", options]).arg(image).arg(directory.path()));
-        Self { directory }
+        Self { directory, mounted: true }
     }
 
     pub fn path(&self) -> &Path {
@@ -42,25 +44,38 @@ impl Mount {
     }
 
     /// Unmounts, and fails when that fails.
-    pub fn unmount(self) {
+    pub fn unmount(mut self) {
         run(tool("umount").arg(self.path()));
-        std::mem::forget(self);
+        self.mounted = false;
     }
 }
 
 impl Drop for Mount {
     fn drop(&mut self) {
         // Not a panic: this may run while another unwinds.
-        if !output(tool("umount").arg(self.directory.path())).0 {
+        if self.mounted && !output(tool("umount").arg(self.directory.path())).0 {
             eprintln!("cannot unmount {}", self.directory.path().display());
         }
     }
 }
 
-/// Copies what the image has into `directory`, as an ordinary user can.
-pub fn dump(image: &Path, directory: &Path) {
-    let request = format!("rdump / {}", directory.display());
-    run(tool("debugfs").args(["-R", &request]).arg(image));
+/// Copies what the image has into `directory`, as an ordinary user can. Such a user's umoci puts empty files in the place of
+/// devices; so does this, where `expected` has one and the image has a device.
+pub fn dump(image: &Path, directory: &Path, expected: &Tree) {
+    let debugfs = |request: String| run(tool("debugfs").args(["-R", &request]).arg(image).env("LC_ALL", "C"));
+    debugfs(format!("rdump / {}", directory.display()));
+    for (path, node) in &expected.nodes {
+        let copy = directory.join(path);
+        if node.kind == FileType::RegularFile && node.size == 0 && copy.symlink_metadata().is_err() {
+            let stat = debugfs(format!("stat \"/{}\"", path.display()));
+            if stat.contains("Type: character special") || stat.contains("Type: block special") {
+                let mode = stat.split_once("Mode:").unwrap().1.split_whitespace().next().unwrap();
+                File::create(&copy).unwrap();
+                fs::set_permissions(&copy, Permissions::from_mode(u32::from_str_radix(mode, 8).unwrap()))
+                    .unwrap();
+            }
+        }
+    }
 }
 
 /// A copy of the image that may be written to.

@@ -32,6 +32,7 @@ pub struct Node {
 }
 
 /// A tree by paths relative to its root, which is the empty path.
+#[derive(Default)]
 pub struct Tree {
     pub root: PathBuf,
     pub nodes: BTreeMap<PathBuf, Node>,
