@@ -4,7 +4,7 @@
 //! inode. Entries carry the layer that put them there, because a whiteout removes only what lower layers put.
 //! Nothing is ever counted down: at the end, what can be reached from the root exists.
 //!
-//! A million entries have to fit (about 130 bytes each), so both live in arenas and names in one buffer; a hash
+//! A million entries have to fit (about 150 bytes each), so both live in arenas and names in one buffer; a hash
 //! table over the entries finds a name in a directory.
 
 mod apply;
