@@ -148,15 +148,3 @@ fn the_compression_of_layers_does_not_matter() {
         }
     });
 }
-
-/// For looking into a failure by hand: `VOIDRUN_TORTURE=/some/directory cargo test --test oracle -- --ignored write`.
-#[test]
-#[ignore = "writes the torture image to $VOIDRUN_TORTURE and tests nothing"]
-fn write_the_torture_image() {
-    let directory =
-        PathBuf::from(std::env::var_os("VOIDRUN_TORTURE").expect("VOIDRUN_TORTURE names a directory"));
-    std::fs::create_dir_all(&directory).unwrap();
-    for reader in [Reader::Any, Reader::Umoci] {
-        torture(&directory, Compression::Gzip, reader);
-    }
-}
