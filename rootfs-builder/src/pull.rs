@@ -26,7 +26,7 @@ use crate::progress::{Event, Progress};
 use crate::reference::ImageName;
 use crate::registry::{Registry, RegistryError};
 use crate::source::{Input, Local, LocalImage, Source, SourceError};
-use crate::store::{ImageRecordParts, Ingest, Pending, Recipe, RefRecord, Store, StoreError};
+use crate::store::{ImageRecordParts, Ingest, Pending, Recipe, RefRecord, Store, StoreError, is_full};
 
 /// Layers that are fetched at once. Docker's number is 3, containerd's too.
 const PARALLEL_LAYERS: usize = 4;
@@ -154,7 +154,7 @@ impl Pull {
         let name = name.ok_or_else(|| PullError::NameNeeded(source.to_string()))?;
         let resolved = match self.pinned(&source, &options)? {
             Some(resolved) => resolved,
-            None => self.resolve(registry, source, &options.platform).await?,
+            None => self.resolve(registry, source, &options).await?,
         };
         let recipe = Recipe {
             manifest: resolved.manifest.digest,
@@ -211,8 +211,9 @@ impl Pull {
         &self,
         registry: Registry,
         source: Source,
-        platform: &Platform,
+        options: &PullOptions,
     ) -> Result<Resolved, PullError> {
+        let (platform, limits) = (&options.platform, options.limits);
         let (origin, manifest, config) = match source {
             Source::Name(name @ ImageName::Local { .. }) => return self.stored(name),
             Source::Name(ImageName::Registry { reference }) => {
@@ -224,7 +225,7 @@ impl Pull {
             Source::Local(local) => {
                 let (pull, platform) = (self.clone(), platform.clone());
                 let mut image = spawn_blocking(move || {
-                    let opened = local.open(&pull.store, &platform, &|event| pull.tell(event));
+                    let opened = local.open(&pull.store, &platform, limits, &|event| pull.tell(event));
                     opened.map_err(|error| pull.explain_copy(error.into(), &local))
                 })
                 .await??;
@@ -448,13 +449,4 @@ fn check_platform(config: &ImageConfig, wanted: &Platform) -> Result<(), PullErr
         return Ok(());
     }
     Err(PullError::Platform { found: config.platform.clone(), wanted: wanted.clone() })
-}
-
-/// Does the chain of errors end in a full disk?
-fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
-    std::iter::successors(Some(error), |error| error.source()).any(|error| {
-        error.downcast_ref::<io::Error>().is_some_and(|error| {
-            matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-        })
-    })
 }

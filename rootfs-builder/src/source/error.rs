@@ -4,7 +4,7 @@ use std::io;
 
 use super::Input;
 use crate::image::{Digest, InvalidDigest, ManifestError};
-use crate::layer::TarError;
+use crate::layer::{Expansion, TarError};
 use crate::store::StoreError;
 
 /// A local source that cannot be used. Each names the source.
@@ -25,6 +25,14 @@ pub enum SourceError {
         input: Input,
         /// How.
         source: TarError,
+    },
+    /// It expands beyond [`crate::convert::Limits`].
+    #[error("the archive {input}")]
+    Expansion {
+        /// The source.
+        input: Input,
+        /// By how much.
+        source: Expansion,
     },
     /// An archive that holds more than an image can.
     #[error("the archive {input} has more than {limit} {what}")]

@@ -20,7 +20,7 @@ pub enum StoreError {
     },
     /// The store's file system is full, or will be.
     #[error(
-        "not enough space for {what} in {}: about {} are needed, {} are free; `voidrun images gc` frees what is not in use",
+        "not enough space for {what} in {}: at least about {} are needed, {} are free; `voidrun images gc` frees what is not in use",
         path.display(), Mib(*needed), Mib(*available)
     )]
     NoSpace {
@@ -28,9 +28,9 @@ pub enum StoreError {
         what: String,
         /// The store.
         path: PathBuf,
-        /// Bytes needed (an estimate where layers are compressed).
+        /// Bytes needed, as far as that is known: an estimate where layers are compressed. More than `available`.
         needed: u64,
-        /// Bytes free for this user.
+        /// Bytes free for this user once what was written in vain is gone.
         available: u64,
     },
     /// The store has a format that this program does not know.
@@ -86,6 +86,15 @@ impl StoreError {
         let path = path.to_owned();
         move |source| Self::Io { action, path, source }
     }
+}
+
+/// Does the chain of errors end in a full disk?
+pub(crate) fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |error| error.source()).any(|error| {
+        error.downcast_ref::<io::Error>().is_some_and(|error| {
+            matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+        })
+    })
 }
 
 /// Bytes for people.

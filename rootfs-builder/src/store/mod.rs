@@ -29,6 +29,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 pub use blob::{Ingest, Part};
 pub use error::StoreError;
+pub(crate) use error::is_full;
 pub use gc::{Budget, Removal, Removed, Report};
 pub use image::{Image, ImageRecordParts, Listing, Pending};
 pub use record::{ImageRecord, Recipe, RefRecord};
@@ -99,6 +100,14 @@ impl Store {
         let stat = rustix::fs::statvfs(&*self.root)
             .map_err(|e| StoreError::io("inspect the file system of", &self.root)(e.into()))?;
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+
+    /// The error of a store that is full, told while the `written` bytes that go with the failure are still there.
+    pub(crate) fn no_space(&self, what: String, needed: u64, written: u64) -> StoreError {
+        let available = self.available().unwrap_or(0).saturating_add(written);
+        // It did not fit, so whatever was estimated, it is more than there was.
+        let needed = needed.max(available.saturating_add(1 << 20));
+        StoreError::NoSpace { what, path: self.root.to_path_buf(), needed, available }
     }
 
     fn ingest_dir(&self) -> PathBuf {
