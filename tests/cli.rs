@@ -479,6 +479,23 @@ fn errors_as_json() {
     assert_eq!(ran.stdout, "");
 }
 
+/// `voidrun ... 2>/dev/full`, and a reader of standard error that is gone.
+#[test]
+fn nobody_has_to_read_standard_error() {
+    let voidrun = Voidrun::new();
+    let source = voidrun.layout("tool", &Layout::of(&two_layers()));
+    let (reader, gone) = std::io::pipe().unwrap();
+    drop(reader);
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    for (stderr, name) in [(std::process::Stdio::from(gone), "a"), (full.into(), "b")] {
+        let mut command = voidrun.command(&["images", "pull", &source, "--name", name]);
+        Ran::from(command.stderr(stderr).output().unwrap()).ok();
+    }
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let ran = voidrun.command(&["images", "inspect", "none"]).stderr(full).output().unwrap();
+    assert_eq!(ran.status.code(), Some(1));
+}
+
 #[test]
 fn configuration_is_shown_with_its_origin() {
     let voidrun = Voidrun::new();

@@ -272,7 +272,6 @@ impl Pull {
         let (output, inodes) = match result {
             Ok(converted) => converted,
             Err(error) => {
-                pending.discard();
                 return Err(self.explain(error, &resolved.manifest));
             }
         };

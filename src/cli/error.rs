@@ -8,6 +8,7 @@ use rootfs_builder::reference::NameError;
 use rootfs_builder::registry::RegistryError;
 use rootfs_builder::store::StoreError;
 
+use super::tell;
 use crate::config::ConfigError;
 
 #[derive(Debug, thiserror::Error)]
@@ -28,8 +29,8 @@ pub(crate) enum CliError {
     Config(#[from] ConfigError),
     #[error("{0}")]
     Usage(String),
-    #[error("interrupted: what has arrived is kept, the same command continues")]
-    Interrupted,
+    #[error("interrupted{advice}")]
+    Interrupted { signal: Interrupt, advice: &'static str },
     #[error("cannot start")]
     Runtime(#[source] io::Error),
     #[error("cannot read {what}")]
@@ -38,12 +39,20 @@ pub(crate) enum CliError {
     Output(#[source] io::Error),
 }
 
+/// The signals that ask the program to end.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Interrupt {
+    Int,
+    Term,
+}
+
 impl CliError {
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
             Self::Usage(_) | Self::Name(NameError::Local(_) | NameError::Reference { .. }) => 2,
-            // As a shell reports a program that SIGINT has ended.
-            Self::Interrupted => 130,
+            // As a shell reports a program that the signal has ended.
+            Self::Interrupted { signal: Interrupt::Int, .. } => 130,
+            Self::Interrupted { signal: Interrupt::Term, .. } => 143,
             _ => 1,
         }
     }
@@ -51,12 +60,12 @@ impl CliError {
     pub(crate) fn print(&self, json: bool) {
         let causes = causes(self);
         if json {
-            eprintln!("{}", serde_json::json!({ "error": self.to_string(), "causes": causes }));
+            tell(&serde_json::json!({ "error": self.to_string(), "causes": causes }).to_string());
             return;
         }
-        eprintln!("error: {self}");
+        tell(&format!("error: {self}"));
         for cause in causes {
-            eprintln!("  because: {cause}");
+            tell(&format!("  because: {cause}"));
         }
     }
 }

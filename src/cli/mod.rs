@@ -16,9 +16,10 @@ use rootfs_builder::reference::{self, ImageName, NameError};
 use rootfs_builder::registry::{CredentialSources, Registry, RegistryConfig, RetryPolicy};
 use rootfs_builder::store::Store;
 use serde::Serialize;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::Config;
-use error::CliError;
+use error::{CliError, Interrupt};
 
 /// Runs untrusted code in a real virtual machine on your own Linux machine, as easily as calling a function.
 #[derive(Debug, Parser)]
@@ -115,17 +116,25 @@ impl Context {
     }
 }
 
-/// Runs an async verb until it ends or the user interrupts it.
-fn wait_for<T>(work: impl Future<Output = Result<T, CliError>>) -> Result<T, CliError> {
+/// A line on standard error. Nothing is to be done when nobody reads it any more, or the disk below it is full.
+fn tell(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+/// Runs an async verb until it ends or the user interrupts it; `advice` is what to tell then.
+fn wait_for<T>(advice: &'static str, work: impl Future<Output = Result<T, CliError>>) -> Result<T, CliError> {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(CliError::Runtime)?;
     let result = runtime.block_on(async {
+        let mut int = signal(SignalKind::interrupt()).map_err(CliError::Runtime)?;
+        let mut term = signal(SignalKind::terminate()).map_err(CliError::Runtime)?;
         tokio::select! {
             result = work => result,
-            Ok(()) = tokio::signal::ctrl_c() => Err(CliError::Interrupted),
+            _ = int.recv() => Err(CliError::Interrupted { signal: Interrupt::Int, advice }),
+            _ = term.recv() => Err(CliError::Interrupted { signal: Interrupt::Term, advice }),
         }
     });
-    // A conversion that nobody waits for any more must not hold up the exit; what it leaves is overwritten by the next.
+    // A conversion that nobody waits for any more must not hold up the exit; what it leaves is swept by the next.
     runtime.shutdown_background();
     result
 }

@@ -9,6 +9,8 @@ use indicatif::{BinaryBytes, MultiProgress, ProgressBar, ProgressStyle};
 use rootfs_builder::image::Digest;
 use rootfs_builder::progress::Event;
 
+use super::tell;
+
 /// Draws on standard error.
 pub(super) enum Display {
     Bars(Mutex<Bars>),
@@ -32,7 +34,7 @@ impl Display {
             Self::Bars(bars) => bars.lock().unwrap_or_else(PoisonError::into_inner).show(event),
             Self::Lines(lines) => {
                 if let Some(line) = lines.lock().unwrap_or_else(PoisonError::into_inner).line(event) {
-                    eprintln!("{line}");
+                    tell(&line);
                 }
             }
             Self::Nothing => {}

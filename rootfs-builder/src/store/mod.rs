@@ -11,7 +11,8 @@
 //!
 //! A file becomes visible by `fdatasync`, `rename`, `fsync` of the directory, and things are made in the order blob,
 //! image, image record, reference, and removed in the opposite one. A process may be killed between any two steps: what
-//! it leaves in `ingest` is continued or overwritten by the next pull, or swept by [`Store::collect`].
+//! it leaves in `ingest` is continued or overwritten by the next pull, or swept by [`Store::collect`] and before the next
+//! archive is read.
 
 mod blob;
 mod error;

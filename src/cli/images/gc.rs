@@ -6,7 +6,7 @@ use indicatif::BinaryBytes;
 use rootfs_builder::store::{Budget, Removed};
 use serde_json::json;
 
-use crate::cli::{Context, error::CliError};
+use crate::cli::{Context, error::CliError, tell};
 use crate::size::Size;
 
 /// Remove what no image needs, and cached layers beyond a budget
@@ -42,7 +42,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
                 Removed::Blob => "layer",
                 Removed::Leftover => "leftover",
             };
-            eprintln!("removed {kind} {}: {}", removal.name, BinaryBytes(removal.freed_bytes));
+            tell(&format!("removed {kind} {}: {}", removal.name, BinaryBytes(removal.freed_bytes)));
         }
         removed.push(removal);
     })?;

@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::view::View;
 use crate::cli::progress::short;
-use crate::cli::{Context, error::CliError, table};
+use crate::cli::{Context, error::CliError, table, tell};
 
 /// List the images
 #[derive(Debug, clap::Args)]
@@ -26,7 +26,7 @@ pub(super) fn run(_: &Args, context: &Context) -> Result<(), CliError> {
     };
     if !context.json {
         for problem in &listing.damaged {
-            eprintln!("warning: {problem}");
+            tell(&format!("warning: {problem}"));
         }
     }
     context.print(&listing, |listing| {

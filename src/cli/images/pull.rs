@@ -4,13 +4,15 @@ use rootfs_builder::convert::Limits;
 use rootfs_builder::image::Platform;
 use rootfs_builder::pull::{PullOptions, pull};
 use rootfs_builder::reference::{ImageName, LocalName};
-use rootfs_builder::source::Source;
+use rootfs_builder::source::{Input, Local, Source};
 use rootfs_builder::store::Store;
 
 use super::view::View;
 use crate::cli::progress::Display;
 use crate::cli::{Context, error::CliError, wait_for};
 use crate::size::Size;
+
+const CONTINUES: &str = ": what has arrived is kept, the same command continues";
 
 /// Pull an image and make a root file system of it
 #[derive(Debug, clap::Args)]
@@ -70,7 +72,13 @@ pub(super) fn fetch(
         size: shape.size.map(|size| size.0),
         limits: Limits::default(),
     };
-    let result = wait_for(async {
+    // What an archive holds is known at its end only; everything else comes layer by layer.
+    let advice = match &source {
+        Source::Local(Local { input: Input::Path(path), .. }) if path.is_dir() => CONTINUES,
+        Source::Local(_) => ": nothing of the archive is kept, the same command starts over",
+        Source::Name(_) => CONTINUES,
+    };
+    let result = wait_for(advice, async {
         let pulled = pull(store, &registry, source, options, &|event| display.show(event)).await;
         pulled.map_err(|source| CliError::Pull { what, source: source.into() })
     });
