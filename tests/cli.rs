@@ -395,6 +395,59 @@ fn another_size_is_made_from_the_kept_layers() {
 }
 
 #[test]
+fn a_stored_image_keeps_its_shape() {
+    let voidrun = Voidrun::new();
+    let source = voidrun.layout("tool", &Layout::of(&two_layers()));
+    voidrun.run(&["images", "pull", &source, "--size", "1GiB"]).ok();
+    let before = voidrun.inspect("tool");
+    let again = voidrun.run(&["images", "pull", "tool"]).ok();
+    assert!(again.stderr.contains("tool: already here"), "{again:?}");
+    assert_eq!(voidrun.inspect("tool")["derivation"], before["derivation"]);
+    let ran = voidrun.run(&["images", "pull", "tool", "--platform", "linux/s390x"]);
+    ran.fails(1, &["the image is for linux/amd64, not for linux/s390x"]);
+
+    // Another image under the name is worth a word.
+    let other = voidrun.layout("other", &Layout::of(&two_layers()[..1]));
+    let ran = voidrun.run(&["images", "pull", &other, "--name", "tool"]).ok();
+    assert!(ran.stderr.contains(&format!("tool was {} until now", before["digest"].as_str().unwrap())));
+    assert!(ran.stderr.contains("1 layer, "), "{ran:?}");
+}
+
+#[test]
+fn what_an_image_says_is_not_obeyed_by_the_terminal() {
+    let voidrun = Voidrun::new();
+    let mut layout = Layout::default();
+    for i in 0..30 {
+        let manifest = layout.image(&[layer(&[("x", &[i])])], "amd64");
+        layout.manifests.push(tagged(manifest, &format!("v{i}\u{1b}]0;title\u{7}\u{9b}2J")));
+    }
+    let ran = voidrun.run(&["images", "pull", &voidrun.layout("tool", &layout)]);
+    assert!(!ran.stderr.contains(|c: char| c.is_control() && c != '\n'), "{ran:?}");
+    ran.fails(1, &["several images", "and 10 more"]);
+    let mut layout = Layout::default();
+    let manifest = layout.image(&two_layers(), "\u{1b}[2J");
+    layout.manifests.push(manifest);
+    let ran = voidrun.run(&["images", "pull", &voidrun.layout("other", &layout)]);
+    assert!(!ran.stderr.contains('\u{1b}'), "{ran:?}");
+    ran.fails(1, &["for linux/\u{fffd}[2J"]);
+}
+
+/// A member of an archive that no disk holds, in a file and in a pipe.
+#[test]
+fn no_space_is_told_with_how_much_is_needed() {
+    let voidrun = Voidrun::new();
+    let mut header = tar::Header::new_gnu();
+    header.set_path("blobs/x").unwrap();
+    header.set_size(1 << 60);
+    header.set_cksum();
+    let file = voidrun.file("huge.tar", header.as_bytes());
+    let words = &["not enough space", "at least about 1073741824 GiB", "gc --grace 0s"];
+    voidrun.run(&["images", "import", "x", &file]).fails(1, words);
+    voidrun.run_with_stdin(&["images", "import", "x"], header.as_bytes()).fails(1, words);
+    assert_eq!(voidrun.files("ingest"), Vec::<String>::new());
+}
+
+#[test]
 fn a_blob_that_went_bad_in_the_store_is_fetched_again() {
     let voidrun = Voidrun::new();
     let layers = two_layers();

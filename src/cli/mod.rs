@@ -103,7 +103,7 @@ impl Context {
         let mut output = if self.json {
             serde_json::to_string_pretty(value).map_err(|e| CliError::Output(e.into()))?
         } else {
-            text(value)
+            printable(&text(value))
         };
         if !output.is_empty() && !output.ends_with('\n') {
             output.push('\n');
@@ -116,9 +116,14 @@ impl Context {
     }
 }
 
+/// `text` without what a terminal would obey: names, tags and messages in it may come from an image or a server.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() && c != '\n' { '\u{fffd}' } else { c }).collect()
+}
+
 /// A line on standard error. Nothing is to be done when nobody reads it any more, or the disk below it is full.
 fn tell(line: &str) {
-    let _ = writeln!(std::io::stderr(), "{line}");
+    let _ = writeln!(std::io::stderr(), "{}", printable(line));
 }
 
 /// Runs an async verb until it ends or the user interrupts it; `advice` is what to tell then.

@@ -215,6 +215,11 @@ impl Archive {
         Ok(Stored { number, digest: Digest::from_hash(hash), size })
     }
 
+    /// Bytes on disk of the files that are not blobs of the store yet.
+    pub(super) fn copied_bytes(&self) -> u64 {
+        self.scratch.allocated()
+    }
+
     pub(super) fn input(&self) -> &Input {
         &self.input
     }

@@ -3,7 +3,7 @@
 use std::io;
 
 use super::Input;
-use crate::image::{Digest, InvalidDigest, ManifestError};
+use crate::image::{Digest, InvalidDigest, ManifestError, listed};
 use crate::layer::{Expansion, TarError};
 use crate::store::StoreError;
 
@@ -142,7 +142,7 @@ pub enum SourceError {
 }
 
 fn ambiguous(input: &Input, wanted: Option<&str>, offered: &[String]) -> String {
-    let offered = if offered.is_empty() { "none".into() } else { offered.join(", ") };
+    let offered = if offered.is_empty() { "none".into() } else { listed(offered) };
     match wanted {
         Some(wanted) => format!("{input} has no image with the tag {wanted:?}; its tags: {offered}"),
         None => format!(

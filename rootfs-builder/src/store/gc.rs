@@ -61,6 +61,8 @@ pub struct Removal {
 pub struct Report {
     /// Bytes on disk that are free now.
     pub freed_bytes: u64,
+    /// Bytes on disk of what would have gone, had it not been used within the grace time.
+    pub kept_by_grace_bytes: u64,
     /// Bytes on disk that images, blobs and what is on its way to become one still take.
     pub remaining_bytes: u64,
     /// By how much that is over the budget.
@@ -111,14 +113,20 @@ impl Store {
         };
         let roots = self.roots()?;
         let kept = self.reached_blobs(&roots);
-        self.sweep_images(&roots, budget.grace, &mut count)?;
+        let mut young = self.sweep_images(&roots, budget.grace, &mut count)?;
         for blob in self.digests_in("blobs/sha256", "")? {
-            if !kept.contains(&blob) && is_idle(&self.blob_path(&blob), budget.grace) {
+            if kept.contains(&blob) {
+                continue;
+            }
+            if is_idle(&self.blob_path(&blob), budget.grace) {
                 self.remove_blob(&blob, &mut count)?;
+            } else {
+                young += allocated(&self.blob_path(&blob));
             }
         }
         self.sweep_abandoned(&mut count)?;
-        self.sweep_ingest(budget.grace, &mut count)?;
+        young += self.sweep_ingest(budget.grace, &mut count)?;
+        report.kept_by_grace_bytes = young;
         report.remaining_bytes = self.trim_cache(budget, &mut count)?;
         report.over_budget_bytes = report.remaining_bytes.saturating_sub(budget.bytes);
         self.sweep_locks();
@@ -145,21 +153,25 @@ impl Store {
         manifests.flat_map(|record| blobs_of(&record.manifest)).collect()
     }
 
+    /// Returns the bytes of what is too young to go.
     fn sweep_images(
         &self,
         roots: &BTreeSet<Digest>,
         grace: Duration,
         removed: &mut dyn FnMut(Removal),
-    ) -> Result<(), StoreError> {
+    ) -> Result<u64, StoreError> {
+        let mut young = 0;
         let mut images: BTreeSet<Digest> = self.digests_in("images", ".ext4")?.into_iter().collect();
         images.extend(self.digests_in("images", ".json")?);
         for image in images.difference(roots) {
             let paths = [self.image_path(image), self.image_record_path(image)];
             if paths.iter().all(|path| !path.exists() || is_idle(path, grace)) {
                 self.remove_image(image, removed)?;
+            } else {
+                young += paths.iter().map(|path| allocated(path)).sum::<u64>();
             }
         }
-        Ok(())
+        Ok(young)
     }
 
     /// What is in `ingest`, has lost its owner and cannot be continued: copies of archives, file systems half written.
@@ -182,10 +194,12 @@ impl Store {
         Ok(())
     }
 
-    /// What else is in `ingest` and has no living owner.
-    fn sweep_ingest(&self, grace: Duration, removed: &mut dyn FnMut(Removal)) -> Result<(), StoreError> {
+    /// What else is in `ingest` and has no living owner. Returns the bytes of downloads too young to go.
+    fn sweep_ingest(&self, grace: Duration, removed: &mut dyn FnMut(Removal)) -> Result<u64, StoreError> {
+        let mut young = 0;
         for (path, name) in self.ingested()? {
             if !is_idle(&path, grace) {
+                young += digest_of_file(&name, ".part").map_or(0, |_| allocated(&path));
                 continue;
             }
             let freed = if let Some(blob) = digest_of_file(&name, ".part") {
@@ -200,7 +214,7 @@ impl Store {
                 removed(Removal { kind: Removed::Leftover, name, freed_bytes });
             }
         }
-        Ok(())
+        Ok(young)
     }
 
     /// What is in `ingest`.
@@ -300,11 +314,11 @@ fn unlink_unowned(path: &Path, lock: &Path) -> Result<Option<u64>, StoreError> {
     }
 }
 
-fn allocated(path: &Path) -> u64 {
+pub(super) fn allocated(path: &Path) -> u64 {
     std::fs::symlink_metadata(path).map_or(0, |found| found.blocks() * 512)
 }
 
-fn allocated_in(dir: &Path) -> u64 {
+pub(super) fn allocated_in(dir: &Path) -> u64 {
     let Ok(entries) = std::fs::read_dir(dir) else { return 0 };
     entries.flatten().map(|entry| allocated(&entry.path())).sum()
 }

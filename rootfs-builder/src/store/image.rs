@@ -175,6 +175,11 @@ impl Pending {
             .map_err(StoreError::io("create", &path))
     }
 
+    /// Bytes on disk of what has been written so far.
+    pub(crate) fn written(&self) -> u64 {
+        super::gc::allocated(&self.store.image_part_path(&self.derivation))
+    }
+
     /// Makes the file from [`Pending::create`] an image.
     pub fn commit(
         &self,

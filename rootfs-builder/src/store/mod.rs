@@ -81,7 +81,7 @@ impl Store {
         match std::fs::read(&path) {
             Ok(bytes) => {
                 let Format { format: found } = serde_json::from_slice(&bytes)
-                    .map_err(|e| StoreError::Damaged { path: path.clone(), reason: e.to_string() })?;
+                    .map_err(|source| StoreError::DamagedFormat { path, supported: FORMAT, source })?;
                 if found == FORMAT {
                     return Ok(());
                 }

@@ -41,6 +41,11 @@ impl Scratch {
         self.dir.path().join(number.to_string())
     }
 
+    /// Bytes on disk of all files.
+    pub(crate) fn allocated(&self) -> u64 {
+        super::gc::allocated_in(self.dir.path())
+    }
+
     /// A new file.
     pub(crate) fn create(&self, number: usize) -> Result<File, StoreError> {
         let path = self.path(number);

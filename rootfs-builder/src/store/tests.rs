@@ -126,6 +126,21 @@ fn damaged_blobs_are_found() {
 }
 
 #[test]
+fn what_a_download_has_brought_is_not_needed_again() {
+    let (_dir, store) = store();
+    let bytes = vec![7; 64 << 10];
+    let wanted = descriptor(&bytes);
+    assert_eq!(store.missing_bytes(&wanted).unwrap(), 64 << 10);
+    let Ingest::Missing(part) = store.ingest(&wanted, || {}).unwrap() else { panic!("present") };
+    part.file().write_all(&bytes[..32 << 10]).unwrap();
+    part.file().sync_all().unwrap();
+    assert_eq!(store.missing_bytes(&wanted).unwrap(), 32 << 10);
+    part.file().write_all(&bytes[32 << 10..]).unwrap();
+    part.commit().unwrap();
+    assert_eq!(store.missing_bytes(&wanted).unwrap(), 0);
+}
+
+#[test]
 fn an_image_counts_when_its_record_and_file_are_there() {
     let (_dir, store) = store();
     let derivation = add_image(&store, &[b"a"], Some("x"));
@@ -170,8 +185,10 @@ fn gc_keeps_what_names_reach_and_what_is_young() {
     let lost = add_image(&store, &[b"shared", b"lost"], None);
     let (removed, report) = collect(&store, Budget { grace: Duration::from_mins(1), ..ALL });
     assert_eq!((removed, report.freed_bytes), (Vec::new(), 0));
+    assert!(report.kept_by_grace_bytes > 0, "gc can say why it removes nothing");
 
     let (removed, report) = collect(&store, ALL);
+    assert_eq!(report.kept_by_grace_bytes, 0);
     let mut names: Vec<_> = removed.iter().map(|removal| (removal.kind, removal.name.clone())).collect();
     names.sort_by_key(|(_, name)| name.clone());
     let mut expected = [(Removed::Image, lost.to_string()), (Removed::Blob, Digest::of(b"lost").to_string())];

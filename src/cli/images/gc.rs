@@ -49,6 +49,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
     let view = json!({
         "removed": removed,
         "freedBytes": report.freed_bytes,
+        "keptByGraceBytes": report.kept_by_grace_bytes,
         "remainingBytes": report.remaining_bytes,
         "overBudgetBytes": report.over_budget_bytes,
     });
@@ -59,8 +60,16 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
                 format!(", {} over the budget: `voidrun images rm` removes images by name", BinaryBytes(over))
             }
         };
+        let young = match report.kept_by_grace_bytes {
+            0 => String::new(),
+            young => format!(
+                ", {} stay that were used within the last {}: `voidrun images gc --grace 0s` removes them",
+                BinaryBytes(young),
+                humantime::format_duration(budget.grace)
+            ),
+        };
         format!(
-            "freed {}, {} remain{over}",
+            "freed {}, {} remain{young}{over}",
             BinaryBytes(report.freed_bytes),
             BinaryBytes(report.remaining_bytes)
         )

@@ -9,7 +9,7 @@ use rootfs_builder::store::Store;
 
 use super::view::View;
 use crate::cli::progress::Display;
-use crate::cli::{Context, error::CliError, wait_for};
+use crate::cli::{Context, error::CliError, tell, wait_for};
 use crate::size::Size;
 
 const CONTINUES: &str = ": what has arrived is kept, the same command continues";
@@ -40,7 +40,7 @@ pub(crate) struct Args {
 /// What can be chosen of any image.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Shape {
-    /// Which of a multi-platform image, as linux/arm64 [default: this machine's]
+    /// Which of a multi-platform image, as linux/arm64 [default: this machine's, or that of the image that is here]
     #[arg(long)]
     platform: Option<Platform>,
     /// The file system's size, as 10GiB; it is sparse [default: the larger of 10 GiB and twice the content]
@@ -68,7 +68,7 @@ pub(super) fn fetch(
     let what = source.to_string();
     let options = PullOptions {
         name: name.map(ImageName::from),
-        platform: shape.platform.clone().unwrap_or_else(Platform::host),
+        platform: shape.platform.clone(),
         size: shape.size.map(|size| size.0),
         limits: Limits::default(),
     };
@@ -83,7 +83,15 @@ pub(super) fn fetch(
         pulled.map_err(|source| CliError::Pull { what, source: source.into() })
     });
     display.finish();
-    let name = result?.reference.name;
+    let pulled = result?;
+    let name = pulled.reference.name;
+    if !context.json {
+        if let Some(before) = pulled.replaced {
+            tell(&format!("{name} was {before} until now"));
+        } else if !pulled.converted {
+            tell(&format!("{name}: already here"));
+        }
+    }
     let view = View::of(&store.image(&name)?);
     context.print(&view, |view| format!("{} {}", view.reference, view.digest))
 }
