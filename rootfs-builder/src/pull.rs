@@ -20,8 +20,8 @@ use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::task::{JoinError, JoinSet, spawn_blocking};
 
 use crate::convert::{self, ConvertError, Layer, Limits};
-use crate::ext4::WRITER_VERSION;
-use crate::image::{Descriptor, Digest, ImageConfig, Manifest, ManifestError, Platform, parse_config};
+use crate::ext4::{Ext4Error, WRITER_VERSION};
+use crate::image::{Descriptor, Digest, Human, ImageConfig, Manifest, ManifestError, Platform, parse_config};
 use crate::progress::{Event, Progress};
 use crate::reference::ImageName;
 use crate::registry::{Registry, RegistryError};
@@ -80,6 +80,14 @@ pub enum PullError {
         manifest: Digest,
         /// Why.
         source: ConvertError,
+    },
+    /// The size asked for is less than the content needs.
+    #[error("a file system of {} is too small for the image, it needs {}", Human(*asked), Human(*needed))]
+    SizeTooSmall {
+        /// In bytes.
+        asked: u64,
+        /// In bytes, at least.
+        needed: u64,
     },
     /// The source has one image only, and that is for another machine.
     #[error("the image is for {found}, not for {wanted}; `--platform {found}` takes it all the same")]
@@ -429,6 +437,13 @@ impl Pull {
 
     /// A full disk is told with how much is needed, while what was written in vain is still there to be counted.
     fn explain(&self, error: PullError, resolved: &Resolved, pending: &Pending) -> PullError {
+        if let PullError::Convert {
+            source: ConvertError::Ext4(Ext4Error::SizeTooSmall { asked, needed }),
+            ..
+        } = error
+        {
+            return PullError::SizeTooSmall { asked, needed };
+        }
         if !is_full(&error) {
             return error;
         }
