@@ -365,7 +365,9 @@ fn a_second_image_brings_only_what_is_missing() {
     for dir in ["blobs/sha256", "images", "refs", "ingest"] {
         assert_eq!(voidrun.files(dir), Vec::<String>::new(), "{dir}");
     }
-    voidrun.run(&["images", "rm", "second"]).fails(1, &["docker.io/library/second:latest", "images ls"]);
+    voidrun
+        .run(&["images", "rm", "second"])
+        .fails(1, &["no image second (docker.io/library/second:latest)", "images ls"]);
 }
 
 #[test]
@@ -495,7 +497,7 @@ fn the_default_image() {
     for arguments in
         [&["images", "inspect"][..], &["images", "pull", "code"], &["images", "inspect", "code:latest"]]
     {
-        voidrun.run(arguments).fails(1, &["./scripts/images code"]);
+        voidrun.run(arguments).fails(1, &["./scripts/images code", "import code code.oci.tar.zst"]);
     }
     voidrun.run(&["images", "pull", &voidrun.layout("tool", &Layout::of(&two_layers()))]).ok();
     voidrun.configure("default_image = 'tool'\n");
@@ -511,6 +513,10 @@ fn usage_errors() {
         &["images", "pull", "UPPER"][..],
         &["images", "import", "../x", "/dev/null"],
         &["images", "pull", "x", "--size", "much"],
+        &["images", "pull", "x", "--size", "1MiB"],
+        &["images", "pull", "x", "--size", "16TiB"],
+        &["images", "import", "ghcr.io/a/b", "/dev/null"],
+        &["images", "import", "oci:v1", "/dev/null"],
         &["images", "pull", "x", "--platform", "linux"],
         &["images", "rm"],
         &["images", "gc", "--grace", "soon"],
@@ -520,6 +526,10 @@ fn usage_errors() {
         assert_eq!(voidrun.run(arguments).code, Some(2), "{arguments:?}");
     }
     voidrun.run_with_stdin(&["images", "pull", "-"], b"").fails(1, &["--name"]);
+    let file = voidrun.file("a.tar", b"");
+    voidrun.run(&["images", "pull", &file]).fails(2, &[&format!("did you mean oci:{file}, docker-archive:")]);
+    let mut command = voidrun.command(&["images", "pull", "a.tar"]);
+    Ran::from(command.current_dir(voidrun.path("")).output().unwrap()).fails(2, &["did you mean oci:a.tar"]);
 }
 
 #[test]
@@ -529,7 +539,37 @@ fn errors_as_json() {
     let error: serde_json::Value = serde_json::from_str(&ran.stderr).unwrap();
     assert_eq!(error["error"], "cannot pull /nonexistent");
     assert!(error["causes"][0].as_str().unwrap().contains("/nonexistent"));
+    assert_eq!(error["code"], "io");
     assert_eq!(ran.stdout, "");
+    let noise = voidrun.file("noise", &noise(10_000, 7));
+    for (arguments, exit, code) in [
+        (&["images", "inspect", "none"][..], 1, "notFound"),
+        (&["images", "import", "x", &noise], 1, "invalidImage"),
+        (&["images", "rm"], 2, "usage"),
+        (&["images", "pull", "x", "--size", "1MiB"], 2, "usage"),
+        (&["nonsense"], 2, "usage"),
+        (&[], 2, "usage"),
+    ] {
+        let ran = voidrun.run(&[arguments, &["--json"]].concat());
+        assert_eq!(ran.code, Some(exit), "{ran:?}");
+        let error: serde_json::Value = serde_json::from_str(&ran.stderr).unwrap();
+        assert_eq!(error["code"], code, "{error}");
+    }
+    voidrun.run(&["--version", "--json"]).ok();
+}
+
+/// A store on a medium that cannot be written to.
+#[test]
+fn a_store_may_be_read_only() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let voidrun = Voidrun::new();
+    voidrun.run(&["images", "pull", &voidrun.layout("tool", &Layout::of(&two_layers()))]).ok();
+    let lock = voidrun.store().join("locks/store");
+    std::fs::set_permissions(&lock, std::fs::Permissions::from_mode(0o444)).unwrap();
+    std::fs::set_permissions(voidrun.store().join("locks"), std::fs::Permissions::from_mode(0o555)).unwrap();
+    assert_eq!(voidrun.names(), ["tool"]);
+    assert_eq!(voidrun.inspect("tool")["reference"], "tool");
+    std::fs::set_permissions(voidrun.store().join("locks"), std::fs::Permissions::from_mode(0o755)).unwrap();
 }
 
 /// `voidrun ... 2>/dev/full`, and a reader of standard error that is gone.

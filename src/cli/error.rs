@@ -8,13 +8,14 @@ use rootfs_builder::reference::NameError;
 use rootfs_builder::registry::RegistryError;
 use rootfs_builder::store::StoreError;
 
-use super::tell;
+use super::{code, tell};
 use crate::config::ConfigError;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CliError {
-    #[error("cannot pull {what}")]
-    Pull { what: String, source: Box<PullError> },
+    /// `verb` is `pull` or `import`.
+    #[error("cannot {verb} {what}")]
+    Pull { verb: &'static str, what: String, source: Box<PullError> },
     #[error("cannot log in to {registry}")]
     Login { registry: String, source: Box<RegistryError> },
     #[error("cannot log out of {registry}")]
@@ -49,7 +50,8 @@ pub(crate) enum Interrupt {
 impl CliError {
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
-            Self::Usage(_) | Self::Name(NameError::Local(_) | NameError::Reference { .. }) => 2,
+            Self::Usage(_)
+            | Self::Name(NameError::Local(_) | NameError::Taken(_) | NameError::Reference { .. }) => 2,
             // As a shell reports a program that the signal has ended.
             Self::Interrupted { signal: Interrupt::Int, .. } => 130,
             Self::Interrupted { signal: Interrupt::Term, .. } => 143,
@@ -57,10 +59,35 @@ impl CliError {
         }
     }
 
+    fn is_of_the_connection(&self) -> bool {
+        let registry = match self {
+            Self::Login { source, .. } | Self::Logout { source, .. } => source,
+            Self::Pull { source, .. } => match &**source {
+                PullError::Registry(error) => error,
+                _ => return false,
+            },
+            _ => return false,
+        };
+        matches!(
+            registry,
+            RegistryError::UnknownHost { .. }
+                | RegistryError::Refused { .. }
+                | RegistryError::Tls { .. }
+                | RegistryError::Connection { .. }
+        )
+    }
+
     pub(crate) fn print(&self, json: bool) {
-        let causes = causes(self);
+        let mut causes = causes(self);
+        // What the layers of the HTTP client call it says nothing to people.
+        if self.is_of_the_connection() && causes.len() > 2 {
+            causes.drain(1..causes.len() - 1);
+        }
         if json {
-            tell(&serde_json::json!({ "error": self.to_string(), "causes": causes }).to_string());
+            tell(
+                &serde_json::json!({ "code": code::of(self), "error": self.to_string(), "causes": causes })
+                    .to_string(),
+            );
             return;
         }
         tell(&format!("error: {self}"));

@@ -70,8 +70,13 @@ fn ask_hidden(prompt: &str) -> Result<String, CliError> {
     let before = tcgetattr(&stdin).map_err(failed)?;
     let mut silent = before.clone();
     silent.local_modes.remove(LocalModes::ECHO);
-    tcsetattr(&stdin, OptionalActions::Flush, &silent).map_err(failed)?;
-    let answer = ask(prompt);
+    // Not the default action of SIGINT, which would leave the terminal silent.
+    let prompt = prompt.to_owned();
+    let answer = wait_for("", async {
+        tcsetattr(&stdin, OptionalActions::Flush, &silent).map_err(failed)?;
+        let asked = tokio::task::spawn_blocking(move || ask(&prompt)).await;
+        asked.map_err(|e| CliError::Runtime(e.into()))?
+    });
     tcsetattr(&stdin, OptionalActions::Now, &before).map_err(failed)?;
     tell("");
     answer

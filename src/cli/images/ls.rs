@@ -9,6 +9,9 @@ use crate::cli::{Context, error::CliError, table, tell};
 
 /// List the images
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  voidrun images ls
+  voidrun images ls --json | jq -r '.images[].reference'")]
 pub(crate) struct Args {}
 
 #[derive(Serialize)]

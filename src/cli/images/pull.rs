@@ -1,5 +1,8 @@
 //! `voidrun images pull`
 
+use std::io::IsTerminal as _;
+use std::path::Path;
+
 use rootfs_builder::convert::Limits;
 use rootfs_builder::image::Platform;
 use rootfs_builder::pull::{PullOptions, pull};
@@ -10,7 +13,7 @@ use rootfs_builder::store::Store;
 use super::view::View;
 use crate::cli::progress::Display;
 use crate::cli::{Context, error::CliError, tell, wait_for};
-use crate::size::Size;
+use crate::size::{InvalidSize, Size};
 
 const CONTINUES: &str = ": what has arrived is kept, the same command continues";
 
@@ -44,25 +47,60 @@ pub(crate) struct Shape {
     #[arg(long)]
     platform: Option<Platform>,
     /// The file system's size, as 10GiB; it is sparse [default: the larger of 10 GiB and twice the content]
-    #[arg(long)]
+    #[arg(long, value_parser = file_system_size)]
     size: Option<Size>,
 }
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
     let store = context.store()?;
     let text = args.source.as_deref().unwrap_or(&context.config.default_image.value);
-    let source = Source::parse(text, |text| context.name(&store, Some(text)))?;
-    fetch(context, &store, source, args.name.clone(), &args.shape)
+    let source = Source::parse(text, |text| context.name(&store, Some(text)));
+    if is_path(text, source.as_ref().ok()) {
+        return Err(CliError::Usage(format!(
+            "{text:?} is a path: did you mean oci:{text}, docker-archive:{text}, or images import NAME {text}?"
+        )));
+    }
+    let source = source?;
+    fetch("pull", context, &store, source, args.name.clone(), &args.shape)
+}
+
+/// Is `text` the path of an image rather than its name? An archive's name may read as a reference.
+fn is_path(text: &str, source: Option<&Source>) -> bool {
+    match source {
+        None => Path::new(text).exists(),
+        Some(Source::Name(ImageName::Registry { .. })) => {
+            [".tar", ".tar.gz", ".tgz", ".tar.zst"].iter().any(|end| text.ends_with(end))
+                && Path::new(text).is_file()
+        }
+        Some(_) => false,
+    }
+}
+
+/// A size that ext4 can have, told before anything is fetched.
+fn file_system_size(text: &str) -> Result<Size, String> {
+    let size: Size = text.parse().map_err(|e: InvalidSize| e.to_string())?;
+    if (8 << 20..16 << 40).contains(&size.0) {
+        Ok(size)
+    } else {
+        Err(format!("{size} is no file system's size: expected at least 8MiB and less than 16TiB"))
+    }
 }
 
 /// Pulls, draws the progress, prints the result.
 pub(super) fn fetch(
+    verb: &'static str,
     context: &Context,
     store: &Store,
     source: Source,
     name: Option<LocalName>,
     shape: &Shape,
 ) -> Result<(), CliError> {
+    let from_stdin = matches!(source, Source::Local(Local { input: Input::Stdin, .. }));
+    if from_stdin && std::io::stdin().is_terminal() {
+        return Err(CliError::Usage(
+            "standard input is a terminal: name a file, or pipe an archive in".into(),
+        ));
+    }
     let registry = context.registry()?;
     let display = Display::new(context.json);
     let what = source.to_string();
@@ -80,7 +118,7 @@ pub(super) fn fetch(
     };
     let result = wait_for(advice, async {
         let pulled = pull(store, &registry, source, options, &|event| display.show(event)).await;
-        pulled.map_err(|source| CliError::Pull { what, source: source.into() })
+        pulled.map_err(|source| CliError::Pull { verb, what, source: source.into() })
     });
     display.finish();
     let pulled = result?;
