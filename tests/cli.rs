@@ -449,6 +449,38 @@ fn no_space_is_told_with_how_much_is_needed() {
     assert_eq!(voidrun.files("ingest"), Vec::<String>::new());
 }
 
+/// A store that is full in the middle of a conversion: never fewer bytes needed than are free.
+#[test]
+fn a_full_disk_needs_more_than_is_free() {
+    let voidrun = Voidrun::new();
+    let layout = Layout::of(&[layer(&[("big", &noise(9_000_000, 1))])]);
+    let (dir, file) = (voidrun.layout("big", &layout), voidrun.file("big.oci.tar", &layout.tar()));
+    std::fs::create_dir(voidrun.store()).unwrap();
+    for source in [dir, format!("oci:{file}")] {
+        let script =
+            "mount -t tmpfs -o size=12m none \"$VOIDRUN_HOME\" || exit 77; \"$0\" images pull \"$1\"";
+        let ran = std::process::Command::new("unshare")
+            .args(["-rm", "sh", "-c", script, env!("CARGO_BIN_EXE_voidrun"), &source])
+            .env("VOIDRUN_HOME", voidrun.store())
+            .env("XDG_CONFIG_HOME", voidrun.path("config"))
+            .output();
+        let ran = match ran.map(Ran::from) {
+            Ok(ran) if ran.code == Some(1) && ran.stderr.contains("cannot pull") => ran,
+            ran => {
+                println!("skipped: no user namespace, no tmpfs: {ran:?}");
+                return;
+            }
+        };
+        let words: Vec<&str> = ran.stderr.split(' ').collect();
+        let before = |end: &[&str]| {
+            let at = words.windows(end.len()).position(|words| words == end).unwrap();
+            words[at - 1].parse::<u64>().unwrap()
+        };
+        let (needed, free) = (before(&["MiB", "are", "needed,"]), before(&["MiB", "are", "free;"]));
+        assert!(needed > free && free >= 3, "{ran:?}");
+    }
+}
+
 #[test]
 fn a_blob_that_went_bad_in_the_store_is_fetched_again() {
     let voidrun = Voidrun::new();
