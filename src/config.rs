@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rootfs_builder::reference::DEFAULT_IMAGE;
+use rootfs_builder::registry::{RegistryError, check_host};
 use serde::{Deserialize, Deserializer, de::Error as _};
 
 use crate::size::Size;
@@ -84,6 +85,15 @@ pub(crate) enum ConfigError {
     /// It says something that is not understood.
     #[error("{}:{line}: {message}{}", path.display(), nearest.as_ref().map(|key| format!("; did you mean `{key}`?")).unwrap_or_default())]
     Parse { path: PathBuf, line: usize, message: String, nearest: Option<String> },
+    /// What should be a host is none.
+    #[error("{}: {key}", path.display())]
+    Host { path: PathBuf, key: String, source: RegistryError },
+    /// The default image is a path.
+    #[error(
+        "default_image ({origin}) is {value:?}, which is no image's name: `voidrun images import NAME FILE` makes an \
+         image of an archive"
+    )]
+    DefaultImage { value: String, origin: String },
     /// There is no place for the store.
     #[error("no place for images: set VOIDRUN_HOME or HOME to a directory")]
     NoHome,
@@ -116,6 +126,15 @@ impl Config {
             Some(value) => Setting { value, origin: Origin::Environment("VOIDRUN_DEFAULT_IMAGE") },
             None => setting(file.default_image, DEFAULT_IMAGE.into()),
         };
+        let is_path =
+            |value: &str| value == "-" || value.starts_with("oci:") || value.starts_with("docker-archive:");
+        if is_path(&default_image.value) {
+            let origin = match default_image.origin {
+                Origin::Environment(name) => name.into(),
+                _ => path.as_ref().map(|path| path.display().to_string()).unwrap_or_default(),
+            };
+            return Err(ConfigError::DefaultImage { value: default_image.value, origin });
+        }
         Ok(Self {
             path,
             home,
@@ -129,6 +148,25 @@ impl Config {
     }
 }
 
+impl File {
+    /// Every host is one: what is wrong with it is told with its key.
+    fn checked(self, path: &Path) -> Result<Self, ConfigError> {
+        let check = |key: String, host: &str| {
+            check_host(host).map_err(|source| ConfigError::Host { path: path.to_owned(), key, source })
+        };
+        for host in self.insecure_registries.iter().flatten() {
+            check("insecure_registries".into(), host)?;
+        }
+        for (registry, hosts) in self.mirrors.iter().flatten() {
+            check("mirrors".into(), registry)?;
+            for host in hosts {
+                check(format!("mirrors.{registry:?}"), host)?;
+            }
+        }
+        Ok(self)
+    }
+}
+
 fn setting<T>(from_file: Option<T>, default: T) -> Setting<T> {
     match from_file {
         Some(value) => Setting { value, origin: Origin::File },
@@ -138,7 +176,7 @@ fn setting<T>(from_file: Option<T>, default: T) -> Setting<T> {
 
 fn read(path: &PathBuf) -> Result<File, ConfigError> {
     match std::fs::read_to_string(path) {
-        Ok(text) => parse(path, &text),
+        Ok(text) => parse(path, &text).and_then(|file| file.checked(path)),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(File::default()),
         Err(source) => Err(ConfigError::Read { path: path.clone(), source }),
     }
@@ -214,6 +252,22 @@ mod tests {
         assert!(message.contains("config.toml:3:") && message.contains("`budget`?"), "{message}");
         let message = load("[gc]\nbudget = 'much'\n", &[]).unwrap_err().to_string();
         assert!(message.contains("config.toml:2:") && message.contains("not a size"), "{message}");
+    }
+
+    #[test]
+    fn hosts_and_the_default_image_are_checked() {
+        for (file, key) in [
+            ("insecure_registries = ['http://x']", "insecure_registries"),
+            ("[mirrors]\n'docker.io' = ['mirror/path']", "mirrors.\"docker.io\""),
+            ("[mirrors]\n'docker io' = []", "mirrors"),
+            ("default_image = 'oci:./x'", "default_image"),
+        ] {
+            let message = load(file, &[]).unwrap_err().to_string();
+            assert!(message.contains("config.toml") && message.contains(key), "{message}");
+        }
+        let message = load("", &[("VOIDRUN_DEFAULT_IMAGE", "docker-archive:x")]).unwrap_err().to_string();
+        assert!(message.contains("VOIDRUN_DEFAULT_IMAGE"), "{message}");
+        assert!(load("insecure_registries = ['x:5000']\n[mirrors]\n'docker.io' = ['m']", &[]).is_ok());
     }
 
     #[test]

@@ -365,7 +365,9 @@ fn a_second_image_brings_only_what_is_missing() {
     for dir in ["blobs/sha256", "images", "refs", "ingest"] {
         assert_eq!(voidrun.files(dir), Vec::<String>::new(), "{dir}");
     }
-    voidrun.run(&["images", "rm", "second"]).fails(1, &["docker.io/library/second:latest", "images ls"]);
+    voidrun
+        .run(&["images", "rm", "second"])
+        .fails(1, &["no image second (docker.io/library/second:latest)", "images ls"]);
 }
 
 #[test]
@@ -392,6 +394,91 @@ fn another_size_is_made_from_the_kept_layers() {
     let source = voidrun.layout("tool", &Layout::of(&two_layers()));
     let pulled = voidrun.run(&["images", "pull", &source, "--size", "2GiB"]).ok();
     assert_eq!(pulled.stderr.matches(": done").count(), 2, "{pulled:?}");
+}
+
+#[test]
+fn a_stored_image_keeps_its_shape() {
+    let voidrun = Voidrun::new();
+    let source = voidrun.layout("tool", &Layout::of(&two_layers()));
+    voidrun.run(&["images", "pull", &source, "--size", "1GiB"]).ok();
+    let before = voidrun.inspect("tool");
+    let again = voidrun.run(&["images", "pull", "tool"]).ok();
+    assert!(again.stderr.contains("tool: already here"), "{again:?}");
+    assert_eq!(voidrun.inspect("tool")["derivation"], before["derivation"]);
+    let ran = voidrun.run(&["images", "pull", "tool", "--platform", "linux/s390x"]);
+    ran.fails(1, &["the image is for linux/amd64, not for linux/s390x"]);
+
+    // Another image under the name is worth a word.
+    let other = voidrun.layout("other", &Layout::of(&two_layers()[..1]));
+    let ran = voidrun.run(&["images", "pull", &other, "--name", "tool"]).ok();
+    assert!(ran.stderr.contains(&format!("tool was {} until now", before["digest"].as_str().unwrap())));
+    assert!(ran.stderr.contains("1 layer, "), "{ran:?}");
+}
+
+#[test]
+fn what_an_image_says_is_not_obeyed_by_the_terminal() {
+    let voidrun = Voidrun::new();
+    let mut layout = Layout::default();
+    for i in 0..30 {
+        let manifest = layout.image(&[layer(&[("x", &[i])])], "amd64");
+        layout.manifests.push(tagged(manifest, &format!("v{i}\u{1b}]0;title\u{7}\u{9b}2J")));
+    }
+    let ran = voidrun.run(&["images", "pull", &voidrun.layout("tool", &layout)]);
+    assert!(!ran.stderr.contains(|c: char| c.is_control() && c != '\n'), "{ran:?}");
+    ran.fails(1, &["several images", "and 10 more"]);
+    let mut layout = Layout::default();
+    let manifest = layout.image(&two_layers(), "\u{1b}[2J");
+    layout.manifests.push(manifest);
+    let ran = voidrun.run(&["images", "pull", &voidrun.layout("other", &layout)]);
+    assert!(!ran.stderr.contains('\u{1b}'), "{ran:?}");
+    ran.fails(1, &["for linux/\u{fffd}[2J"]);
+}
+
+/// A member of an archive that no disk holds, in a file and in a pipe.
+#[test]
+fn no_space_is_told_with_how_much_is_needed() {
+    let voidrun = Voidrun::new();
+    let mut header = tar::Header::new_gnu();
+    header.set_path("blobs/x").unwrap();
+    header.set_size(1 << 60);
+    header.set_cksum();
+    let file = voidrun.file("huge.tar", header.as_bytes());
+    let words = &["not enough space", "at least about 1073741824 GiB", "gc --grace 0s"];
+    voidrun.run(&["images", "import", "x", &file]).fails(1, words);
+    voidrun.run_with_stdin(&["images", "import", "x"], header.as_bytes()).fails(1, words);
+    assert_eq!(voidrun.files("ingest"), Vec::<String>::new());
+}
+
+/// A store that is full in the middle of a conversion: never fewer bytes needed than are free.
+#[test]
+fn a_full_disk_needs_more_than_is_free() {
+    let voidrun = Voidrun::new();
+    let layout = Layout::of(&[layer(&[("big", &noise(9_000_000, 1))])]);
+    let (dir, file) = (voidrun.layout("big", &layout), voidrun.file("big.oci.tar", &layout.tar()));
+    std::fs::create_dir(voidrun.store()).unwrap();
+    for source in [dir, format!("oci:{file}")] {
+        let script =
+            "mount -t tmpfs -o size=12m none \"$VOIDRUN_HOME\" || exit 77; \"$0\" images pull \"$1\"";
+        let ran = std::process::Command::new("unshare")
+            .args(["-rm", "sh", "-c", script, env!("CARGO_BIN_EXE_voidrun"), &source])
+            .env("VOIDRUN_HOME", voidrun.store())
+            .env("XDG_CONFIG_HOME", voidrun.path("config"))
+            .output();
+        let ran = match ran.map(Ran::from) {
+            Ok(ran) if ran.code == Some(1) && ran.stderr.contains("cannot pull") => ran,
+            ran => {
+                println!("skipped: no user namespace, no tmpfs: {ran:?}");
+                return;
+            }
+        };
+        let words: Vec<&str> = ran.stderr.split(' ').collect();
+        let before = |end: &[&str]| {
+            let at = words.windows(end.len()).position(|words| words == end).unwrap();
+            words[at - 1].parse::<u64>().unwrap()
+        };
+        let (needed, free) = (before(&["MiB", "are", "needed,"]), before(&["MiB", "are", "free;"]));
+        assert!(needed > free && free >= 3, "{ran:?}");
+    }
 }
 
 #[test]
@@ -442,7 +529,7 @@ fn the_default_image() {
     for arguments in
         [&["images", "inspect"][..], &["images", "pull", "code"], &["images", "inspect", "code:latest"]]
     {
-        voidrun.run(arguments).fails(1, &["./scripts/images code"]);
+        voidrun.run(arguments).fails(1, &["./scripts/images code", "import code code.oci.tar.zst"]);
     }
     voidrun.run(&["images", "pull", &voidrun.layout("tool", &Layout::of(&two_layers()))]).ok();
     voidrun.configure("default_image = 'tool'\n");
@@ -458,6 +545,10 @@ fn usage_errors() {
         &["images", "pull", "UPPER"][..],
         &["images", "import", "../x", "/dev/null"],
         &["images", "pull", "x", "--size", "much"],
+        &["images", "pull", "x", "--size", "1MiB"],
+        &["images", "pull", "x", "--size", "16TiB"],
+        &["images", "import", "ghcr.io/a/b", "/dev/null"],
+        &["images", "import", "oci:v1", "/dev/null"],
         &["images", "pull", "x", "--platform", "linux"],
         &["images", "rm"],
         &["images", "gc", "--grace", "soon"],
@@ -467,6 +558,10 @@ fn usage_errors() {
         assert_eq!(voidrun.run(arguments).code, Some(2), "{arguments:?}");
     }
     voidrun.run_with_stdin(&["images", "pull", "-"], b"").fails(1, &["--name"]);
+    let file = voidrun.file("a.tar", b"");
+    voidrun.run(&["images", "pull", &file]).fails(2, &[&format!("did you mean oci:{file}, docker-archive:")]);
+    let mut command = voidrun.command(&["images", "pull", "a.tar"]);
+    Ran::from(command.current_dir(voidrun.path("")).output().unwrap()).fails(2, &["did you mean oci:a.tar"]);
 }
 
 #[test]
@@ -476,7 +571,54 @@ fn errors_as_json() {
     let error: serde_json::Value = serde_json::from_str(&ran.stderr).unwrap();
     assert_eq!(error["error"], "cannot pull /nonexistent");
     assert!(error["causes"][0].as_str().unwrap().contains("/nonexistent"));
+    assert_eq!(error["code"], "io");
     assert_eq!(ran.stdout, "");
+    let noise = voidrun.file("noise", &noise(10_000, 7));
+    for (arguments, exit, code) in [
+        (&["images", "inspect", "none"][..], 1, "notFound"),
+        (&["images", "import", "x", &noise], 1, "invalidImage"),
+        (&["images", "rm"], 2, "usage"),
+        (&["images", "pull", "x", "--size", "1MiB"], 2, "usage"),
+        (&["nonsense"], 2, "usage"),
+        (&[], 2, "usage"),
+    ] {
+        let ran = voidrun.run(&[arguments, &["--json"]].concat());
+        assert_eq!(ran.code, Some(exit), "{ran:?}");
+        let error: serde_json::Value = serde_json::from_str(&ran.stderr).unwrap();
+        assert_eq!(error["code"], code, "{error}");
+    }
+    voidrun.run(&["--version", "--json"]).ok();
+}
+
+/// A store on a medium that cannot be written to.
+#[test]
+fn a_store_may_be_read_only() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let voidrun = Voidrun::new();
+    voidrun.run(&["images", "pull", &voidrun.layout("tool", &Layout::of(&two_layers()))]).ok();
+    let lock = voidrun.store().join("locks/store");
+    std::fs::set_permissions(&lock, std::fs::Permissions::from_mode(0o444)).unwrap();
+    std::fs::set_permissions(voidrun.store().join("locks"), std::fs::Permissions::from_mode(0o555)).unwrap();
+    assert_eq!(voidrun.names(), ["tool"]);
+    assert_eq!(voidrun.inspect("tool")["reference"], "tool");
+    std::fs::set_permissions(voidrun.store().join("locks"), std::fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+/// `voidrun ... 2>/dev/full`, and a reader of standard error that is gone.
+#[test]
+fn nobody_has_to_read_standard_error() {
+    let voidrun = Voidrun::new();
+    let source = voidrun.layout("tool", &Layout::of(&two_layers()));
+    let (reader, gone) = std::io::pipe().unwrap();
+    drop(reader);
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    for (stderr, name) in [(std::process::Stdio::from(gone), "a"), (full.into(), "b")] {
+        let mut command = voidrun.command(&["images", "pull", &source, "--name", name]);
+        Ran::from(command.stderr(stderr).output().unwrap()).ok();
+    }
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let ran = voidrun.command(&["images", "inspect", "none"]).stderr(full).output().unwrap();
+    assert_eq!(ran.status.code(), Some(1));
 }
 
 #[test]

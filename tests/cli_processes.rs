@@ -7,6 +7,7 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::process::Stdio;
 
 use rootfs_builder::store::Store;
+use rustix::process::{Pid, Signal, kill_process};
 use support::{Layout, Ran, Voidrun, layer, noise};
 
 #[test]
@@ -81,18 +82,19 @@ fn many_at_once() {
 fn interrupted_and_continued() {
     let voidrun = Voidrun::new();
     let tar = Layout::of(&[layer(&[("big", &noise(4 << 20, 2))])]).tar();
-    let mut child = voidrun.command(&["images", "import", "tool"]).stdin(Stdio::piped()).spawn().unwrap();
-    let mut stdin = child.stdin.take().unwrap();
-    // More than the pipe holds: when this returns, the program is reading.
-    stdin.write_all(&tar[..3 << 20]).unwrap();
-    let pid = rustix::process::Pid::from_child(&child);
-    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
-    let ran = Ran::from(child.wait_with_output().unwrap());
-    drop(stdin);
-    ran.fails(130, &["interrupted", "the same command continues"]);
+    for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
+        let mut child = voidrun.command(&["images", "import", "tool"]).stdin(Stdio::piped()).spawn().unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        // More than the pipe holds: when this returns, the program is reading.
+        stdin.write_all(&tar[..3 << 20]).unwrap();
+        kill_process(Pid::from_child(&child), signal).unwrap();
+        let ran = Ran::from(child.wait_with_output().unwrap());
+        drop(stdin);
+        ran.fails(code, &["interrupted", "the same command starts over"]);
+    }
     assert_eq!(voidrun.names(), Vec::<String>::new());
     voidrun.run_with_stdin(&["images", "import", "tool"], &tar).ok();
-    voidrun.run(&["images", "gc", "--grace", "0s"]).ok();
+    // What was left is gone without gc.
     assert_eq!(voidrun.files("ingest"), Vec::<String>::new());
     assert_eq!(voidrun.names(), ["tool"]);
 }

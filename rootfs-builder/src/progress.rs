@@ -18,6 +18,8 @@ pub enum Event {
     Present {
         /// Which.
         blob: Digest,
+        /// Its bytes.
+        size: u64,
     },
     /// `done` of `total` bytes of a blob have arrived. The first such event of a blob may start above 0: a resumed one.
     Downloading {

@@ -20,13 +20,15 @@ use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::task::{JoinError, JoinSet, spawn_blocking};
 
 use crate::convert::{self, ConvertError, Layer, Limits};
-use crate::ext4::WRITER_VERSION;
-use crate::image::{Descriptor, Digest, ImageConfig, Manifest, ManifestError, Platform, parse_config};
+use crate::ext4::{Ext4Error, WRITER_VERSION};
+use crate::image::{Descriptor, Digest, Human, ImageConfig, Manifest, ManifestError, Platform, parse_config};
 use crate::progress::{Event, Progress};
 use crate::reference::ImageName;
 use crate::registry::{Registry, RegistryError};
 use crate::source::{Input, Local, LocalImage, Source, SourceError};
-use crate::store::{ImageRecordParts, Ingest, Pending, Recipe, RefRecord, Store, StoreError};
+use crate::store::{
+    ImageRecord, ImageRecordParts, Ingest, Pending, Recipe, RefRecord, Store, StoreError, is_full,
+};
 
 /// Layers that are fetched at once. Docker's number is 3, containerd's too.
 const PARALLEL_LAYERS: usize = 4;
@@ -36,9 +38,10 @@ const PARALLEL_LAYERS: usize = 4;
 pub struct PullOptions {
     /// The name in the store; without it [`Source::default_name`].
     pub name: Option<ImageName>,
-    /// Which of a multi-platform image.
-    pub platform: Platform,
-    /// The file system's size in bytes; without it the larger of 10 GiB and twice the content.
+    /// Which of a multi-platform image; without it this machine's, or that of the image that is here already.
+    pub platform: Option<Platform>,
+    /// The file system's size in bytes; without it the larger of 10 GiB and twice the content, or that of the image that is
+    /// here already.
     pub size: Option<u64>,
     /// What a conversion may cost.
     pub limits: Limits,
@@ -51,6 +54,8 @@ pub struct Pulled {
     pub reference: RefRecord,
     /// Was the image made by this pull? Otherwise it was there.
     pub converted: bool,
+    /// The manifest that the name meant until now, if it was another one.
+    pub replaced: Option<Digest>,
 }
 
 /// A pull that failed. What was verified until then is kept for the next one.
@@ -75,6 +80,14 @@ pub enum PullError {
         manifest: Digest,
         /// Why.
         source: ConvertError,
+    },
+    /// The size asked for is less than the content needs.
+    #[error("a file system of {} is too small for the image, it needs {}", Human(*asked), Human(*needed))]
+    SizeTooSmall {
+        /// In bytes.
+        asked: u64,
+        /// In bytes, at least.
+        needed: u64,
     },
     /// The source has one image only, and that is for another machine.
     #[error("the image is for {found}, not for {wanted}; `--platform {found}` takes it all the same")]
@@ -135,6 +148,25 @@ struct Resolved {
     manifest: Manifest,
     config: ImageConfig,
     diff_ids: Vec<Digest>,
+    size: Option<u64>,
+}
+
+impl Resolved {
+    fn stored(name: ImageName, record: ImageRecord, options: &PullOptions) -> Self {
+        Self {
+            origin: Origin::Stored(name),
+            manifest: record.manifest,
+            config: record.config,
+            diff_ids: record.recipe.diff_ids,
+            size: options.size.or(record.recipe.size),
+        }
+    }
+}
+
+impl PullOptions {
+    fn wanted_platform(&self) -> Platform {
+        self.platform.clone().unwrap_or_else(Platform::host)
+    }
 }
 
 #[derive(Clone)]
@@ -154,13 +186,13 @@ impl Pull {
         let name = name.ok_or_else(|| PullError::NameNeeded(source.to_string()))?;
         let resolved = match self.pinned(&source, &options)? {
             Some(resolved) => resolved,
-            None => self.resolve(registry, source, &options.platform).await?,
+            None => self.resolve(registry, source, &options).await?,
         };
         let recipe = Recipe {
             manifest: resolved.manifest.digest,
             diff_ids: resolved.diff_ids.clone(),
             platform: resolved.config.platform.clone(),
-            size: options.size,
+            size: resolved.size,
             journal: true,
             writer: WRITER_VERSION,
         };
@@ -178,7 +210,14 @@ impl Pull {
         if converted {
             self.make(&resolved, recipe, &pending, options.limits).await?;
         }
-        Ok(Pulled { reference: pending.name(&name)?, converted })
+        let replaced = self.meaning(&name).filter(|before| *before != resolved.manifest.digest);
+        Ok(Pulled { reference: pending.name(&name)?, converted, replaced })
+    }
+
+    /// The manifest that a name stands for, as far as that can be told.
+    fn meaning(&self, name: &ImageName) -> Option<Digest> {
+        let reference = self.store.reference(name).ok().flatten()?;
+        Some(self.store.image_record(&reference.image).ok().flatten()?.manifest.digest)
     }
 
     /// An image named by its digest does not change: if it is here for this platform, the registry need not be asked.
@@ -195,26 +234,22 @@ impl Pull {
             Err(_) => return Ok(None),
         };
         let recipe = &record.recipe;
-        let fits = recipe.size == options.size && recipe.writer == WRITER_VERSION;
-        if !fits || check_platform(&record.config, &options.platform).is_err() {
+        let fits = (options.size.is_none() || recipe.size == options.size) && recipe.writer == WRITER_VERSION;
+        if !fits || check_platform(&record.config, &options.wanted_platform()).is_err() {
             return Ok(None);
         }
-        Ok(Some(Resolved {
-            origin: Origin::Stored(name.clone()),
-            manifest: record.manifest,
-            config: record.config,
-            diff_ids: record.recipe.diff_ids,
-        }))
+        Ok(Some(Resolved::stored(name.clone(), record, options)))
     }
 
     async fn resolve(
         &self,
         registry: Registry,
         source: Source,
-        platform: &Platform,
+        options: &PullOptions,
     ) -> Result<Resolved, PullError> {
+        let (platform, limits) = (&options.wanted_platform(), options.limits);
         let (origin, manifest, config) = match source {
-            Source::Name(name @ ImageName::Local { .. }) => return self.stored(name),
+            Source::Name(name @ ImageName::Local { .. }) => return self.stored(name, options),
             Source::Name(ImageName::Registry { reference }) => {
                 let progress = |event| self.tell(event);
                 let (manifest, _) = registry.resolve(&reference, platform, &progress).await?;
@@ -224,8 +259,8 @@ impl Pull {
             Source::Local(local) => {
                 let (pull, platform) = (self.clone(), platform.clone());
                 let mut image = spawn_blocking(move || {
-                    let opened = local.open(&pull.store, &platform, &|event| pull.tell(event));
-                    opened.map_err(|error| pull.explain_copy(error.into(), &local))
+                    let opened = local.open(&pull.store, &platform, limits, &|event| pull.tell(event));
+                    opened.map_err(|error| explain_copy(error, &local))
                 })
                 .await??;
                 let (manifest, config) = (image.manifest.clone(), std::mem::take(&mut image.config));
@@ -234,19 +269,17 @@ impl Pull {
         };
         let (config, diff_ids) = parse_config(&manifest, &config)?;
         check_platform(&config, platform)?;
-        Ok(Resolved { origin, manifest, config, diff_ids })
+        Ok(Resolved { origin, manifest, config, diff_ids, size: options.size })
     }
 
-    fn stored(&self, name: ImageName) -> Result<Resolved, PullError> {
+    fn stored(&self, name: ImageName, options: &PullOptions) -> Result<Resolved, PullError> {
         let reference = self.store.reference(&name)?.ok_or_else(|| StoreError::NotFound(name.to_string()))?;
         let record = self.store.image_record(&reference.image)?;
         let record = record.ok_or_else(|| StoreError::Incomplete { name: name.to_string() })?;
-        Ok(Resolved {
-            origin: Origin::Stored(name),
-            manifest: record.manifest,
-            config: record.config,
-            diff_ids: record.recipe.diff_ids,
-        })
+        if let Some(platform) = &options.platform {
+            check_platform(&record.config, platform)?;
+        }
+        Ok(Resolved::stored(name, record, options))
     }
 
     /// Fetches and converts. A layer that is damaged in the store shows itself only in the conversion; it is then
@@ -258,7 +291,7 @@ impl Pull {
         pending: &Arc<Pending>,
         limits: Limits,
     ) -> Result<(), PullError> {
-        self.check_space(&resolved.manifest)?;
+        self.check_space(resolved)?;
         let options =
             convert::Options { size: recipe.size, journal: recipe.journal, uuid: recipe.uuid(), limits };
         let mut result = self.fetch_and_convert(resolved, pending, options).await;
@@ -271,8 +304,7 @@ impl Pull {
         let (output, inodes) = match result {
             Ok(converted) => converted,
             Err(error) => {
-                pending.discard();
-                return Err(self.explain(error, &resolved.manifest));
+                return Err(self.explain(error, resolved, pending));
             }
         };
         let image =
@@ -354,7 +386,7 @@ impl Pull {
     /// One layer: a blob of the store, open.
     async fn fetch(&self, origin: Origin, layer: &Descriptor) -> Result<File, PullError> {
         if let Some(blob) = self.store.blob(&layer.digest, layer.size)? {
-            self.tell(Event::Present { blob: layer.digest });
+            self.tell(Event::Present { blob: layer.digest, size: layer.size });
             return Ok(blob);
         }
         let blob = match origin {
@@ -384,58 +416,67 @@ impl Pull {
     }
 
     /// Fails early when not even the layers fit.
-    fn check_space(&self, manifest: &Manifest) -> Result<(), StoreError> {
-        let mut missing = Vec::new();
-        for layer in &manifest.layers {
-            if self.store.blob(&layer.digest, layer.size)?.is_none() {
-                missing.push(layer.clone());
-            }
-        }
-        let (needed, available) = (total(&missing), self.store.available()?);
-        if needed > available {
-            return Err(self.no_space(manifest, needed, available));
+    fn check_space(&self, resolved: &Resolved) -> Result<(), StoreError> {
+        let needed = self.to_fetch(resolved)?;
+        if needed > self.store.available()? {
+            return Err(self.store.no_space(format!("image {}", resolved.manifest.digest), needed, 0));
         }
         Ok(())
     }
 
-    /// A full disk is told with how much is needed.
-    fn explain(&self, error: PullError, manifest: &Manifest) -> PullError {
+    /// Bytes of layers that are still to be written. Those of an archive are on the disk already.
+    fn to_fetch(&self, resolved: &Resolved) -> Result<u64, StoreError> {
+        if let Origin::Local(image) = &resolved.origin
+            && image.copied_bytes().is_some()
+        {
+            return Ok(0);
+        }
+        let layers: BTreeMap<_, _> = resolved.manifest.layers.iter().map(|l| (l.digest, l)).collect();
+        layers.values().try_fold(0u64, |sum, layer| Ok(sum.saturating_add(self.store.missing_bytes(layer)?)))
+    }
+
+    /// A full disk is told with how much is needed, while what was written in vain is still there to be counted.
+    fn explain(&self, error: PullError, resolved: &Resolved, pending: &Pending) -> PullError {
+        if let PullError::Convert {
+            source: ConvertError::Ext4(Ext4Error::SizeTooSmall { asked, needed }),
+            ..
+        } = error
+        {
+            return PullError::SizeTooSmall { asked, needed };
+        }
         if !is_full(&error) {
             return error;
         }
+        let layers = total(&resolved.manifest.layers);
+        let copied = match &resolved.origin {
+            Origin::Local(image) => image.copied_bytes(),
+            _ => None,
+        };
+        // An archive is copied anew by the next try, everything else continues.
+        let fetch = copied.map_or_else(|| self.to_fetch(resolved).unwrap_or(layers), |_| layers);
         // What layers decompress to is not known beforehand; three times is usual.
-        let needed = total(&manifest.layers).saturating_mul(4);
-        let available = self.store.available().unwrap_or(0);
-        self.no_space(manifest, needed, available).into()
-    }
-
-    /// The same for an archive that did not fit. Of a pipe nobody knows the length.
-    fn explain_copy(&self, error: PullError, local: &Local) -> PullError {
-        let Input::Path(path) = &local.input else { return error };
-        let Ok(archive) = std::fs::metadata(path) else { return error };
-        if !is_full(&error) {
-            return error;
-        }
-        let path = self.store.root().to_owned();
-        let (what, available) = (local.to_string(), self.store.available().unwrap_or(0));
-        // The copy, and the file system made of it; more if the archive is compressed.
-        let needed = archive.len().saturating_mul(4);
-        StoreError::NoSpace { what, path, needed, available }.into()
-    }
-
-    fn no_space(&self, manifest: &Manifest, needed: u64, available: u64) -> StoreError {
-        StoreError::NoSpace {
-            what: format!("image {}", manifest.digest),
-            path: self.store.root().to_owned(),
-            needed,
-            available,
-        }
+        let file_system = pending.written().max(layers.saturating_mul(3));
+        let written = pending.written().saturating_add(copied.unwrap_or(0));
+        let what = format!("image {}", resolved.manifest.digest);
+        self.store.no_space(what, fetch.saturating_add(file_system), written).into()
     }
 
     fn tell(&self, event: Event) {
         // Nobody listens when the pull was dropped.
         let _ = self.events.send(event);
     }
+}
+
+/// An archive did not fit: as a file it has a length, from which to guess what else it needs.
+fn explain_copy(mut error: SourceError, local: &Local) -> SourceError {
+    if let (SourceError::Store(StoreError::NoSpace { needed, .. }), Input::Path(path)) =
+        (&mut error, &local.input)
+        && let Ok(archive) = std::fs::metadata(path)
+    {
+        // The copy, and the file system made of it; more if the archive is compressed.
+        *needed = archive.len().saturating_mul(4).max(*needed);
+    }
+    error
 }
 
 fn total(layers: &[Descriptor]) -> u64 {
@@ -448,13 +489,4 @@ fn check_platform(config: &ImageConfig, wanted: &Platform) -> Result<(), PullErr
         return Ok(());
     }
     Err(PullError::Platform { found: config.platform.clone(), wanted: wanted.clone() })
-}
-
-/// Does the chain of errors end in a full disk?
-fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
-    std::iter::successors(Some(error), |error| error.source()).any(|error| {
-        error.downcast_ref::<io::Error>().is_some_and(|error| {
-            matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-        })
-    })
 }

@@ -48,6 +48,9 @@ pub enum NameError {
          and perhaps a :tag, as in tool or team/tool:v2"
     )]
     Local(String),
+    /// It would mean something else.
+    #[error("{0:?} cannot be an image's name here: it reads as an image of a registry or as a path")]
+    Taken(String),
     /// Not a registry reference either.
     #[error("{text:?} is not an image reference, as python:3.12 or ghcr.io/owner/name@sha256:... are")]
     Reference {
@@ -58,7 +61,9 @@ pub enum NameError {
     },
     /// The default image has not been imported.
     #[error(
-        "there is no image {DEFAULT_IMAGE:?} yet: `./scripts/images {DEFAULT_IMAGE}` builds and imports it"
+        "there is no image {DEFAULT_IMAGE:?} yet: `./scripts/images {DEFAULT_IMAGE}` builds and imports it, \
+         `voidrun images import {DEFAULT_IMAGE} {DEFAULT_IMAGE}.oci.tar.zst` takes one that was built elsewhere; \
+         VOIDRUN_DEFAULT_IMAGE names another default"
     )]
     DefaultImage,
 }
@@ -108,6 +113,12 @@ impl FromStr for LocalName {
                 && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
         };
         let (path, tag) = text.rsplit_once(':').map_or((text, None), |(path, tag)| (path, Some(tag)));
+        // What docker takes for a registry's host, and what `images pull` takes for a path, mean that and nothing else.
+        let host = path.split_once('/').is_some_and(|(host, _)| host.contains('.') || host == "localhost");
+        let source = tag.is_some() && ["oci", "docker-archive"].contains(&path);
+        if host || source {
+            return Err(NameError::Taken(text.chars().take(100).collect()));
+        }
         if text.len() > MAX_LOCAL_NAME || !path.split('/').all(word) || !tag.is_none_or(word) {
             return Err(NameError::Local(text.chars().take(100).collect()));
         }
@@ -241,6 +252,12 @@ mod tests {
         for text in ["", "/", "../x", ".x", "a//b", "a:b:c", "a/", "a:", "-x", "x y", "a@b", &"x".repeat(256)]
         {
             assert!(text.parse::<LocalName>().is_err(), "{text:?}");
+        }
+        for text in ["ghcr.io/a/b", "localhost/x", "a.b/c:v1", "oci:v1", "docker-archive:x", "oci:latest"] {
+            assert!(matches!(text.parse::<LocalName>(), Err(NameError::Taken(_))), "{text:?}");
+        }
+        for text in ["a.b", "localhost", "a.b:v1", "team/a.b:v1", "oci", "oci/x:v1"] {
+            assert!(text.parse::<LocalName>().is_ok(), "{text:?}");
         }
         for text in ["", "UPPER", "a b", "../x", "a@sha256:12"] {
             assert!(matches!(resolve_with(text, &[]), Err(NameError::Reference { .. })), "{text:?}");

@@ -8,12 +8,14 @@ use rootfs_builder::reference::NameError;
 use rootfs_builder::registry::RegistryError;
 use rootfs_builder::store::StoreError;
 
+use super::{code, tell};
 use crate::config::ConfigError;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CliError {
-    #[error("cannot pull {what}")]
-    Pull { what: String, source: Box<PullError> },
+    /// `verb` is `pull` or `import`.
+    #[error("cannot {verb} {what}")]
+    Pull { verb: &'static str, what: String, source: Box<PullError> },
     #[error("cannot log in to {registry}")]
     Login { registry: String, source: Box<RegistryError> },
     #[error("cannot log out of {registry}")]
@@ -28,8 +30,8 @@ pub(crate) enum CliError {
     Config(#[from] ConfigError),
     #[error("{0}")]
     Usage(String),
-    #[error("interrupted: what has arrived is kept, the same command continues")]
-    Interrupted,
+    #[error("interrupted{advice}")]
+    Interrupted { signal: Interrupt, advice: &'static str },
     #[error("cannot start")]
     Runtime(#[source] io::Error),
     #[error("cannot read {what}")]
@@ -38,25 +40,59 @@ pub(crate) enum CliError {
     Output(#[source] io::Error),
 }
 
+/// The signals that ask the program to end.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Interrupt {
+    Int,
+    Term,
+}
+
 impl CliError {
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
-            Self::Usage(_) | Self::Name(NameError::Local(_) | NameError::Reference { .. }) => 2,
-            // As a shell reports a program that SIGINT has ended.
-            Self::Interrupted => 130,
+            Self::Usage(_)
+            | Self::Name(NameError::Local(_) | NameError::Taken(_) | NameError::Reference { .. }) => 2,
+            // As a shell reports a program that the signal has ended.
+            Self::Interrupted { signal: Interrupt::Int, .. } => 130,
+            Self::Interrupted { signal: Interrupt::Term, .. } => 143,
             _ => 1,
         }
     }
 
+    fn is_of_the_connection(&self) -> bool {
+        let registry = match self {
+            Self::Login { source, .. } | Self::Logout { source, .. } => source,
+            Self::Pull { source, .. } => match &**source {
+                PullError::Registry(error) => error,
+                _ => return false,
+            },
+            _ => return false,
+        };
+        matches!(
+            registry,
+            RegistryError::UnknownHost { .. }
+                | RegistryError::Refused { .. }
+                | RegistryError::Tls { .. }
+                | RegistryError::Connection { .. }
+        )
+    }
+
     pub(crate) fn print(&self, json: bool) {
-        let causes = causes(self);
+        let mut causes = causes(self);
+        // What the layers of the HTTP client call it says nothing to people.
+        if self.is_of_the_connection() && causes.len() > 2 {
+            causes.drain(1..causes.len() - 1);
+        }
         if json {
-            eprintln!("{}", serde_json::json!({ "error": self.to_string(), "causes": causes }));
+            tell(
+                &serde_json::json!({ "code": code::of(self), "error": self.to_string(), "causes": causes })
+                    .to_string(),
+            );
             return;
         }
-        eprintln!("error: {self}");
+        tell(&format!("error: {self}"));
         for cause in causes {
-            eprintln!("  because: {cause}");
+            tell(&format!("  because: {cause}"));
         }
     }
 }

@@ -5,7 +5,7 @@ use std::io::{BufRead as _, IsTerminal as _, Write as _};
 use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
 use serde_json::json;
 
-use super::{Context, error::CliError, wait_for};
+use super::{Context, error::CliError, tell, wait_for};
 
 /// The longest password that is read, in bytes. Tokens of clouds have some thousand.
 const MAX_PASSWORD: u64 = 64 << 10;
@@ -47,7 +47,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         return Err(CliError::Usage("the password is empty".into()));
     }
     let client = context.registry()?;
-    let login = wait_for(async {
+    let login = wait_for("", async {
         let login = client.login(&registry, &user, &password).await;
         login.map_err(|source| CliError::Login { registry: registry.clone(), source: source.into() })
     })?;
@@ -59,8 +59,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
 }
 
 fn ask(prompt: &str) -> Result<String, CliError> {
-    eprint!("{prompt}");
-    let _ = std::io::stderr().flush();
+    let _ = write!(std::io::stderr(), "{prompt}");
     read_line()
 }
 
@@ -71,10 +70,15 @@ fn ask_hidden(prompt: &str) -> Result<String, CliError> {
     let before = tcgetattr(&stdin).map_err(failed)?;
     let mut silent = before.clone();
     silent.local_modes.remove(LocalModes::ECHO);
-    tcsetattr(&stdin, OptionalActions::Flush, &silent).map_err(failed)?;
-    let answer = ask(prompt);
+    // Not the default action of SIGINT, which would leave the terminal silent.
+    let prompt = prompt.to_owned();
+    let answer = wait_for("", async {
+        tcsetattr(&stdin, OptionalActions::Flush, &silent).map_err(failed)?;
+        let asked = tokio::task::spawn_blocking(move || ask(&prompt)).await;
+        asked.map_err(|e| CliError::Runtime(e.into()))?
+    });
     tcsetattr(&stdin, OptionalActions::Now, &before).map_err(failed)?;
-    eprintln!();
+    tell("");
     answer
 }
 

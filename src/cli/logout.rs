@@ -12,7 +12,7 @@ pub(crate) struct Args {
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
     let client = context.registry()?;
-    let logout = wait_for(async {
+    let logout = wait_for("", async {
         let logout = client.logout(&args.registry).await;
         logout.map_err(|source| CliError::Logout { registry: args.registry.clone(), source: source.into() })
     })?;

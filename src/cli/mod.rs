@@ -1,5 +1,6 @@
 //! The command line: one verb a file. Results go to standard output, everything else to standard error.
 
+mod code;
 mod config;
 mod error;
 mod images;
@@ -11,24 +12,28 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 use rootfs_builder::reference::{self, ImageName, NameError};
 use rootfs_builder::registry::{CredentialSources, Registry, RegistryConfig, RetryPolicy};
-use rootfs_builder::store::Store;
+use rootfs_builder::store::{Store, StoreError};
 use serde::Serialize;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::Config;
-use error::CliError;
+use error::{CliError, Interrupt};
+
+const GLOBAL: &str = "Global options";
 
 /// Runs untrusted code in a real virtual machine on your own Linux machine, as easily as calling a function.
 #[derive(Debug, Parser)]
 #[command(version, propagate_version = true, arg_required_else_help = true)]
 struct Cli {
     /// Print JSON for programs: results on standard output, an error as one object on standard error.
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = GLOBAL)]
     json: bool,
     /// Where images are kept [default: $VOIDRUN_HOME, else $XDG_DATA_HOME/voidrun]
-    #[arg(long, global = true, value_name = "DIR")]
+    #[arg(long, global = true, value_name = "DIR", help_heading = GLOBAL)]
     home: Option<PathBuf>,
     #[command(subcommand)]
     verb: Verb,
@@ -44,6 +49,9 @@ enum Verb {
     /// Forget what login kept
     Logout(logout::Args),
     /// Show every setting and where it comes from
+    #[command(after_help = "Examples:
+  voidrun config
+  VOIDRUN_HOME=/srv/voidrun voidrun config --json")]
     Config,
 }
 
@@ -54,7 +62,10 @@ struct Context {
 }
 
 pub(crate) fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return unparsed(&error),
+    };
     let json = cli.json;
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
@@ -63,6 +74,26 @@ pub(crate) fn main() -> ExitCode {
             ExitCode::from(error.exit_code())
         }
     }
+}
+
+/// A command line that is wrong, or that asks for help or the version.
+fn unparsed(error: &clap::Error) -> ExitCode {
+    let wrong = error.use_stderr();
+    if wrong && std::env::args_os().any(|argument| argument == "--json") {
+        let text = error.render().to_string();
+        // What follows, usage and tips, is for people.
+        let first = text.split("\n\n").next().unwrap_or(&text);
+        let first = first.strip_prefix("error: ").unwrap_or(first);
+        let message = match error.kind() {
+            ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => "a command is missing".to_owned(),
+            _ => first.lines().map(str::trim).collect::<Vec<_>>().join(" "),
+        };
+        CliError::Usage(message).print(true);
+    } else {
+        // Nothing is to be done when nobody reads it.
+        let _ = error.print();
+    }
+    ExitCode::from(if wrong { 2 } else { 0 })
 }
 
 fn run(cli: Cli) -> Result<(), CliError> {
@@ -97,12 +128,22 @@ impl Context {
         reference::resolve(text, &self.config.aliases.value, is_local)
     }
 
+    /// An error of the store about an image that the user has called `text`.
+    fn as_typed(error: StoreError, text: Option<&str>) -> StoreError {
+        match (error, text) {
+            (StoreError::NotFound(name), Some(text)) if name != text => {
+                StoreError::NotFound(format!("{text} ({name})"))
+            }
+            (error, _) => error,
+        }
+    }
+
     /// Prints the result: `value` as JSON if JSON is wanted, otherwise what `text` makes of it.
     fn print<T: Serialize>(&self, value: &T, text: impl FnOnce(&T) -> String) -> Result<(), CliError> {
         let mut output = if self.json {
             serde_json::to_string_pretty(value).map_err(|e| CliError::Output(e.into()))?
         } else {
-            text(value)
+            printable(&text(value))
         };
         if !output.is_empty() && !output.ends_with('\n') {
             output.push('\n');
@@ -115,17 +156,30 @@ impl Context {
     }
 }
 
-/// Runs an async verb until it ends or the user interrupts it.
-fn wait_for<T>(work: impl Future<Output = Result<T, CliError>>) -> Result<T, CliError> {
+/// `text` without what a terminal would obey: names, tags and messages in it may come from an image or a server.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() && c != '\n' { '\u{fffd}' } else { c }).collect()
+}
+
+/// A line on standard error. Nothing is to be done when nobody reads it any more, or the disk below it is full.
+fn tell(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{}", printable(line));
+}
+
+/// Runs an async verb until it ends or the user interrupts it; `advice` is what to tell then.
+fn wait_for<T>(advice: &'static str, work: impl Future<Output = Result<T, CliError>>) -> Result<T, CliError> {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(CliError::Runtime)?;
     let result = runtime.block_on(async {
+        let mut int = signal(SignalKind::interrupt()).map_err(CliError::Runtime)?;
+        let mut term = signal(SignalKind::terminate()).map_err(CliError::Runtime)?;
         tokio::select! {
             result = work => result,
-            Ok(()) = tokio::signal::ctrl_c() => Err(CliError::Interrupted),
+            _ = int.recv() => Err(CliError::Interrupted { signal: Interrupt::Int, advice }),
+            _ = term.recv() => Err(CliError::Interrupted { signal: Interrupt::Term, advice }),
         }
     });
-    // A conversion that nobody waits for any more must not hold up the exit; what it leaves is overwritten by the next.
+    // A conversion that nobody waits for any more must not hold up the exit; what it leaves is swept by the next.
     runtime.shutdown_background();
     result
 }

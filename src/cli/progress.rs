@@ -9,6 +9,8 @@ use indicatif::{BinaryBytes, MultiProgress, ProgressBar, ProgressStyle};
 use rootfs_builder::image::Digest;
 use rootfs_builder::progress::Event;
 
+use super::tell;
+
 /// Draws on standard error.
 pub(super) enum Display {
     Bars(Mutex<Bars>),
@@ -32,7 +34,7 @@ impl Display {
             Self::Bars(bars) => bars.lock().unwrap_or_else(PoisonError::into_inner).show(event),
             Self::Lines(lines) => {
                 if let Some(line) = lines.lock().unwrap_or_else(PoisonError::into_inner).line(event) {
-                    eprintln!("{line}");
+                    tell(&line);
                 }
             }
             Self::Nothing => {}
@@ -42,8 +44,11 @@ impl Display {
     /// Takes the bars away.
     pub(super) fn finish(&self) {
         if let Self::Bars(bars) = self {
+            let bars = bars.lock().unwrap_or_else(PoisonError::into_inner);
+            // A tick after the clearing would draw it again.
+            bars.activity.finish_and_clear();
             // Nothing is lost if the terminal is gone.
-            let _ = bars.lock().unwrap_or_else(PoisonError::into_inner).all.clear();
+            let _ = bars.all.clear();
         }
     }
 }
@@ -58,9 +63,9 @@ impl Lines {
     fn line(&mut self, event: Event) -> Option<String> {
         Some(match event {
             Event::Resolved { manifest, layers, bytes } => {
-                format!("resolved {manifest}: {layers} layers, {}", BinaryBytes(bytes))
+                format!("resolved {manifest}: {}, {}", counted(layers, "layer"), BinaryBytes(bytes))
             }
-            Event::Present { blob } => format!("layer {}: present", short(&blob)),
+            Event::Present { blob, .. } => format!("layer {}: present", short(&blob)),
             Event::Downloading { blob, done, total } => {
                 let quarter = (done * 4).checked_div(total).unwrap_or(4);
                 if self.quarters.insert(blob, quarter) == Some(quarter) {
@@ -100,19 +105,15 @@ impl Bars {
                 self.total.set_length(bytes);
                 self.total = self.all.insert_before(&self.activity, self.total.clone());
             }
-            Event::Present { blob } => {
-                self.bar(blob).finish_with_message("present");
+            Event::Present { blob, size } => {
+                self.advance(blob, size, Some(size)).finish_with_message("present");
             }
             Event::Downloading { blob, done, total } => {
-                let bar = self.bar(blob);
-                bar.set_length(total);
-                bar.set_position(done);
-                self.total.set_position(self.layers.values().map(ProgressBar::position).sum());
+                self.advance(blob, done, Some(total));
             }
             Event::Downloaded { blob } => {
-                let bar = self.bar(blob);
-                bar.set_position(bar.length().unwrap_or(0));
-                bar.finish_with_message("done");
+                let length = self.bar(blob).length().unwrap_or(0);
+                self.advance(blob, length, None).finish_with_message("done");
             }
             Event::Retrying { what, reason, delay_ms } => {
                 // Nothing is lost if the terminal is gone.
@@ -126,6 +127,17 @@ impl Bars {
             }
             Event::Converted { .. } => self.activity.set_message("done"),
         }
+    }
+
+    /// Moves a layer's bar, and that of all layers with it.
+    fn advance(&mut self, blob: Digest, done: u64, length: Option<u64>) -> ProgressBar {
+        let bar = self.bar(blob);
+        if let Some(length) = length {
+            bar.set_length(length);
+        }
+        bar.set_position(done);
+        self.total.set_position(self.layers.values().map(ProgressBar::position).sum());
+        bar
     }
 
     fn bar(&mut self, blob: Digest) -> ProgressBar {
@@ -147,6 +159,10 @@ fn style(name: &str) -> ProgressStyle {
 
 fn retrying(what: &str, reason: &str, delay_ms: u64) -> String {
     format!("{what}: {reason}; again in {:.1} s", Duration::from_millis(delay_ms).as_secs_f64())
+}
+
+fn counted(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
 /// Enough of a digest for people.

@@ -3,7 +3,7 @@
 use oci_spec::image::{ImageConfiguration, ImageIndex, ImageManifest};
 use serde::{Deserialize, Serialize};
 
-use super::{Digest, Platform};
+use super::{Digest, Platform, listed};
 
 /// The largest manifest, index or configuration that is read, in bytes (the registries' own limit is 4 MiB).
 pub const MAX_DOCUMENT: u64 = 4 << 20;
@@ -60,7 +60,7 @@ pub enum ManifestError {
         media_type: String,
     },
     /// The index has no image for the platform.
-    #[error("no image for {wanted} in {digest}; it has: {}", offered.join(", "))]
+    #[error("no image for {wanted} in {digest}; it has: {}", listed(offered))]
     NoSuchPlatform {
         /// Of the index.
         digest: Digest,

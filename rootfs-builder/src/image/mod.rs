@@ -4,6 +4,7 @@ mod config;
 mod digest;
 mod manifest;
 mod platform;
+mod text;
 
 pub use config::ImageConfig;
 pub use digest::{Digest, InvalidDigest};
@@ -11,3 +12,6 @@ pub use manifest::{
     Descriptor, Document, MAX_DOCUMENT, MAX_INDEX_DEPTH, MAX_LAYERS, Manifest, ManifestError, parse_config,
 };
 pub use platform::{InvalidPlatform, Platform};
+#[cfg(feature = "pull")]
+pub(crate) use text::Human;
+pub(crate) use text::listed;

@@ -43,8 +43,12 @@ pub fn is_tar_layer(media_type: &str) -> bool {
 /// The uncompressed content of `reader`. The bytes decide: registries hold layers whose media type is wrong,
 /// and the diff_id is checked in any case.
 pub fn decompress<'a, R: BufRead + Send + 'a>(mut reader: R) -> io::Result<Box<dyn Read + Send + 'a>> {
-    // A `File` or buffer gives more than four bytes at once unless it is shorter than that.
-    Ok(match Compression::of(reader.fill_buf()?) {
+    // A pipe may give them one by one.
+    let mut start = Vec::with_capacity(4);
+    reader.by_ref().take(4).read_to_end(&mut start)?;
+    let compression = Compression::of(&start);
+    let reader = io::Cursor::new(start).chain(reader);
+    Ok(match compression {
         Compression::None => Box::new(reader),
         Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(reader)),
         Compression::Zstd => {
@@ -76,6 +80,11 @@ mod tests {
             let mut out = Vec::new();
             decompress(&twice[..]).unwrap().read_to_end(&mut out).unwrap();
             assert_eq!(out, [&text[..], &text[..]].concat());
+            // However few bytes come at once.
+            let mut out = Vec::new();
+            let trickle = io::BufReader::with_capacity(1, &bytes[..]);
+            decompress(trickle).unwrap().read_to_end(&mut out).unwrap();
+            assert_eq!(out, text);
         }
     }
 

@@ -15,12 +15,13 @@ pub(super) fn timed_out(url: &Url, patience: Duration) -> Failure {
 
 /// Finds the name of a failure. A host that has `answered` before is there, so that a refusal or a failure of the resolver is a
 /// passing one; at the first contact it is a wrong name, and waiting would only keep the user from seeing that.
-pub(super) fn classify(error: reqwest::Error, url: &Url, answered: bool) -> Failure {
+pub(super) fn classify(error: reqwest::Error, url: &Url, answered: bool, unread: &[String]) -> Failure {
     let source = error.without_url();
     let registry = host_of(url);
     let tls = caused_by::<rustls::Error>(&source);
     let error = if tls.is_some_and(|e| !answered || matches!(e, rustls::Error::InvalidCertificate(_))) {
-        return RegistryError::Tls { registry, source }.into();
+        let unread = unread.iter().take(3).cloned().collect();
+        return RegistryError::Tls { registry, unread, source }.into();
     } else if resolver_failed(&source) {
         RegistryError::UnknownHost { registry, source }
     } else if sources(&source).any(is_refusal) {

@@ -38,7 +38,7 @@ pub(super) fn registry_name(text: &str) -> String {
 }
 
 /// Checks that a text is `host[:port]` and nothing else.
-pub(super) fn authority(host: &str) -> Result<(), RegistryError> {
+pub fn authority(host: &str) -> Result<(), RegistryError> {
     let invalid = || RegistryError::Host { host: host.chars().take(100).collect() };
     if host.is_empty() || host.contains(['/', '@', '?', '#', '\\']) {
         return Err(invalid());

@@ -53,11 +53,14 @@ pub enum RegistryError {
     /// No TLS connection that can be trusted.
     #[error(
         "{registry}: no trustworthy TLS connection; name a private authority's certificate in SSL_CERT_FILE, \
-         a registry without TLS in the configuration's insecure registries"
+         a registry without TLS in the configuration's insecure registries{}",
+        not_read(unread)
     )]
     Tls {
         /// The host.
         registry: String,
+        /// The first authorities that could not be read.
+        unread: Vec<String>,
         /// What is wrong with it.
         source: reqwest::Error,
     },
@@ -260,6 +263,10 @@ fn found(presented: bool, searched: &[String]) -> String {
         (false, false) => format!("no credentials in {places}"),
         (false, true) => "it did not ask for credentials".into(),
     }
+}
+
+fn not_read(unread: &[String]) -> String {
+    if unread.is_empty() { String::new() } else { format!(" (not read: {})", unread.join(", ")) }
 }
 
 fn limited(presented: bool, registry: &str) -> String {

@@ -27,6 +27,8 @@ pub(super) struct Http {
     proxied: reqwest::Client,
     /// For loopback, which a proxy cannot reach; Go's client, and so docker, does the same.
     direct: reqwest::Client,
+    /// Authorities that could not be read.
+    unread: Vec<String>,
     insecure: BTreeSet<String>,
     connect_timeout: Duration,
     read_timeout: Duration,
@@ -61,7 +63,7 @@ impl Answer {
 
 impl Http {
     pub(super) fn new(policy: &RetryPolicy, insecure: &[String]) -> Result<Self, RegistryError> {
-        let tls = super::tls::config()?;
+        let (tls, unread) = super::tls::config()?;
         let client = || {
             reqwest::Client::builder()
                 .tls_backend_preconfigured(tls.clone())
@@ -82,6 +84,7 @@ impl Http {
         Ok(Self {
             proxied: built(client())?,
             direct: built(client().no_proxy())?,
+            unread,
             insecure: insecure.iter().map(|host| host.to_ascii_lowercase()).collect(),
             connect_timeout: policy.connect_timeout,
             read_timeout: policy.read_timeout,
@@ -182,7 +185,8 @@ impl Http {
                 lock(&self.schemes).remove(&host);
                 Err(match outcome {
                     Ok(Err(error)) if !error.is_timeout() => {
-                        classify(error, url, lock(&self.answered).contains(&host))
+                        let answered = lock(&self.answered).contains(&host);
+                        classify(error, url, answered, &self.unread)
                     }
                     Ok(_) => timed_out(url, self.connect_timeout),
                     Err(_) => timed_out(url, patience),
@@ -198,7 +202,7 @@ impl Http {
     ) -> Result<Option<impl AsRef<[u8]> + use<>>, Failure> {
         match tokio::time::timeout(self.read_timeout, answer.response.chunk()).await {
             Ok(Ok(chunk)) => Ok(chunk),
-            Ok(Err(error)) => Err(classify(error, &answer.url, true)),
+            Ok(Err(error)) => Err(classify(error, &answer.url, true, &self.unread)),
             Err(_) => Err(timed_out(&answer.url, self.read_timeout)),
         }
     }

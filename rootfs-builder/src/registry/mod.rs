@@ -34,6 +34,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 pub use credentials::CredentialSources;
+pub use endpoint::authority as check_host;
 pub use error::RegistryError;
 pub use login::{Login, Logout};
 /// A reference to an image in a registry, by docker's rules: `python:3.12` is `docker.io/library/python:3.12`.

@@ -24,7 +24,9 @@ const DIRECTORIES: [&str; 2] = ["/etc/ssl/certs", "/etc/pki/tls/certs"];
 /// to what the system trusts, both together replace it.
 ///
 /// Without any authority this still succeeds: registries on loopback need none.
-pub(super) fn config() -> Result<ClientConfig, RegistryError> {
+///
+/// Beside it what could not be read: one bad file among a hundred must not stop a pull, but explains a TLS error.
+pub(super) fn config() -> Result<(ClientConfig, Vec<String>), RegistryError> {
     let bundle = match std::env::var_os("SSL_CERT_FILE") {
         Some(file) => Some(PathBuf::from(file)),
         None => BUNDLES.iter().map(PathBuf::from).find(|path| path.exists()),
@@ -34,9 +36,9 @@ pub(super) fn config() -> Result<ClientConfig, RegistryError> {
         None => DIRECTORIES.iter().map(PathBuf::from).filter(|path| path.exists()).collect(),
     };
     let mut roots = RootCertStore::empty();
-    load(&mut roots, bundle.as_deref(), None);
+    let mut unread = load(&mut roots, bundle.as_deref(), None);
     for directory in &directories {
-        load(&mut roots, None, Some(directory));
+        unread.extend(load(&mut roots, None, Some(directory)));
     }
     // The provider is named here rather than installed: it is the process's only once, and not ours to choose in a library.
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -46,14 +48,11 @@ pub(super) fn config() -> Result<ClientConfig, RegistryError> {
         .with_root_certificates(roots)
         .with_no_client_auth();
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(config)
+    Ok((config, unread))
 }
 
-fn load(roots: &mut RootCertStore, file: Option<&Path>, directory: Option<&Path>) {
+fn load(roots: &mut RootCertStore, file: Option<&Path>, directory: Option<&Path>) -> Vec<String> {
     let found = rustls_native_certs::load_certs_from_paths(file, directory);
-    // One bad file among a hundred must not stop a pull; a missing authority shows as a TLS error with this beside it.
-    for error in found.errors {
-        tracing::warn!(%error, "authorities not read");
-    }
     roots.add_parsable_certificates(found.certs);
+    found.errors.iter().map(|error| super::error::shown(&error.to_string())).collect()
 }

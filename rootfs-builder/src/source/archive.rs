@@ -6,15 +6,18 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{BufReader, BufWriter, Read, Write as _};
+use std::io::{self, BufReader, BufWriter, Read, Write as _};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use sha2::{Digest as _, Sha256};
 
 use super::{Input, SourceError};
+use crate::convert::Limits;
 use crate::image::{Descriptor, Digest, MAX_DOCUMENT};
-use crate::layer::{EntryKind, TarError, TarReader, decompress};
+use crate::layer::{EntryKind, Expansion, TarError, TarReader, decompress};
 use crate::progress::{Event, Progress};
-use crate::store::{Scratch, Store, StoreError};
+use crate::store::{Scratch, Store, StoreError, is_full};
 
 /// The most entries of an archive: an image of [`crate::image::MAX_LAYERS`] layers has a few thousand.
 const MAX_ENTRIES: usize = 100_000;
@@ -31,6 +34,8 @@ pub(super) struct Archive {
     input: Input,
     scratch: Scratch,
     members: HashMap<String, Member>,
+    /// Bytes of all files together.
+    written: u64,
 }
 
 #[derive(Debug)]
@@ -48,21 +53,22 @@ pub(super) struct Stored {
     pub(super) size: u64,
 }
 
-/// Reads an archive to its end.
+/// Reads an archive to its end. `limits` hold for its bytes as they do for those of a layer.
 pub(super) fn read(
     store: &Store,
     input: &Input,
     reader: impl Read + Send,
+    limits: Limits,
     progress: Progress<'_>,
 ) -> Result<Archive, SourceError> {
     let failed = |source| SourceError::Read { input: input.clone(), source };
-    let damaged = |source| SourceError::Archive { input: input.clone(), source };
-    let reader = decompress(BufReader::with_capacity(256 << 10, reader)).map_err(failed)?;
+    let reader = Bounded::new(reader, limits).map_err(failed)?;
     let mut buffered = BufReader::with_capacity(256 << 10, reader);
     let mut tar = TarReader::new(&mut buffered);
-    let mut archive = Archive { input: input.clone(), scratch: store.scratch()?, members: HashMap::new() };
+    let mut archive =
+        Archive { input: input.clone(), scratch: store.scratch()?, members: HashMap::new(), written: 0 };
     let mut count = 0;
-    while let Some(entry) = tar.next_entry().map_err(damaged)? {
+    while let Some(entry) = tar.next_entry().map_err(|e| damaged(input, e))? {
         count += 1;
         if count > MAX_ENTRIES {
             return Err(SourceError::TooMany {
@@ -80,7 +86,7 @@ pub(super) fn read(
         };
         let member = match entry.kind {
             EntryKind::File { size, regions: None } => {
-                archive.store(&mut tar, count, &name, size, progress).map(Member::File).map(Some)?
+                archive.store(store, &mut tar, (count, &name, size), progress).map(Member::File).map(Some)?
             }
             EntryKind::HardLink { target } => link("", &target),
             EntryKind::Symlink { target } => link(parent(&name), &target),
@@ -92,8 +98,66 @@ pub(super) fn read(
             archive.members.insert(name, member);
         }
     }
-    drain(&mut buffered).map_err(failed)?;
+    drain(&mut buffered).map_err(|e| damaged(input, TarError::Read(e)))?;
     Ok(archive)
+}
+
+/// A bomb is noticed below the tar reader, which knows only I/O errors.
+fn damaged(input: &Input, source: TarError) -> SourceError {
+    let input = input.clone();
+    match source {
+        TarError::Read(error) => match error.downcast::<Expansion>() {
+            Ok(source) => SourceError::Expansion { input, source },
+            Err(error) => SourceError::Archive { input, source: TarError::Read(error) },
+        },
+        source => SourceError::Archive { input, source },
+    }
+}
+
+/// A stream decompressed, which ends with [`Expansion`] where it gives more than [`Limits`] grant for the bytes read so far:
+/// how many there will be is not known of a pipe.
+struct Bounded<'a> {
+    content: Box<dyn Read + Send + 'a>,
+    compressed: Arc<AtomicU64>,
+    bytes: u64,
+    limits: Limits,
+}
+
+impl<'a> Bounded<'a> {
+    fn new(reader: impl Read + Send + 'a, limits: Limits) -> io::Result<Self> {
+        let compressed = Arc::new(AtomicU64::new(0));
+        let counted = Counted { reader, count: Arc::clone(&compressed) };
+        let content = decompress(BufReader::with_capacity(256 << 10, counted))?;
+        Ok(Self { content, compressed, bytes: 0, limits })
+    }
+}
+
+impl Read for Bounded<'_> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let count = self.content.read(out)?;
+        self.bytes += count as u64;
+        let blob_bytes = self.compressed.load(Ordering::Relaxed);
+        let Limits { free_bytes, ratio, .. } = self.limits;
+        let max_bytes = free_bytes.saturating_add(blob_bytes.saturating_mul(ratio));
+        if self.bytes > max_bytes {
+            return Err(io::Error::other(Expansion { max_bytes, blob_bytes }));
+        }
+        Ok(count)
+    }
+}
+
+/// The decoder owns its reader, so the count lies beside it.
+struct Counted<R> {
+    reader: R,
+    count: Arc<AtomicU64>,
+}
+
+impl<R: Read> Read for Counted<R> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let count = self.reader.read(out)?;
+        self.count.fetch_add(count as u64, Ordering::Relaxed);
+        Ok(count)
+    }
 }
 
 /// Reads what follows the end of the archive: a writer into a pipe should not be killed by it, and a compressed stream has
@@ -104,14 +168,18 @@ fn drain(rest: impl Read) -> std::io::Result<u64> {
 
 impl Archive {
     fn store(
-        &self,
+        &mut self,
+        store: &Store,
         tar: &mut TarReader<impl std::io::BufRead>,
-        number: usize,
-        name: &str,
-        size: u64,
+        (number, name, size): (usize, &str, u64),
         progress: Progress<'_>,
     ) -> Result<Stored, SourceError> {
-        let damaged = |source| SourceError::Archive { input: self.input.clone(), source };
+        let (input, before) = (self.input.clone(), self.written);
+        let no_space = |written| store.no_space(input.to_string(), before.saturating_add(size), written);
+        // The header says it all: nothing is written of what cannot fit.
+        if size > store.available()? {
+            return Err(no_space(before).into());
+        }
         let path = self.scratch.path(number);
         let mut file = BufWriter::with_capacity(256 << 10, self.scratch.create(number)?);
         let mut hash = Sha256::new();
@@ -119,13 +187,16 @@ impl Archive {
         // In a layout the name says which blob this will be.
         let claimed: Option<Digest> =
             name.strip_prefix("blobs/sha256/").and_then(|hex| format!("sha256:{hex}").parse().ok());
+        let full_or_failed = |error: io::Error, done: u64| {
+            if is_full(&error) { no_space(before + done) } else { StoreError::io("write", &path)(error) }
+        };
         loop {
-            let data = tar.data().map_err(damaged)?;
+            let data = tar.data().map_err(|e| damaged(&input, e))?;
             if data.is_empty() {
                 break;
             }
             hash.update(data);
-            file.write_all(data).map_err(StoreError::io("write", &path))?;
+            file.write_all(data).map_err(|e| full_or_failed(e, done))?;
             let count = data.len();
             tar.consume(count);
             done += count as u64;
@@ -136,11 +207,17 @@ impl Archive {
                 progress(Event::Downloading { blob, done, total: size });
             }
         }
-        file.flush().map_err(StoreError::io("write", &path))?;
+        file.flush().map_err(|e| full_or_failed(e, done))?;
         if done != size {
-            return Err(damaged(TarError::Truncated { at: done }));
+            return Err(damaged(&input, TarError::Truncated { at: done }));
         }
+        self.written += size;
         Ok(Stored { number, digest: Digest::from_hash(hash), size })
+    }
+
+    /// Bytes on disk of the files that are not blobs of the store yet.
+    pub(super) fn copied_bytes(&self) -> u64 {
+        self.scratch.allocated()
     }
 
     pub(super) fn input(&self) -> &Input {
@@ -232,7 +309,48 @@ fn normalise(base: &str, path: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::normalise;
+    use super::*;
+
+    /// A tar with one file of zeros.
+    fn zeros(size: u64) -> Vec<u8> {
+        let mut header = tar::Header::new_gnu();
+        header.set_path("x").unwrap();
+        header.set_size(size);
+        header.set_cksum();
+        [&header.as_bytes()[..], &vec![0; size.next_multiple_of(512) as usize + 1024]].concat()
+    }
+
+    fn read_from(bytes: &[u8], limits: Limits) -> Result<Archive, SourceError> {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        read(&store, &Input::Stdin, bytes, limits, &|_| {})
+    }
+
+    #[test]
+    fn the_whole_stream_is_bounded() {
+        let bomb = zstd::encode_all(&zeros(32 << 20)[..], 19).unwrap();
+        let limits = Limits { free_bytes: 1 << 20, ratio: 100, ..Limits::default() };
+        let error = read_from(&bomb, limits).unwrap_err();
+        assert!(
+            matches!(&error, SourceError::Expansion { source, .. } if source.max_bytes < 2 << 20),
+            "{error}"
+        );
+        assert!(read_from(&zeros(4 << 20), limits).is_ok(), "not compressed: nothing expands");
+        assert!(read_from(&bomb, Limits::default()).is_ok());
+    }
+
+    #[test]
+    fn a_file_that_cannot_fit_is_not_begun() {
+        let mut header = tar::Header::new_gnu();
+        header.set_path("x").unwrap();
+        header.set_size(1 << 60);
+        header.set_cksum();
+        let error = read_from(header.as_bytes(), Limits::default()).unwrap_err();
+        let SourceError::Store(StoreError::NoSpace { needed, available, .. }) = error else {
+            panic!("{error}")
+        };
+        assert!(needed >= 1 << 60 && needed > available);
+    }
 
     #[test]
     fn names_stay_inside() {

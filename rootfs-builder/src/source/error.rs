@@ -3,8 +3,8 @@
 use std::io;
 
 use super::Input;
-use crate::image::{Digest, InvalidDigest, ManifestError};
-use crate::layer::TarError;
+use crate::image::{Digest, InvalidDigest, ManifestError, listed};
+use crate::layer::{Expansion, TarError};
 use crate::store::StoreError;
 
 /// A local source that cannot be used. Each names the source.
@@ -25,6 +25,14 @@ pub enum SourceError {
         input: Input,
         /// How.
         source: TarError,
+    },
+    /// It expands beyond [`crate::convert::Limits`].
+    #[error("the archive {input}")]
+    Expansion {
+        /// The source.
+        input: Input,
+        /// By how much.
+        source: Expansion,
     },
     /// An archive that holds more than an image can.
     #[error("the archive {input} has more than {limit} {what}")]
@@ -134,7 +142,7 @@ pub enum SourceError {
 }
 
 fn ambiguous(input: &Input, wanted: Option<&str>, offered: &[String]) -> String {
-    let offered = if offered.is_empty() { "none".into() } else { offered.join(", ") };
+    let offered = if offered.is_empty() { "none".into() } else { listed(offered) };
     match wanted {
         Some(wanted) => format!("{input} has no image with the tag {wanted:?}; its tags: {offered}"),
         None => format!(

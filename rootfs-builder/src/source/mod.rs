@@ -18,6 +18,7 @@ use sha2::{Digest as _, Sha256};
 pub use error::SourceError;
 pub(crate) use oci::LocalImage;
 
+use crate::convert::Limits;
 use crate::image::Digest;
 use crate::progress::Progress;
 use crate::reference::{ImageName, LocalName, NameError};
@@ -133,6 +134,7 @@ impl Local {
         &self,
         store: &Store,
         platform: &crate::image::Platform,
+        limits: Limits,
         progress: Progress<'_>,
     ) -> Result<LocalImage, SourceError> {
         let blobs = match &self.input {
@@ -148,9 +150,9 @@ impl Local {
             Input::Path(path) => {
                 let failed = |source| SourceError::Read { input: self.input.clone(), source };
                 let file = std::fs::File::open(path).map_err(failed)?;
-                archive::read(store, &self.input, file, progress)?
+                archive::read(store, &self.input, file, limits, progress)?
             }
-            Input::Stdin => archive::read(store, &self.input, io::stdin(), progress)?,
+            Input::Stdin => archive::read(store, &self.input, io::stdin(), limits, progress)?,
         };
         // Since docker 25 `docker save` writes both; the layout is the exact one.
         if self.format != Format::DockerArchive && blobs.has("index.json") && blobs.has("oci-layout") {

@@ -33,6 +33,14 @@ pub(super) enum Blobs {
 }
 
 impl LocalImage {
+    /// Bytes on disk of the copy that was made of it: of an archive.
+    pub(crate) fn copied_bytes(&self) -> Option<u64> {
+        match &self.blobs {
+            Blobs::Layout(_) => None,
+            Blobs::Archive(archive, _) => Some(archive.copied_bytes()),
+        }
+    }
+
     /// Brings a layer into the store: verified, and open from its start. Blocks.
     pub(crate) fn layer(
         &self,

@@ -48,6 +48,13 @@ impl Store {
         }
     }
 
+    /// Bytes that are still to be written until the blob is here; what an earlier download has brought counts.
+    pub(crate) fn missing_bytes(&self, blob: &Descriptor) -> Result<u64, StoreError> {
+        let present = self.blob(&blob.digest, blob.size)?.is_some();
+        let part = || super::gc::allocated(&self.part_path(&blob.digest));
+        Ok(if present { 0 } else { blob.size.saturating_sub(part()) })
+    }
+
     /// The blob, or the right to bring it. Waits for another process that brings the same one, and calls `waiting`
     /// before it does. Blocks.
     pub fn ingest(&self, blob: &Descriptor, waiting: impl FnOnce()) -> Result<Ingest, StoreError> {
@@ -89,17 +96,26 @@ impl Store {
     }
 
     /// Removes those of `blobs` whose bytes are no longer what their names say (a disk that failed, a file that was
-    /// edited), and returns how many there were.
+    /// edited), and returns how many there were, whoever removed them.
     pub fn remove_damaged(&self, blobs: &[Descriptor]) -> Result<usize, StoreError> {
         let mut removed = 0;
         for blob in blobs {
-            let Some(file) = self.blob(&blob.digest, blob.size)? else { continue };
             let path = self.blob_path(&blob.digest);
-            if crate::source::hash(file).map_err(StoreError::io("read", &path))?.0 == blob.digest {
+            let damaged = |file| match crate::source::hash(file) {
+                Ok((digest, _)) => Ok(digest != blob.digest),
+                Err(error) => Err(StoreError::io("read", &path)(error)),
+            };
+            let Some(file) = self.blob(&blob.digest, blob.size)? else { continue };
+            if !damaged(file)? {
                 continue;
             }
+            // Another process may have noticed as well, removed it, and brought a good one: that stays.
             let _lock = Lock::wait(&self.blob_lock_path(&blob.digest), Mode::Exclusive, || {})?;
-            std::fs::remove_file(&path).map_err(StoreError::io("remove", &path))?;
+            if let Some(file) = self.blob(&blob.digest, blob.size)?
+                && damaged(file)?
+            {
+                std::fs::remove_file(&path).map_err(StoreError::io("remove", &path))?;
+            }
             removed += 1;
         }
         Ok(removed)

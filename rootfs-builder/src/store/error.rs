@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::image::Digest;
+use crate::image::{Digest, Human};
 
 /// A failure of the store. Each names its file.
 #[derive(Debug, thiserror::Error)]
@@ -20,17 +20,17 @@ pub enum StoreError {
     },
     /// The store's file system is full, or will be.
     #[error(
-        "not enough space for {what} in {}: about {} are needed, {} are free; `voidrun images gc` frees what is not in use",
-        path.display(), Mib(*needed), Mib(*available)
+        "not enough space for {what} in {}: at least about {} are needed, {} are free; `voidrun images gc --grace 0s` frees what is not in use",
+        path.display(), Human(*needed), Human(*available)
     )]
     NoSpace {
         /// What was to be stored.
         what: String,
         /// The store.
         path: PathBuf,
-        /// Bytes needed (an estimate where layers are compressed).
+        /// Bytes needed, as far as that is known: an estimate where layers are compressed. More than `available`.
         needed: u64,
-        /// Bytes free for this user.
+        /// Bytes free for this user once what was written in vain is gone.
         available: u64,
     },
     /// The store has a format that this program does not know.
@@ -45,6 +45,19 @@ pub enum StoreError {
         found: u32,
         /// Ours.
         supported: u32,
+    },
+    /// The file that says which format the store has is torn.
+    #[error(
+        "{} is damaged: it says which format the store has, {{\"format\":{supported}}} for this voidrun; restore it, or use \
+         another VOIDRUN_HOME", path.display()
+    )]
+    DamagedFormat {
+        /// The file.
+        path: PathBuf,
+        /// What it would have to say.
+        supported: u32,
+        /// Why it cannot be read.
+        source: serde_json::Error,
     },
     /// A record is torn or does not say what its place asks for.
     #[error("{} is damaged ({reason}): pull or import the image again", path.display())]
@@ -88,11 +101,11 @@ impl StoreError {
     }
 }
 
-/// Bytes for people.
-struct Mib(u64);
-
-impl std::fmt::Display for Mib {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} MiB", self.0.div_ceil(1 << 20))
-    }
+/// Does the chain of errors end in a full disk?
+pub(crate) fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |error| error.source()).any(|error| {
+        error.downcast_ref::<io::Error>().is_some_and(|error| {
+            matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+        })
+    })
 }

@@ -23,7 +23,7 @@ use crate::reference::ImageName;
 /// How far [`Store::collect`] goes.
 #[derive(Clone, Copy, Debug)]
 pub struct Budget {
-    /// Bytes on disk that blobs and images may take together; beyond it kept blobs go.
+    /// Bytes on disk that the store may take; beyond it kept blobs go.
     pub bytes: u64,
     /// What was used within this time stays.
     pub grace: Duration,
@@ -61,7 +61,9 @@ pub struct Removal {
 pub struct Report {
     /// Bytes on disk that are free now.
     pub freed_bytes: u64,
-    /// Bytes on disk that blobs and images still take.
+    /// Bytes on disk of what would have gone, had it not been used within the grace time.
+    pub kept_by_grace_bytes: u64,
+    /// Bytes on disk that images, blobs and what is on its way to become one still take.
     pub remaining_bytes: u64,
     /// By how much that is over the budget.
     pub over_budget_bytes: u64,
@@ -111,13 +113,20 @@ impl Store {
         };
         let roots = self.roots()?;
         let kept = self.reached_blobs(&roots);
-        self.sweep_images(&roots, budget.grace, &mut count)?;
+        let mut young = self.sweep_images(&roots, budget.grace, &mut count)?;
         for blob in self.digests_in("blobs/sha256", "")? {
-            if !kept.contains(&blob) && is_idle(&self.blob_path(&blob), budget.grace) {
+            if kept.contains(&blob) {
+                continue;
+            }
+            if is_idle(&self.blob_path(&blob), budget.grace) {
                 self.remove_blob(&blob, &mut count)?;
+            } else {
+                young += allocated(&self.blob_path(&blob));
             }
         }
-        self.sweep_ingest(budget.grace, &mut count)?;
+        self.sweep_abandoned(&mut count)?;
+        young += self.sweep_ingest(budget.grace, &mut count)?;
+        report.kept_by_grace_bytes = young;
         report.remaining_bytes = self.trim_cache(budget, &mut count)?;
         report.over_budget_bytes = report.remaining_bytes.saturating_sub(budget.bytes);
         self.sweep_locks();
@@ -144,51 +153,37 @@ impl Store {
         manifests.flat_map(|record| blobs_of(&record.manifest)).collect()
     }
 
+    /// Returns the bytes of what is too young to go.
     fn sweep_images(
         &self,
         roots: &BTreeSet<Digest>,
         grace: Duration,
         removed: &mut dyn FnMut(Removal),
-    ) -> Result<(), StoreError> {
+    ) -> Result<u64, StoreError> {
+        let mut young = 0;
         let mut images: BTreeSet<Digest> = self.digests_in("images", ".ext4")?.into_iter().collect();
         images.extend(self.digests_in("images", ".json")?);
         for image in images.difference(roots) {
             let paths = [self.image_path(image), self.image_record_path(image)];
             if paths.iter().all(|path| !path.exists() || is_idle(path, grace)) {
                 self.remove_image(image, removed)?;
+            } else {
+                young += paths.iter().map(|path| allocated(path)).sum::<u64>();
             }
         }
-        Ok(())
+        Ok(young)
     }
 
-    /// What is in `ingest` and has no living owner.
-    fn sweep_ingest(&self, grace: Duration, removed: &mut dyn FnMut(Removal)) -> Result<(), StoreError> {
-        let ingest = self.ingest_dir();
-        for entry in std::fs::read_dir(&ingest).map_err(StoreError::io("list", &ingest))? {
-            let path = entry.map_err(StoreError::io("list", &ingest))?.path();
-            if !is_idle(&path, grace) {
-                continue;
-            }
-            let Some(name) = path.file_name().and_then(|name| name.to_str()).map(str::to_owned) else {
-                continue;
-            };
-            let owner = if let Some(image) = digest_of_file(&name, ".ext4.part") {
-                Some(self.image_lock_path(&image))
-            } else {
-                digest_of_file(&name, ".part").map(|blob| self.blob_lock_path(&blob))
-            };
-            let freed = if let Some(lock) = owner {
-                match Lock::attempt(&lock, Mode::Exclusive)? {
-                    Some(_lock) => unlink(&path)?,
-                    None => None,
-                }
+    /// What is in `ingest`, has lost its owner and cannot be continued: copies of archives, file systems half written.
+    /// However young: the owner's lock tells. The caller holds the store lock exclusively.
+    pub(super) fn sweep_abandoned(&self, removed: &mut dyn FnMut(Removal)) -> Result<(), StoreError> {
+        for (path, name) in self.ingested()? {
+            let freed = if let Some(image) = digest_of_file(&name, ".ext4.part") {
+                unlink_unowned(&path, &self.image_lock_path(&image))?
             } else if name.starts_with("stream-") && scratch::is_abandoned(&path) {
                 let freed = allocated_in(&path);
                 std::fs::remove_dir_all(&path).map_err(StoreError::io("remove", &path))?;
                 Some(freed)
-            } else if name.starts_with("record-") {
-                // Records are written under the store lock, which we hold.
-                unlink(&path)?
             } else {
                 None
             };
@@ -199,10 +194,45 @@ impl Store {
         Ok(())
     }
 
+    /// What else is in `ingest` and has no living owner. Returns the bytes of downloads too young to go.
+    fn sweep_ingest(&self, grace: Duration, removed: &mut dyn FnMut(Removal)) -> Result<u64, StoreError> {
+        let mut young = 0;
+        for (path, name) in self.ingested()? {
+            if !is_idle(&path, grace) {
+                young += digest_of_file(&name, ".part").map_or(0, |_| allocated(&path));
+                continue;
+            }
+            let freed = if let Some(blob) = digest_of_file(&name, ".part") {
+                unlink_unowned(&path, &self.blob_lock_path(&blob))?
+            } else if name.starts_with("record-") {
+                // Records are written under the store lock, which we hold.
+                unlink(&path)?
+            } else {
+                None
+            };
+            if let Some(freed_bytes) = freed {
+                removed(Removal { kind: Removed::Leftover, name, freed_bytes });
+            }
+        }
+        Ok(young)
+    }
+
+    /// What is in `ingest`.
+    fn ingested(&self) -> Result<Vec<(PathBuf, String)>, StoreError> {
+        let ingest = self.ingest_dir();
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(&ingest).map_err(StoreError::io("list", &ingest))? {
+            let entry = entry.map_err(StoreError::io("list", &ingest))?;
+            found.extend(entry.file_name().into_string().ok().map(|name| (entry.path(), name)));
+        }
+        Ok(found)
+    }
+
     /// Removes blobs, the least recently used first, until the budget is kept. Returns what remains.
     fn trim_cache(&self, budget: Budget, removed: &mut dyn FnMut(Removal)) -> Result<u64, StoreError> {
         let images = self.digests_in("images", ".ext4")?;
         let mut total: u64 = images.iter().map(|image| allocated(&self.image_path(image))).sum();
+        total += self.ingested()?.iter().map(|(path, _)| allocated(path) + allocated_in(path)).sum::<u64>();
         let mut blobs: Vec<(SystemTime, Digest, u64)> = Vec::new();
         for blob in self.digests_in("blobs/sha256", "")? {
             let path = self.blob_path(&blob);
@@ -276,11 +306,19 @@ fn unlink(path: &Path) -> Result<Option<u64>, StoreError> {
     }
 }
 
-fn allocated(path: &Path) -> u64 {
+/// As [`unlink`], unless somebody holds the lock.
+fn unlink_unowned(path: &Path, lock: &Path) -> Result<Option<u64>, StoreError> {
+    match Lock::attempt(lock, Mode::Exclusive)? {
+        Some(_lock) => unlink(path),
+        None => Ok(None),
+    }
+}
+
+pub(super) fn allocated(path: &Path) -> u64 {
     std::fs::symlink_metadata(path).map_or(0, |found| found.blocks() * 512)
 }
 
-fn allocated_in(dir: &PathBuf) -> u64 {
+pub(super) fn allocated_in(dir: &Path) -> u64 {
     let Ok(entries) = std::fs::read_dir(dir) else { return 0 };
     entries.flatten().map(|entry| allocated(&entry.path())).sum()
 }

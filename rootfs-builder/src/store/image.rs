@@ -38,7 +38,7 @@ pub struct Listing {
     pub damaged: Vec<StoreError>,
 }
 
-/// The right to make an image, and to name it: this process holds the image's lock.
+/// The right to make an image, and to name it: this process holds the image's lock. What is not committed goes with it.
 #[derive(Debug)]
 pub struct Pending {
     store: Store,
@@ -175,6 +175,11 @@ impl Pending {
             .map_err(StoreError::io("create", &path))
     }
 
+    /// Bytes on disk of what has been written so far.
+    pub(crate) fn written(&self) -> u64 {
+        super::gc::allocated(&self.store.image_part_path(&self.derivation))
+    }
+
     /// Makes the file from [`Pending::create`] an image.
     pub fn commit(
         &self,
@@ -202,12 +207,6 @@ impl Pending {
         Ok(record)
     }
 
-    /// Removes what has been written: the conversion failed.
-    pub fn discard(&self) {
-        // What stays is overwritten by the next try, or swept.
-        let _ = std::fs::remove_file(self.store.image_part_path(&self.derivation));
-    }
-
     /// Lets `name` mean this image: the last step.
     pub fn name(&self, name: &ImageName) -> Result<RefRecord, StoreError> {
         let _lock = self.store.lock_store(Mode::Shared)?;
@@ -221,6 +220,14 @@ impl Pending {
         let reference = RefRecord { name: name.clone(), image: self.derivation, pulled_at: now() };
         record::write(&self.store.ingest_dir(), &self.store.ref_path(name), &reference)?;
         Ok(reference)
+    }
+}
+
+impl Drop for Pending {
+    /// Removes what has been written and did not become an image: a conversion cannot be continued.
+    fn drop(&mut self) {
+        // The lock is still held. What stays all the same is overwritten by the next try, or swept.
+        let _ = std::fs::remove_file(self.store.image_part_path(&self.derivation));
     }
 }
 

@@ -63,13 +63,7 @@ impl Lock {
 
     fn take(path: &Path, operation: FlockOperation) -> Result<Option<Self>, StoreError> {
         loop {
-            let file = OpenOptions::new()
-                .create(true)
-                .truncate(false)
-                .write(true)
-                .mode(0o600)
-                .open(path)
-                .map_err(StoreError::io("open the lock", path))?;
+            let file = open(path, operation).map_err(StoreError::io("open the lock", path))?;
             match flock(&file, operation) {
                 Ok(()) => {}
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(None),
@@ -88,6 +82,24 @@ impl Lock {
         // A lock file that stays does no harm.
         let _ = std::fs::remove_file(path);
         drop(held);
+    }
+}
+
+/// The lock's file, made if need be. Of a store that may only be read a reader opens what is there.
+fn open(path: &Path, operation: FlockOperation) -> io::Result<File> {
+    let opened = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path);
+    let reader = matches!(operation, FlockOperation::LockShared | FlockOperation::NonBlockingLockShared);
+    match opened {
+        Err(e)
+            if reader
+                && matches!(
+                    e.kind(),
+                    io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied
+                ) =>
+        {
+            File::open(path).map_err(|_| e)
+        }
+        opened => opened,
     }
 }
 

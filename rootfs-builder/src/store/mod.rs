@@ -11,7 +11,8 @@
 //!
 //! A file becomes visible by `fdatasync`, `rename`, `fsync` of the directory, and things are made in the order blob,
 //! image, image record, reference, and removed in the opposite one. A process may be killed between any two steps: what
-//! it leaves in `ingest` is continued or overwritten by the next pull, or swept by [`Store::collect`].
+//! it leaves in `ingest` is continued or overwritten by the next pull, or swept by [`Store::collect`] and before the next
+//! archive is read.
 
 mod blob;
 mod error;
@@ -29,6 +30,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 pub use blob::{Ingest, Part};
 pub use error::StoreError;
+pub(crate) use error::is_full;
 pub use gc::{Budget, Removal, Removed, Report};
 pub use image::{Image, ImageRecordParts, Listing, Pending};
 pub use record::{ImageRecord, Recipe, RefRecord};
@@ -79,7 +81,7 @@ impl Store {
         match std::fs::read(&path) {
             Ok(bytes) => {
                 let Format { format: found } = serde_json::from_slice(&bytes)
-                    .map_err(|e| StoreError::Damaged { path: path.clone(), reason: e.to_string() })?;
+                    .map_err(|source| StoreError::DamagedFormat { path, supported: FORMAT, source })?;
                 if found == FORMAT {
                     return Ok(());
                 }
@@ -99,6 +101,14 @@ impl Store {
         let stat = rustix::fs::statvfs(&*self.root)
             .map_err(|e| StoreError::io("inspect the file system of", &self.root)(e.into()))?;
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+
+    /// The error of a store that is full, told while the `written` bytes that go with the failure are still there.
+    pub(crate) fn no_space(&self, what: String, needed: u64, written: u64) -> StoreError {
+        let available = self.available().unwrap_or(0).saturating_add(written);
+        // It did not fit, so whatever was estimated, it is more than there was.
+        let needed = needed.max(available.saturating_add(1 << 20));
+        StoreError::NoSpace { what, path: self.root.to_path_buf(), needed, available }
     }
 
     fn ingest_dir(&self) -> PathBuf {

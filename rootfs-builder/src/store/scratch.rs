@@ -17,10 +17,12 @@ pub(crate) struct Scratch {
 }
 
 impl Store {
-    /// A new directory; its files can be handed to [`Store::adopt`].
+    /// A new directory, and an end to those whose owners are gone; its files can be handed to [`Store::adopt`].
     pub(crate) fn scratch(&self) -> Result<Scratch, StoreError> {
-        // Under the store lock gc cannot see the directory before it is locked.
-        let _store = self.lock_store(Mode::Shared)?;
+        // Nobody else's directory is seen before it is locked, nor ours.
+        let _store = self.lock_store(Mode::Exclusive)?;
+        // A process that was killed may have left gigabytes that this one needs.
+        self.sweep_abandoned(&mut |_| {})?;
         let ingest = self.ingest_dir();
         let dir = tempfile::Builder::new()
             .prefix("stream-")
@@ -37,6 +39,11 @@ impl Scratch {
     /// The path of the file with this number.
     pub(crate) fn path(&self, number: usize) -> PathBuf {
         self.dir.path().join(number.to_string())
+    }
+
+    /// Bytes on disk of all files.
+    pub(crate) fn allocated(&self) -> u64 {
+        super::gc::allocated_in(self.dir.path())
     }
 
     /// A new file.

@@ -99,7 +99,7 @@ async fn authorities() {
         let authorities = format!("/nonexistent:{}", authorities.display());
         assert_eq!(pull(&name, &[("SSL_CERT_DIR", &authorities)]).await, "pulled");
         let error = pull(&name, &[("SSL_CERT_FILE", "/nonexistent"), ("SSL_CERT_DIR", "")]).await;
-        assert!(error.starts_with("Tls"), "{error}");
+        assert!(error.starts_with("Tls") && error.contains("/nonexistent"), "{error}");
     })
     .await;
 }

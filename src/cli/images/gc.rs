@@ -6,7 +6,7 @@ use indicatif::BinaryBytes;
 use rootfs_builder::store::{Budget, Removed};
 use serde_json::json;
 
-use crate::cli::{Context, error::CliError};
+use crate::cli::{Context, error::CliError, tell};
 use crate::size::Size;
 
 /// Remove what no image needs, and cached layers beyond a budget
@@ -42,13 +42,14 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
                 Removed::Blob => "layer",
                 Removed::Leftover => "leftover",
             };
-            eprintln!("removed {kind} {}: {}", removal.name, BinaryBytes(removal.freed_bytes));
+            tell(&format!("removed {kind} {}: {}", removal.name, BinaryBytes(removal.freed_bytes)));
         }
         removed.push(removal);
     })?;
     let view = json!({
         "removed": removed,
         "freedBytes": report.freed_bytes,
+        "keptByGraceBytes": report.kept_by_grace_bytes,
         "remainingBytes": report.remaining_bytes,
         "overBudgetBytes": report.over_budget_bytes,
     });
@@ -59,8 +60,16 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
                 format!(", {} over the budget: `voidrun images rm` removes images by name", BinaryBytes(over))
             }
         };
+        let young = match report.kept_by_grace_bytes {
+            0 => String::new(),
+            young => format!(
+                ", {} stay that were used within the last {}: `voidrun images gc --grace 0s` removes them",
+                BinaryBytes(young),
+                humantime::format_duration(budget.grace)
+            ),
+        };
         format!(
-            "freed {}, {} remain{over}",
+            "freed {}, {} remain{young}{over}",
             BinaryBytes(report.freed_bytes),
             BinaryBytes(report.remaining_bytes)
         )

@@ -1,7 +1,5 @@
 //! `voidrun images import`
 
-use std::io::IsTerminal as _;
-
 use rootfs_builder::reference::LocalName;
 use rootfs_builder::source::{Format, Input, Local, Source};
 
@@ -30,11 +28,6 @@ pub(crate) struct Args {
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
     let input = if args.file == "-" { Input::Stdin } else { Input::Path(args.file.clone().into()) };
-    if input == Input::Stdin && std::io::stdin().is_terminal() {
-        return Err(CliError::Usage(
-            "standard input is a terminal: name a file, or pipe an archive in".into(),
-        ));
-    }
     let source = Source::Local(Local { input, format: Format::Any, tag: args.tag.clone() });
-    fetch(context, &context.store()?, source, Some(args.name.clone()), &args.shape)
+    fetch("import", context, &context.store()?, source, Some(args.name.clone()), &args.shape)
 }

@@ -5,10 +5,13 @@ use serde::Serialize;
 
 use super::view::View;
 use crate::cli::progress::short;
-use crate::cli::{Context, error::CliError, table};
+use crate::cli::{Context, error::CliError, table, tell};
 
 /// List the images
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  voidrun images ls
+  voidrun images ls --json | jq -r '.images[].reference'")]
 pub(crate) struct Args {}
 
 #[derive(Serialize)]
@@ -26,7 +29,7 @@ pub(super) fn run(_: &Args, context: &Context) -> Result<(), CliError> {
     };
     if !context.json {
         for problem in &listing.damaged {
-            eprintln!("warning: {problem}");
+            tell(&format!("warning: {problem}"));
         }
     }
     context.print(&listing, |listing| {

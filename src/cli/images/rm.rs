@@ -9,6 +9,9 @@ use crate::cli::{Context, error::CliError};
 
 /// Remove images, and what only they needed
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  voidrun images rm python:3.12
+  voidrun images rm tool team/tool:v2")]
 pub(crate) struct Args {
     /// The images
     #[arg(required = true)]
@@ -23,6 +26,9 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
             NameError::DefaultImage => StoreError::NotFound(text.clone()).into(),
             error => CliError::from(error),
         })?;
+        if !store.has_reference(&name) {
+            return Err(Context::as_typed(StoreError::NotFound(name.to_string()), Some(text)).into());
+        }
         if !names.contains(&name) {
             names.push(name);
         }

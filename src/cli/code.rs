@@ -1,0 +1,103 @@
+//! What went wrong, for programs: the `code` of a JSON error. An interface: codes are added, not changed.
+
+use rootfs_builder::convert::ConvertError;
+use rootfs_builder::ext4::Ext4Error;
+use rootfs_builder::image::ManifestError;
+use rootfs_builder::pull::PullError;
+use rootfs_builder::reference::NameError;
+use rootfs_builder::registry::RegistryError;
+use rootfs_builder::source::SourceError;
+use rootfs_builder::store::StoreError;
+
+use super::error::CliError;
+
+const NOT_FOUND: &str = "notFound";
+const UNAUTHORIZED: &str = "unauthorized";
+const RATE_LIMITED: &str = "rateLimited";
+const NETWORK: &str = "network";
+const NO_SPACE: &str = "noSpace";
+const INVALID_IMAGE: &str = "invalidImage";
+const DAMAGED_STORE: &str = "damagedStore";
+const CONFIGURATION: &str = "configuration";
+const USAGE: &str = "usage";
+const INTERRUPTED: &str = "interrupted";
+const IO: &str = "io";
+/// What has no better name.
+const FAILED: &str = "failed";
+
+pub(super) fn of(error: &CliError) -> &'static str {
+    match error {
+        CliError::Pull { source, .. } => of_pull(source),
+        CliError::Login { source, .. } | CliError::Logout { source, .. } => of_registry(source),
+        CliError::Registry(error) => of_registry(error),
+        CliError::Store(error) => of_store(error),
+        CliError::Name(NameError::DefaultImage) => NOT_FOUND,
+        CliError::Name(_) | CliError::Usage(_) => USAGE,
+        CliError::Config(_) => CONFIGURATION,
+        CliError::Interrupted { .. } => INTERRUPTED,
+        CliError::Runtime(_) | CliError::Input { .. } | CliError::Output(_) => IO,
+    }
+}
+
+fn of_pull(error: &PullError) -> &'static str {
+    match error {
+        PullError::Registry(error) => of_registry(error),
+        PullError::Source(error) => of_source(error),
+        PullError::Store(error) => of_store(error),
+        PullError::Manifest(error) => of_manifest(error),
+        PullError::Convert { source: ConvertError::Ext4(Ext4Error::Write(_)), .. } => IO,
+        PullError::Convert { .. } => INVALID_IMAGE,
+        PullError::Platform { .. } | PullError::LayersGone(_) => NOT_FOUND,
+        PullError::NameNeeded(_) | PullError::SizeTooSmall { .. } => USAGE,
+        PullError::Task(_) => FAILED,
+    }
+}
+
+fn of_registry(error: &RegistryError) -> &'static str {
+    match error {
+        RegistryError::NotFound { .. } => NOT_FOUND,
+        RegistryError::Unauthorized { .. } | RegistryError::LoginRefused { .. } => UNAUTHORIZED,
+        RegistryError::RateLimited { .. } => RATE_LIMITED,
+        RegistryError::UnknownHost { .. }
+        | RegistryError::Refused { .. }
+        | RegistryError::Tls { .. }
+        | RegistryError::Timeout { .. }
+        | RegistryError::Connection { .. }
+        | RegistryError::Truncated { .. } => NETWORK,
+        RegistryError::Manifest { source, .. } => of_manifest(source),
+        RegistryError::BlobNotFound { .. }
+        | RegistryError::DigestMismatch { .. }
+        | RegistryError::Size { .. }
+        | RegistryError::TooDeep { .. } => INVALID_IMAGE,
+        RegistryError::Host { .. } | RegistryError::DigestAlgorithm { .. } => USAGE,
+        RegistryError::Part { .. } | RegistryError::CredentialFile { .. } => IO,
+        _ => FAILED,
+    }
+}
+
+fn of_source(error: &SourceError) -> &'static str {
+    match error {
+        SourceError::Read { .. } => IO,
+        SourceError::Tag { .. } => NOT_FOUND,
+        SourceError::Manifest { source, .. } => of_manifest(source),
+        SourceError::Store(error) => of_store(error),
+        _ => INVALID_IMAGE,
+    }
+}
+
+fn of_manifest(error: &ManifestError) -> &'static str {
+    match error {
+        ManifestError::NoSuchPlatform { .. } => NOT_FOUND,
+        _ => INVALID_IMAGE,
+    }
+}
+
+fn of_store(error: &StoreError) -> &'static str {
+    match error {
+        StoreError::NoSpace { .. } => NO_SPACE,
+        StoreError::NotFound(_) => NOT_FOUND,
+        StoreError::Size { .. } => INVALID_IMAGE,
+        StoreError::Io { .. } => IO,
+        _ => DAMAGED_STORE,
+    }
+}
