@@ -9,6 +9,8 @@
 //! and ends by itself when the channel of layers closes, so dropping the future of [`pull`] stops everything. Events of
 //! all of them come by one channel to the caller's task, which alone calls `progress`.
 
+mod space;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
@@ -20,15 +22,15 @@ use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::task::{JoinError, JoinSet, spawn_blocking};
 
 use crate::convert::{self, ConvertError, Layer, Limits};
-use crate::ext4::{Ext4Error, WRITER_VERSION};
+use crate::ext4::WRITER_VERSION;
 use crate::image::{Descriptor, Digest, Human, ImageConfig, Manifest, ManifestError, Platform, parse_config};
 use crate::progress::{Event, Progress};
 use crate::reference::ImageName;
 use crate::registry::{Registry, RegistryError};
-use crate::source::{Input, Local, LocalImage, Source, SourceError};
-use crate::store::{
-    ImageRecord, ImageRecordParts, Ingest, Pending, Recipe, RefRecord, Store, StoreError, is_full,
-};
+use crate::source::{LocalImage, Source, SourceError};
+use crate::store::{ImageRecord, ImageRecordParts, Ingest, Pending, Recipe, RefRecord, Store, StoreError};
+
+use space::explain_copy;
 
 /// Layers that are fetched at once. Docker's number is 3, containerd's too.
 const PARALLEL_LAYERS: usize = 4;
@@ -415,68 +417,10 @@ impl Pull {
         Ok(blob)
     }
 
-    /// Fails early when not even the layers fit.
-    fn check_space(&self, resolved: &Resolved) -> Result<(), StoreError> {
-        let needed = self.to_fetch(resolved)?;
-        if needed > self.store.available()? {
-            return Err(self.store.no_space(format!("image {}", resolved.manifest.digest), needed, 0));
-        }
-        Ok(())
-    }
-
-    /// Bytes of layers that are still to be written. Those of an archive are on the disk already.
-    fn to_fetch(&self, resolved: &Resolved) -> Result<u64, StoreError> {
-        if let Origin::Local(image) = &resolved.origin
-            && image.copied_bytes().is_some()
-        {
-            return Ok(0);
-        }
-        let layers: BTreeMap<_, _> = resolved.manifest.layers.iter().map(|l| (l.digest, l)).collect();
-        layers.values().try_fold(0u64, |sum, layer| Ok(sum.saturating_add(self.store.missing_bytes(layer)?)))
-    }
-
-    /// A full disk is told with how much is needed, while what was written in vain is still there to be counted.
-    fn explain(&self, error: PullError, resolved: &Resolved, pending: &Pending) -> PullError {
-        if let PullError::Convert {
-            source: ConvertError::Ext4(Ext4Error::SizeTooSmall { asked, needed }),
-            ..
-        } = error
-        {
-            return PullError::SizeTooSmall { asked, needed };
-        }
-        if !is_full(&error) {
-            return error;
-        }
-        let layers = total(&resolved.manifest.layers);
-        let copied = match &resolved.origin {
-            Origin::Local(image) => image.copied_bytes(),
-            _ => None,
-        };
-        // An archive is copied anew by the next try, everything else continues.
-        let fetch = copied.map_or_else(|| self.to_fetch(resolved).unwrap_or(layers), |_| layers);
-        // What layers decompress to is not known beforehand; three times is usual.
-        let file_system = pending.written().max(layers.saturating_mul(3));
-        let written = pending.written().saturating_add(copied.unwrap_or(0));
-        let what = format!("image {}", resolved.manifest.digest);
-        self.store.no_space(what, fetch.saturating_add(file_system), written).into()
-    }
-
     fn tell(&self, event: Event) {
         // Nobody listens when the pull was dropped.
         let _ = self.events.send(event);
     }
-}
-
-/// An archive did not fit: as a file it has a length, from which to guess what else it needs.
-fn explain_copy(mut error: SourceError, local: &Local) -> SourceError {
-    if let (SourceError::Store(StoreError::NoSpace { needed, .. }), Input::Path(path)) =
-        (&mut error, &local.input)
-        && let Ok(archive) = std::fs::metadata(path)
-    {
-        // The copy, and the file system made of it; more if the archive is compressed.
-        *needed = archive.len().saturating_mul(4).max(*needed);
-    }
-    error
 }
 
 fn total(layers: &[Descriptor]) -> u64 {
