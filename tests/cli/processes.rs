@@ -1,14 +1,11 @@
 //! Several processes, one store; interruption.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
-
-mod support;
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::process::Stdio;
 
+use crate::support::{Layout, Ran, Voidrun, layer, noise};
 use rootfs_builder::store::Store;
 use rustix::process::{Pid, Signal, kill_process};
-use support::{Layout, Ran, Voidrun, layer, noise};
 
 #[test]
 fn one_converts_and_the_others_wait() {

@@ -1,14 +1,11 @@
 //! Pulls from a registry, which is a thread of this test: what is asked for, and what a killed pull leaves for the next.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
-
-mod support;
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 
-use support::{Layout, Voidrun, digest, gzip, layer, noise};
+use crate::support::{Layout, Voidrun, digest, gzip, layer, noise};
 
 /// Serves the blobs of a layout as the repository `tool`.
 #[derive(Clone)]

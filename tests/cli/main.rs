@@ -1,0 +1,17 @@
+//! `voidrun images ...`, as users run it.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+
+mod bad_input;
+mod command_line;
+mod processes;
+mod registry;
+mod sources;
+mod store;
+#[path = "../support/mod.rs"]
+mod support;
+
+use support::layer;
+
+fn two_layers() -> Vec<Vec<u8>> {
+    vec![layer(&[("etc/os-release", b"NAME=test\n")]), layer(&[("app/main", b"#!/bin/sh\n")])]
+}
