@@ -236,6 +236,10 @@ fn acls(layers: &mut [Layer]) {
     l.dir("acls/default-only", &dir().xattr("system.posix_acl_default", default));
     l.file("acls/default-only/file", "", &plain());
     l.dir("acls/default-only/dir", &dir());
+    // No more than permission bits: kept for what is to be created, for access it is not an attribute.
+    let minimal = acl(&[(1, 7, NONE), (4, 5, NONE), (32, 0, NONE)]);
+    l.dir("acls/minimal-default", &dir().xattr("system.posix_acl_default", minimal.clone()));
+    l.file("acls/minimal-access", "", &Meta::mode(0o750).xattr("system.posix_acl_access", minimal));
     l.file(
         "acls/with-xattr",
         "",
