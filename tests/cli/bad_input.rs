@@ -47,6 +47,22 @@ fn damaged_blobs_are_refused() {
     }
 }
 
+/// What they expand to may be right all the same: the conversion, which reads a layout in place, finds nothing wrong.
+#[test]
+fn a_layer_of_other_bytes_with_the_right_content_is_refused() {
+    let layers = two_layers();
+    let mut layout = Layout::of(&layers);
+    let blob = gzip(&layers[1]);
+    let name = format!("blobs/sha256/{}", &digest(&blob)[7..]);
+    let (_, bytes) = layout.files.iter_mut().find(|(file, _)| *file == name).unwrap();
+    // The time of compression in gzip's header (RFC 1952, MTIME).
+    bytes[4] ^= 1;
+    let voidrun = Voidrun::new();
+    let source = voidrun.layout("bad", &layout);
+    voidrun.run(&["images", "pull", &source]).fails(1, &["its digest is", &digest(&blob)]);
+    nothing_is_there(&voidrun);
+}
+
 #[test]
 fn digests_that_are_paths_are_refused() {
     for evil in ["sha256:../../../../etc/passwd", "sha256:..", "../x", "sha512:00", &"sha256:".repeat(9)] {

@@ -35,6 +35,9 @@ use space::explain_copy;
 /// Layers that are fetched at once. Docker's number is 3, containerd's too.
 const PARALLEL_LAYERS: usize = 4;
 
+/// Layers that are opened ahead of the conversion where they are: a process may have 1024 files open.
+const MAX_OPEN: usize = 128;
+
 /// How a pull is done.
 #[derive(Clone, Debug)]
 pub struct PullOptions {
@@ -334,15 +337,30 @@ impl Pull {
         });
         // Whichever ends first: a conversion that fails stops the downloads.
         let mut running = JoinSet::new();
-        let (fetched, converted) = tokio::select! {
-            fetched = self.fetch_layers(resolved, &mut running, ready) => (fetched, None),
-            converted = &mut conversion => (Ok(()), Some(converted)),
+        let (mut fetched, converted) = {
+            let fetch = self.fetch_layers(resolved, &mut running, ready);
+            tokio::pin!(fetch);
+            tokio::select! {
+                fetched = &mut fetch => (fetched, None),
+                converted = &mut conversion => match converted {
+                    // Layers that are read in place may still be on their way into the store.
+                    Ok(Ok(_)) => (fetch.await, Some(converted)),
+                    _ => (Ok(()), Some(converted)),
+                },
+            }
         };
         // A copy from a local source runs on a blocking thread and cannot be stopped; if it outlived us, it would use the
         // source's scratch directory after that is gone. What it brings is kept.
         match resolved.origin {
             Origin::Registry(..) => running.shutdown().await,
-            Origin::Local(_) | Origin::Stored(_) => while running.join_next().await.is_some() {},
+            Origin::Local(_) | Origin::Stored(_) => {
+                while let Some(copied) = running.join_next().await {
+                    // A layer that is not what its name says explains why it could not be converted.
+                    if fetched.is_ok() {
+                        fetched = copied?.map(drop);
+                    }
+                }
+            }
         }
         // A download that failed has closed the channel, so that the conversion ends.
         let converted = match converted {
@@ -353,16 +371,34 @@ impl Pull {
         converted?.map_err(|source| PullError::Convert { manifest: resolved.manifest.digest, source })
     }
 
-    /// Fetches the layers and hands them over in order.
+    /// Fetches the layers and hands them over in order; those of a layout at once, to be read where they are while they
+    /// are copied. The image counts only when both have succeeded: the copy vouches for the digest, the conversion for the
+    /// diff_id of what it has read.
     async fn fetch_layers(
         &self,
         resolved: &Resolved,
         running: &mut JoinSet<Result<(usize, File), PullError>>,
         ready: mpsc::Sender<io::Result<Layer>>,
     ) -> Result<(), PullError> {
-        let mut waiting = resolved.manifest.layers.iter().cloned().enumerate();
-        let mut out_of_order: BTreeMap<usize, File> = BTreeMap::new();
+        let layers = &resolved.manifest.layers;
+        let hand_over = |index: usize, blob| {
+            let layer = Layer { blob, descriptor: layers[index].clone(), diff_id: resolved.diff_ids[index] };
+            // The conversion may have failed; it says why.
+            ready.send(Ok(layer)).is_ok()
+        };
         let mut next = 0;
+        while let (Origin::Local(image), Some(layer)) = (&resolved.origin, layers.get(next))
+            && next < MAX_OPEN
+        {
+            let stored = self.store.blob(&layer.digest, layer.size)?;
+            let Some(blob) = stored.map_or_else(|| image.open_in_place(layer), |blob| Ok(Some(blob)))? else {
+                break;
+            };
+            hand_over(next, blob);
+            next += 1;
+        }
+        let mut waiting = layers.iter().cloned().enumerate();
+        let mut out_of_order: BTreeMap<usize, File> = BTreeMap::new();
         loop {
             while running.len() < PARALLEL_LAYERS
                 && let Some((index, layer)) = waiting.next()
@@ -372,12 +408,11 @@ impl Pull {
             }
             let Some(fetched) = running.join_next().await else { return Ok(()) };
             let (index, blob) = fetched??;
-            out_of_order.insert(index, blob);
+            if index >= next {
+                out_of_order.insert(index, blob);
+            }
             while let Some(blob) = out_of_order.remove(&next) {
-                let descriptor = resolved.manifest.layers[next].clone();
-                let layer = Layer { blob, descriptor, diff_id: resolved.diff_ids[next] };
-                if ready.send(Ok(layer)).is_err() {
-                    // The conversion has failed; it says why.
+                if !hand_over(next, blob) {
                     return Ok(());
                 }
                 next += 1;

@@ -41,6 +41,15 @@ impl LocalImage {
         }
     }
 
+    /// Opens a layer where it is, unverified, if it can be read while it is copied. What is in an archive need not be: it
+    /// is moved.
+    pub(crate) fn open_in_place(&self, layer: &Descriptor) -> Result<Option<File>, SourceError> {
+        match &self.blobs {
+            Blobs::Layout(dir) => layout::open_layer(dir, layer).map(Some),
+            Blobs::Archive(..) => Ok(None),
+        }
+    }
+
     /// Brings a layer into the store: verified, and open from its start. Blocks.
     pub(crate) fn layer(
         &self,
