@@ -12,6 +12,8 @@ machine_mirror() {
     echo "${found:-$2}"
 }
 
+# mmdebstrap keeps its own apt.conf in the new system's /tmp until it has ended: without that its apt would clean up on
+# this machine instead.
 # debian_tar TAR EPOCH OPTION...: mmdebstrap with what every image here wants: nothing of this machine, no documentation,
 # no caches, no logs, and the same bytes at each run over the same packages. OPTIONs are mmdebstrap's.
 debian_tar() {
@@ -33,7 +35,8 @@ debian_tar() {
         --customize-hook='rm -f "$1/etc/resolv.conf" "$1/etc/apt/apt.conf.d/99mmdebstrap"' \
         --customize-hook='mv "$1/etc/dpkg/dpkg.cfg.d/99mmdebstrap" "$1/etc/dpkg/dpkg.cfg.d/no-documentation"' \
         --customize-hook='echo localhost >"$1/etc/hostname"' \
-        --customize-hook='cd "$1" && rm -rf var/log/* var/cache/* var/lib/apt/lists/* tmp/*' \
+        --customize-hook='cd "$1" && rm -rf var/log/* var/cache/* var/lib/apt/lists/*' \
+        --customize-hook='find "$1/tmp" -mindepth 1 ! -name "mmdebstrap.apt.conf.*" -delete' \
         --customize-hook='cd "$1/etc" && rm -f passwd- group- shadow- gshadow- subuid- subgid-' \
         --customize-hook='rm -f "$1"/etc/apt/sources.list.d/* "$1/etc/apt/sources.list"' \
         --customize-hook="upload $ROOT/scripts/recipes/debian.sources /etc/apt/sources.list.d/debian.sources" \
