@@ -8,7 +8,7 @@ use std::time::SystemTime;
 
 use super::lock::{Lock, Mode};
 use super::record::{self, sync_parent};
-use super::{ImageRecord, Recipe, RefRecord, Store, StoreError, now, touch};
+use super::{ImageRecord, Recipe, RefRecord, Store, StoreError, create_new, now, touch};
 use crate::image::Digest;
 use crate::reference::ImageName;
 
@@ -167,12 +167,7 @@ impl Pending {
         let path = self.store.image_part_path(&self.derivation);
         // What a killed process left is of no use: a new inode, so that a stale open file cannot write into ours.
         let _ = std::fs::remove_file(&path);
-        File::options()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(&path)
-            .map_err(StoreError::io("create", &path))
+        create_new(&path)
     }
 
     /// Bytes on disk of what has been written so far.

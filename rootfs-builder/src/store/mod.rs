@@ -162,6 +162,12 @@ fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
+/// A new, empty file to write and read back.
+fn create_new(path: &std::path::Path) -> Result<std::fs::File, StoreError> {
+    let mut options = std::fs::File::options();
+    options.read(true).write(true).create_new(true).open(path).map_err(StoreError::io("create", path))
+}
+
 /// Marks `file` as used now: for least recently used, and for the grace time. Access times are not to be had on every
 /// file system, so this is the modification time.
 fn touch(file: &std::fs::File) {

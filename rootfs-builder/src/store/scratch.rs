@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::FlockOperation;
 
 use super::lock::{Mode, flock};
-use super::{Store, StoreError};
+use super::{Store, StoreError, create_new};
 
 /// Removed when dropped. Its owner holds a lock on the directory itself, by which gc tells it from the leftovers of a
 /// process that was killed.
@@ -48,13 +48,7 @@ impl Scratch {
 
     /// A new file.
     pub(crate) fn create(&self, number: usize) -> Result<File, StoreError> {
-        let path = self.path(number);
-        File::options()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(&path)
-            .map_err(StoreError::io("create", &path))
+        create_new(&self.path(number))
     }
 }
 
