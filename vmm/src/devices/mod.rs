@@ -1,0 +1,16 @@
+//! The devices of the machine: one folder or file a device.
+
+mod rng;
+mod worker;
+
+pub use rng::{Rng, RngState};
+pub use worker::Worker;
+
+use serde::{Deserialize, Serialize};
+
+/// The state of any device, as it is saved.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+pub enum State {
+    /// Of [`Rng`].
+    Rng(RngState),
+}

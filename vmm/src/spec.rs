@@ -1,0 +1,152 @@
+//! What a machine is made of. Parsed and checked once; whoever holds a [`MachineSpec`] need not check it again.
+
+use std::os::fd::RawFd;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// The version of [`MachineSpec`] and of the control socket.
+pub const VERSION: u32 = 1;
+
+/// A machine to run, with the numbers of the descriptors that it is made of.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct MachineSpec {
+    /// [`VERSION`].
+    pub version: u32,
+    /// The sandbox's id, for logs and the control socket.
+    pub id: String,
+    /// How many vCPUs.
+    pub cpus: Cpus,
+    /// How much guest RAM.
+    pub memory: MemoryMib,
+    /// The kernel's command line, without what describes the machine: that is in ACPI.
+    pub cmdline: String,
+    /// Open files.
+    pub fds: Fds,
+    /// The agent has to come up within so many ms.
+    pub boot_timeout_ms: u64,
+    /// The machine ends after so many ms.
+    pub ttl_ms: Option<u64>,
+}
+
+/// Descriptors that the process of the machine inherits.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Fds {
+    /// `/dev/kvm`, open for reading and writing.
+    pub kvm: RawFd,
+    /// The kernel, a `vmlinux` or `bzImage`, open for reading.
+    pub kernel: RawFd,
+    /// The initramfs, open for reading.
+    pub initramfs: Option<RawFd>,
+    /// The root disk.
+    pub disk: Option<DiskFds>,
+    /// The sandbox's lock, held by this process alone until it ends.
+    pub lock: Option<RawFd>,
+    /// A listening Unix stream socket for control.
+    pub control: RawFd,
+    /// A listening Unix stream socket for connections to the guest's vsock ports.
+    pub vsock: RawFd,
+    /// A Unix stream socket: the guest's first connection to the host's port 1024 is joined to it.
+    pub ready: RawFd,
+    /// `exit.json`, empty, open for writing.
+    pub exit: Option<RawFd>,
+}
+
+/// A disk: what is not in the diff is read from the base.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct DiskFds {
+    /// An ext4 file system, open for reading. Its length is the disk's.
+    pub base: RawFd,
+    /// The diff, empty or as an earlier machine has left it, open for reading and writing.
+    pub diff: RawFd,
+}
+
+/// A number of vCPUs, 1 to 32.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(try_from = "u8", into = "u8")]
+pub struct Cpus(u8);
+
+/// An amount of guest RAM in MiB, at least 128.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(try_from = "u32", into = "u32")]
+pub struct MemoryMib(u32);
+
+/// A number that no machine can have.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+pub enum SpecError {
+    /// Too few or too many vCPUs.
+    #[error("cpus: {0} is not between 1 and {max}", max = Cpus::MAX)]
+    Cpus(u64),
+    /// Too little memory, or more than can be addressed.
+    #[error("memory: {0} MiB is not between {min} and {max} MiB", min = MemoryMib::MIN, max = MemoryMib::MAX)]
+    Memory(u64),
+}
+
+impl Cpus {
+    /// The largest number.
+    pub const MAX: u8 = 32;
+
+    /// The number, for use.
+    pub fn get(self) -> u8 {
+        self.0
+    }
+}
+
+impl TryFrom<u8> for Cpus {
+    type Error = SpecError;
+
+    fn try_from(count: u8) -> Result<Self, SpecError> {
+        if (1..=Self::MAX).contains(&count) { Ok(Self(count)) } else { Err(SpecError::Cpus(count.into())) }
+    }
+}
+
+impl From<Cpus> for u8 {
+    fn from(cpus: Cpus) -> Self {
+        cpus.0
+    }
+}
+
+impl MemoryMib {
+    /// The least that a guest boots with.
+    pub const MIN: u32 = 128;
+    /// 4 TiB: what a CPU with 42 physical address bits or more can address.
+    pub const MAX: u32 = 4 << 20;
+
+    /// In bytes.
+    pub fn bytes(self) -> u64 {
+        u64::from(self.0) << 20
+    }
+}
+
+impl TryFrom<u32> for MemoryMib {
+    type Error = SpecError;
+
+    fn try_from(mib: u32) -> Result<Self, SpecError> {
+        if (Self::MIN..=Self::MAX).contains(&mib) {
+            Ok(Self(mib))
+        } else {
+            Err(SpecError::Memory(mib.into()))
+        }
+    }
+}
+
+impl From<MemoryMib> for u32 {
+    fn from(memory: MemoryMib) -> Self {
+        memory.0
+    }
+}
+
+impl MachineSpec {
+    /// How long the agent may take to come up.
+    pub fn boot_timeout(&self) -> Duration {
+        Duration::from_millis(self.boot_timeout_ms)
+    }
+
+    /// How long the machine may run.
+    pub fn ttl(&self) -> Option<Duration> {
+        self.ttl_ms.map(Duration::from_millis)
+    }
+}

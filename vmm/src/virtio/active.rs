@@ -1,0 +1,101 @@
+//! What a device works with while its driver is ready.
+
+use std::sync::Arc;
+
+use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::{DeviceError, Interrupt, QueueState};
+use crate::GuestMemory;
+
+/// A chain of buffers that the driver has made available.
+pub type Chain = DescriptorChain<GuestMemory>;
+
+/// What a device works with from DRIVER_OK to its reset.
+#[derive(Debug)]
+pub struct Active {
+    /// Guest RAM.
+    pub memory: GuestMemory,
+    /// One for each of [`Info::queues`](super::Info::queues). Those that the driver does not use are not ready.
+    pub queues: Vec<Queue>,
+    /// What notifies each queue: the driver's writes to QueueNotify, and the device itself where it has left something for later.
+    pub notifiers: Vec<Arc<EventFd>>,
+    /// The feature bits that the driver has accepted.
+    pub features: u64,
+    /// To tell the driver.
+    pub interrupt: Interrupt,
+}
+
+impl Active {
+    /// The next chain of `queue`, if there is one.
+    ///
+    /// # Errors
+    /// The driver has broken the queue.
+    pub fn pop(&mut self, queue: usize) -> Result<Option<Chain>, DeviceError> {
+        if !self.queues[queue].ready() {
+            return Ok(None);
+        }
+        Ok(self.queues[queue].iter(GuestMemory::clone(&self.memory))?.next())
+    }
+
+    /// Gives a chain back with `written` bytes in it. The driver is told by [`signal`](Self::signal).
+    ///
+    /// # Errors
+    /// The driver has broken the queue.
+    pub fn push(&mut self, queue: usize, head: u16, written: u32) -> Result<(), DeviceError> {
+        Ok(self.queues[queue].add_used(&*self.memory, head, written)?)
+    }
+
+    /// Raises the interrupt where the driver wants one for what was given back (section 2.7.7).
+    ///
+    /// # Errors
+    /// The driver has broken the queue.
+    pub fn signal(&mut self, queue: usize) -> Result<(), DeviceError> {
+        if self.queues[queue].ready() && self.queues[queue].needs_notification(&*self.memory)? {
+            self.interrupt.queue();
+        }
+        Ok(())
+    }
+
+    /// Handles the chains of `queue`; `handle` tells how many bytes it has written to each.
+    ///
+    /// At most a queue full of them: a driver that never stops must not keep the worker from its other devices. For the rest
+    /// the queue is notified again.
+    ///
+    /// # Errors
+    /// The driver has broken the queue, or `handle` has failed.
+    pub fn drain(
+        &mut self,
+        queue: usize,
+        mut handle: impl FnMut(&GuestMemory, Chain) -> Result<u32, DeviceError>,
+    ) -> Result<(), DeviceError> {
+        if !self.queues[queue].ready() {
+            return Ok(());
+        }
+        let mut left = self.queues[queue].size();
+        self.queues[queue].disable_notification(&*self.memory)?;
+        loop {
+            while left > 0 {
+                let Some(chain) = self.pop(queue)? else { break };
+                let head = chain.head_index();
+                let written = handle(&self.memory, chain)?;
+                self.push(queue, head, written)?;
+                left -= 1;
+            }
+            let more = self.queues[queue].enable_notification(&*self.memory)?;
+            if more && left == 0 {
+                // Fails only when it is notified already.
+                let _ = self.notifiers[queue].write(1);
+            }
+            if !more || left == 0 {
+                break;
+            }
+        }
+        self.signal(queue)
+    }
+
+    /// The queues as they are saved.
+    pub fn save(&self) -> Vec<QueueState> {
+        self.queues.iter().map(QueueState::from).collect()
+    }
+}
