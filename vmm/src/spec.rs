@@ -52,6 +52,8 @@ pub struct Fds {
     pub ready: RawFd,
     /// `exit.json`, empty, open for writing.
     pub exit: Option<RawFd>,
+    /// One end of a pair of Unix stream sockets: the machine ends when the other end is closed, as it is when its owner dies.
+    pub owner: Option<RawFd>,
 }
 
 /// A disk: what is not in the diff is read from the base.

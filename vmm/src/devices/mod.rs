@@ -1,8 +1,10 @@
 //! The devices of the machine: one folder or file a device.
 
+mod console;
 mod rng;
 mod worker;
 
+pub use console::{Console, SerialPort};
 pub use rng::{Rng, RngState};
 pub use worker::Worker;
 

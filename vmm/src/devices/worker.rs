@@ -11,6 +11,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
 use std::thread::JoinHandle;
 
@@ -64,7 +65,7 @@ impl Worker {
     ) -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let wake = EventFd::new(EFD_NONBLOCK)?;
-        epoll::add(&epoll, fd(&wake), EventData::new_u64(WAKE), EventFlags::IN)?;
+        epoll::add(&epoll, borrow(&wake), EventData::new_u64(WAKE), EventFlags::IN)?;
         let (commands, received) = mpsc::channel();
         let (ready, prepared) = mpsc::sync_channel(1);
         let devices = devices.into_iter().map(|device| Place { device, active: None }).collect();
@@ -226,7 +227,9 @@ impl Loop {
             place.device.ready(token, flags, &events)
         } else {
             let queue = (token & !NOTIFIER) as usize;
-            let _ = active.notifiers[queue].read();
+            // It counts how often it was written; nothing is there when the queue is looked at without a notification.
+            let count = active.notifiers[queue].read().unwrap_or(0);
+            active.interrupt.counters().notifications.fetch_add(count, Ordering::Relaxed);
             place.device.notified(queue, &events)
         };
         if result.is_err() {
@@ -260,7 +263,7 @@ impl Loop {
         let place = &mut self.devices[device];
         if let Some(active) = place.active.take() {
             for notifier in &active.notifiers {
-                let _ = epoll::delete(&self.epoll, fd(notifier));
+                let _ = epoll::delete(&self.epoll, borrow(notifier));
             }
             place.device.deactivate(&events);
         }
@@ -297,7 +300,7 @@ impl Loop {
         let events = Events::new(&self.epoll, device as u32);
         for (queue, notifier) in active.notifiers.iter().enumerate() {
             events
-                .add(fd(notifier), NOTIFIER | queue as u32, EventFlags::IN)
+                .add(borrow(notifier), NOTIFIER | queue as u32, EventFlags::IN)
                 .map_err(|source| DeviceError::Host { what: "waiting for a queue", source })?;
         }
         let notifiers = active.notifiers.clone();
@@ -307,7 +310,7 @@ impl Loop {
 }
 
 /// An eventfd of `vmm_sys_util` knows only the raw kind of descriptor.
-fn fd(event: &EventFd) -> rustix::fd::BorrowedFd<'_> {
+pub(crate) fn borrow(event: &EventFd) -> rustix::fd::BorrowedFd<'_> {
     use std::os::fd::AsRawFd as _;
     // SAFETY: the descriptor is open for as long as `event` is borrowed.
     unsafe { rustix::fd::BorrowedFd::borrow_raw(event.as_raw_fd()) }

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -19,8 +19,17 @@ struct Line {
     status: AtomicU32,
     /// An irqfd of KVM.
     irqfd: EventFd,
-    raised: AtomicU64,
-    needs_reset: AtomicU32,
+    needs_reset: AtomicBool,
+    counters: Counters,
+}
+
+/// What has gone between a device and its driver since the machine was started.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Notifications of queues, by the driver and by the device itself.
+    pub notifications: AtomicU64,
+    /// Interrupts raised.
+    pub interrupts: AtomicU64,
 }
 
 impl Interrupt {
@@ -29,8 +38,8 @@ impl Interrupt {
         let line = Line {
             status: AtomicU32::new(0),
             irqfd: EventFd::new(EFD_NONBLOCK)?,
-            raised: AtomicU64::new(0),
-            needs_reset: AtomicU32::new(0),
+            needs_reset: AtomicBool::new(false),
+            counters: Counters::default(),
         };
         Ok(Self { line: Arc::new(line) })
     }
@@ -47,13 +56,13 @@ impl Interrupt {
 
     /// The driver has broken a queue: the device works no more until it is reset (section 2.1.2).
     pub fn needs_reset(&self) {
-        self.line.needs_reset.store(1, Ordering::Release);
+        self.line.needs_reset.store(true, Ordering::Release);
         self.config();
     }
 
     /// Whether [`needs_reset`](Self::needs_reset) was said since the last reset.
     pub fn reset_is_needed(&self) -> bool {
-        self.line.needs_reset.load(Ordering::Acquire) != 0
+        self.line.needs_reset.load(Ordering::Acquire)
     }
 
     /// InterruptStatus as the driver reads it.
@@ -68,7 +77,7 @@ impl Interrupt {
 
     /// At a reset of the device, and with the saved value at a restore.
     pub fn set_status(&self, status: u32) {
-        self.line.needs_reset.store(0, Ordering::Release);
+        self.line.needs_reset.store(false, Ordering::Release);
         self.line.status.store(status, Ordering::Release);
     }
 
@@ -77,15 +86,15 @@ impl Interrupt {
         &self.line.irqfd
     }
 
-    /// How often the line was raised.
-    pub fn raised(&self) -> u64 {
-        self.line.raised.load(Ordering::Relaxed)
+    /// What has gone between the device and its driver.
+    pub fn counters(&self) -> &Counters {
+        &self.line.counters
     }
 
     fn raise(&self, bit: u32) {
         // The status first: the driver may read it before write() returns.
         self.line.status.fetch_or(bit, Ordering::AcqRel);
-        self.line.raised.fetch_add(1, Ordering::Relaxed);
+        self.line.counters.interrupts.fetch_add(1, Ordering::Relaxed);
         // The counter of an eventfd overflows only after 2^64 - 2 unread signals, and then the interrupt is pending anyhow.
         let _ = self.line.irqfd.write(1);
     }
