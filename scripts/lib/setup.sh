@@ -66,6 +66,9 @@ need_image_packages() {
 need_test_packages() {
     need_packages e2fsprogs umoci skopeo docker-registry apache2-utils zstd attr acl libcap2-bin jq openssl
 }
+# libelf is for objtool, which the kernel's mitigations need; lz4 packs the bzImage.
+need_kernel_packages() { need_packages gcc libc6-dev make flex bison bc perl libelf-dev xz-utils lz4; }
+need_lab_packages() { need_packages qemu-system-x86 busybox-static cpio gcc libc6-dev; }
 
 # need_target TRIPLE: the standard library for another target.
 need_target() {
