@@ -3,8 +3,10 @@
 //! The process opens no path. A [`spec::MachineSpec`] and the descriptors that it names come from whoever starts it, and
 //! from then on it speaks over its control socket and its vsock socket alone.
 
+pub mod arch;
 pub mod devices;
 pub mod exit;
+pub mod memory;
 pub mod spec;
 pub mod virtio;
 

@@ -1,0 +1,39 @@
+//! What KVM may refuse.
+
+/// KVM refused something, or a saved state does not fit this host.
+#[derive(Debug, thiserror::Error)]
+pub enum ArchError {
+    /// A request to KVM failed.
+    #[error("KVM: {what}")]
+    Kvm {
+        /// The request.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: kvm_ioctls::Error,
+    },
+    /// Not the interface that all kernels since 2.6.22 have.
+    #[error("/dev/kvm has API version {0}, not 12")]
+    Version(i32),
+    /// KVM is too old, or not complete.
+    #[error("this host's KVM lacks {0}")]
+    Lacks(&'static str),
+    /// A model-specific register that KVM does not let us set.
+    #[error("KVM: setting MSR {index:#x} to {value:#x}")]
+    Msr {
+        /// Which register.
+        index: u32,
+        /// To what.
+        value: u64,
+    },
+    /// A saved state that is damaged, or of a host with other abilities.
+    #[error("saved vCPU state: {0}")]
+    State(&'static str),
+}
+
+impl ArchError {
+    /// For `map_err`: the request `what` failed.
+    pub(crate) fn kvm(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Self {
+        move |source| Self::Kvm { what, source }
+    }
+}

@@ -1,0 +1,307 @@
+//! Guest RAM: private anonymous memory, and files mapped over it.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::ptr;
+use std::sync::Arc;
+
+use kvm_bindings::kvm_userspace_memory_region;
+use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags, madvise, mmap, mmap_anonymous, mprotect};
+use vm_memory::mmap::MmapRegionError;
+use vm_memory::{
+    Bytes, GuestAddress, GuestMemoryBackend as _, GuestMemoryError, GuestMemoryMmap, GuestMemoryRegion as _,
+    GuestRegionCollectionError, GuestRegionMmap, MmapRegion,
+};
+
+use crate::GuestMemory;
+use crate::arch::x86_64::layout;
+use crate::spec::MemoryMib;
+
+/// The size of a page.
+pub const PAGE: u64 = 4096;
+/// The size of a huge page. RAM begins at a multiple of it in the host too, so that a huge page of the host can be one of
+/// the guest's; it is also the size of the gap that no access crosses unpunished.
+const HUGE: usize = 2 << 20;
+
+/// Guest RAM could not be had or filled.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// The host has not enough memory or address space, or a limit is in the way.
+    #[error("allocating {mib} MiB of guest RAM")]
+    Allocate {
+        /// How much was asked for.
+        mib: u32,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The parts of the RAM do not fit together.
+    #[error("making {mib} MiB of guest RAM")]
+    Regions {
+        /// How much was asked for.
+        mib: u32,
+        /// Why.
+        #[source]
+        source: GuestRegionCollectionError,
+    },
+    /// A part of the RAM is not sound.
+    #[error("making {mib} MiB of guest RAM")]
+    Region {
+        /// How much was asked for.
+        mib: u32,
+        /// Why.
+        #[source]
+        source: MmapRegionError,
+    },
+    /// Something does not fit into the RAM.
+    #[error("{len} bytes at {address:#x} are not within the guest's RAM")]
+    OutOfRange {
+        /// The guest physical address.
+        address: u64,
+        /// How many bytes.
+        len: u64,
+    },
+    /// The file is shorter than what it should hold.
+    #[error("the file ends before byte {end}")]
+    FileTooShort {
+        /// Where the wanted part of the file ends.
+        end: u64,
+    },
+    /// The host cannot map or read the file.
+    #[error("{what} the file")]
+    File {
+        /// What was tried.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A write to guest RAM.
+    #[error("writing {len} bytes to guest RAM at {address:#x}")]
+    Write {
+        /// The guest physical address.
+        address: u64,
+        /// How many bytes.
+        len: usize,
+        /// Why.
+        #[source]
+        source: GuestMemoryError,
+    },
+}
+
+/// Allocates `size` of guest RAM, in one or two parts around the hole below 4 GiB.
+///
+/// Pages are the host's only once they are touched, huge pages where it has them; a core dump leaves them out; before, between
+/// and after the parts are at least 2 MiB that nothing can access. The RAM is never unmapped: it lives as long as the
+/// process, in which there is one machine.
+///
+/// # Errors
+/// The host has not enough memory or address space.
+pub fn allocate(size: MemoryMib) -> Result<GuestMemory, MemoryError> {
+    let mib = u32::from(size);
+    let failed = |error: rustix::io::Errno| MemoryError::Allocate { mib, source: error.into() };
+    let ranges = layout::ram(size.bytes());
+    let padded = |len: u64| (len as usize).next_multiple_of(HUGE) + HUGE;
+    let total = ranges.iter().map(|(_, len)| padded(*len)).sum::<usize>() + 2 * HUGE;
+    // SAFETY: the kernel chooses where; nothing that exists is replaced.
+    let reserved = unsafe {
+        mmap_anonymous(ptr::null_mut(), total, ProtFlags::empty(), MapFlags::PRIVATE | MapFlags::NORESERVE)
+    }
+    .map_err(failed)?;
+    let mut at = HUGE + reserved.align_offset(HUGE);
+    let mut regions = Vec::with_capacity(ranges.len());
+    for (address, len) in ranges {
+        let start = reserved.wrapping_byte_add(at);
+        at += padded(len);
+        let len = len as usize;
+        // SAFETY: `start` and `len` are within what was reserved above (2 MiB of it are for the alignment), which nothing
+        // else refers to.
+        unsafe { mprotect(start, len, MprotectFlags::READ | MprotectFlags::WRITE) }.map_err(failed)?;
+        // A kernel without huge pages or core dumps refuses these, and does without.
+        // SAFETY: as above; neither advice changes what is read.
+        let _ = unsafe { madvise(start, len, Advice::LinuxHugepage) };
+        // SAFETY: as above.
+        let _ = unsafe { madvise(start, len, Advice::LinuxDontDump) };
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        // SAFETY: the mapping has just been made, and is never unmapped.
+        let region =
+            unsafe { MmapRegion::build_raw(start.cast(), len, libc::PROT_READ | libc::PROT_WRITE, flags) }
+                .map_err(|source| MemoryError::Region { mib, source })?;
+        regions.extend(GuestRegionMmap::new(region, GuestAddress(address)));
+    }
+    let memory =
+        GuestMemoryMmap::from_regions(regions).map_err(|source| MemoryError::Regions { mib, source })?;
+    Ok(Arc::new(memory))
+}
+
+/// The memory slots of `memory`, for KVM.
+pub fn slots(memory: &GuestMemory) -> impl Iterator<Item = kvm_userspace_memory_region> {
+    memory.iter().zip(0..).map(|(region, slot)| kvm_userspace_memory_region {
+        slot,
+        guest_phys_addr: region.start_addr().0,
+        memory_size: region.len(),
+        userspace_addr: region.as_ptr() as u64,
+        flags: 0,
+    })
+}
+
+/// Where the RAM below the hole ends.
+pub fn low_end(memory: &GuestMemory) -> u64 {
+    memory.find_region(GuestAddress(0)).map_or(0, vm_memory::GuestMemoryRegion::len)
+}
+
+/// Puts `len` bytes of `file`, from `offset`, into guest RAM at `address`.
+///
+/// When both are page aligned, whole pages are mapped privately: they are not copied until the guest writes to them, and all
+/// machines share those of the page cache. So the file must not change or shrink while a machine runs that began with it.
+/// The rest is copied.
+///
+/// # Errors
+/// The file is too short, or does not fit.
+pub fn map_file(
+    memory: &GuestMemory,
+    address: u64,
+    file: &File,
+    offset: u64,
+    len: u64,
+) -> Result<(), MemoryError> {
+    let host = check(memory, address, file, offset, len)?;
+    let whole =
+        if address.is_multiple_of(PAGE) && offset.is_multiple_of(PAGE) { len - len % PAGE } else { 0 };
+    if whole > 0 {
+        let (prot, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::FIXED);
+        // SAFETY: these pages are guest RAM (`check`), which is only ever accessed as volatile memory of any content, and
+        // the file is long enough for all of them.
+        let mapped =
+            unsafe { mmap(host.cast(), whole as usize, prot, flags | MapFlags::NORESERVE, file, offset) }
+                .map_err(|e| MemoryError::File { what: "mapping", source: e.into() })?;
+        // SAFETY: it has just been mapped.
+        let _ = unsafe { madvise(mapped, whole as usize, Advice::LinuxDontDump) };
+    }
+    copy_file(memory, address + whole, file, offset + whole, len - whole)
+}
+
+/// Copies `len` bytes of `file`, from `offset`, into guest RAM at `address`. Leaves the file's position alone: the open file
+/// may be shared with another machine that is just being made.
+///
+/// # Errors
+/// The file is too short, or does not fit.
+pub fn copy_file(
+    memory: &GuestMemory,
+    address: u64,
+    file: &File,
+    offset: u64,
+    len: u64,
+) -> Result<(), MemoryError> {
+    check(memory, address, file, offset, len)?;
+    let mut buffer = vec![0; len.min(256 << 10) as usize];
+    let mut done = 0;
+    while done < len {
+        let part = &mut buffer[..(len - done).min(256 << 10) as usize];
+        file.read_exact_at(part, offset + done)
+            .map_err(|source| MemoryError::File { what: "reading", source })?;
+        write(memory, address + done, part)?;
+        done += part.len() as u64;
+    }
+    Ok(())
+}
+
+/// Writes `bytes` to guest RAM at `address`.
+///
+/// # Errors
+/// They do not fit.
+pub fn write(memory: &GuestMemory, address: u64, bytes: &[u8]) -> Result<(), MemoryError> {
+    let len = bytes.len();
+    memory.write_slice(bytes, GuestAddress(address)).map_err(|source| MemoryError::Write {
+        address,
+        len,
+        source,
+    })
+}
+
+/// Whether the file and one part of the RAM are large enough; where the RAM is in the host.
+fn check(
+    memory: &GuestMemory,
+    address: u64,
+    file: &File,
+    offset: u64,
+    len: u64,
+) -> Result<*mut u8, MemoryError> {
+    let size = file.metadata().map_err(|source| MemoryError::File { what: "examining", source })?.len();
+    let end = offset.saturating_add(len);
+    if end > size {
+        return Err(MemoryError::FileTooShort { end });
+    }
+    memory
+        .to_region_addr(GuestAddress(address))
+        .filter(|(region, at)| len <= region.len() - at.0)
+        .map(|(region, at)| region.as_ptr().wrapping_add(at.0 as usize))
+        .ok_or(MemoryError::OutOfRange { address, len })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    fn machine(mib: u32) -> GuestMemory {
+        allocate(MemoryMib::try_from(mib).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn aligned_parts_around_the_hole() {
+        let memory = machine(3 * 1024 + 130);
+        let slots: Vec<_> = slots(&memory).collect();
+        assert_eq!(
+            slots.iter().map(|s| (s.guest_phys_addr, s.memory_size)).collect::<Vec<_>>(),
+            [(0, 3 << 30), (4 << 30, 130 << 20)]
+        );
+        assert!(slots.iter().all(|s| s.userspace_addr % (2 << 20) == 0));
+        assert!(slots[1].userspace_addr - slots[0].userspace_addr >= (3 << 30) + (2 << 20));
+        write(&memory, (4 << 30) + (130 << 20) - 4, b"last").unwrap();
+        assert!(write(&memory, (3 << 30) - 2, b"hole").is_err());
+        assert_eq!(low_end(&memory), 3 << 30);
+    }
+
+    #[test]
+    fn guarded() {
+        let memory = machine(128);
+        let start = memory.get_host_address(GuestAddress(0)).unwrap();
+        let (_read, written) = rustix::pipe::pipe().unwrap();
+        let write = |from: *const u8| {
+            // SAFETY: the kernel reads this one byte, or answers EFAULT.
+            unsafe { libc::write(std::os::fd::AsRawFd::as_raw_fd(&written), from.cast(), 1) }
+        };
+        assert_eq!(write(start), 1);
+        assert_eq!(write(start.wrapping_sub(1)), -1);
+        assert_eq!(write(start.wrapping_add((128 << 20) - 1)), 1);
+        assert_eq!(write(start.wrapping_add(128 << 20)), -1);
+    }
+
+    #[test]
+    fn files_are_mapped_and_copied() {
+        let mut file = tempfile::tempfile().unwrap();
+        let content: Vec<u8> = (0..3 * 4096 + 100).map(|i| (i % 251) as u8).collect();
+        file.write_all(&content).unwrap();
+        let memory = machine(128);
+        for (address, offset) in [(0x10_0000, 0), (0x20_0000, 4096), (0x30_0010, 0), (0x40_0000, 1)] {
+            let expected = &content[offset as usize..];
+            map_file(&memory, address, &file, offset, expected.len() as u64).unwrap();
+            let mut found = vec![1; expected.len() + 1];
+            memory.read_slice(&mut found, GuestAddress(address)).unwrap();
+            assert_eq!(&found[..expected.len()], expected);
+            assert_eq!(found[expected.len()], 0, "nothing of the file beyond what was asked for");
+        }
+        write(&memory, 0x10_0000, b"changed").unwrap();
+        let mut first = [0; 7];
+        file.read_exact_at(&mut first, 0).unwrap();
+        assert_eq!(first, content[..7], "the file is not written to");
+        let size = content.len() as u64;
+        let short = map_file(&memory, 0x10_0000, &file, 4096, size);
+        assert!(matches!(short, Err(MemoryError::FileTooShort { end }) if end == size + 4096));
+        let outside = map_file(&memory, (128 << 20) - 4096, &file, 0, size);
+        assert!(matches!(outside, Err(MemoryError::OutOfRange { .. })));
+    }
+}
