@@ -1,8 +1,15 @@
 //! The devices of the machine: one folder or file a device.
 
+pub mod block;
 mod rng;
 mod worker;
 
+#[cfg(test)]
+mod contract;
+#[cfg(test)]
+mod driver;
+
+pub use block::{Block, BlockState};
 pub use rng::{Rng, RngState};
 pub use worker::Worker;
 
@@ -11,6 +18,8 @@ use serde::{Deserialize, Serialize};
 /// The state of any device, as it is saved.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
 pub enum State {
+    /// Of [`Block`].
+    Block(BlockState),
     /// Of [`Rng`].
     Rng(RngState),
 }
