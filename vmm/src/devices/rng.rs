@@ -68,7 +68,9 @@ impl Device for Rng {
     }
 
     fn restore(&mut self, state: State, active: Option<Active>, _: &Events<'_>) -> Result<(), DeviceError> {
-        let State::Rng(RngState {}) = state;
+        let State::Rng(RngState {}) = state else {
+            return Err(DeviceError::State { device: "rng", why: "it is of another device".to_owned() });
+        };
         self.active = active;
         Ok(())
     }
