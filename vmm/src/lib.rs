@@ -5,6 +5,7 @@
 
 pub mod devices;
 pub mod exit;
+pub mod jail;
 pub mod spec;
 pub mod virtio;
 
