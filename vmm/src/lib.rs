@@ -6,6 +6,7 @@
 pub mod arch;
 pub mod devices;
 pub mod exit;
+pub mod jail;
 pub mod memory;
 pub mod spec;
 pub mod virtio;
