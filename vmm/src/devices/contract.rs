@@ -109,6 +109,17 @@ fn keeps_the_contract(mut subject: Subject) {
     driver.notify(subject.queue);
     barrier(&restored);
     assert!(driver.image() == image, "{} touched memory after a reset", info.name);
+    restored.pause().unwrap();
+    assert_eq!(restored.save(0).unwrap().queues, None, "{} keeps queues after a reset", info.name);
+    restored.resume().unwrap();
+
+    // And it can begin again, with another memory.
+    let mut driver = Driver::new(&info);
+    restored.activate(0, driver.activate()).unwrap();
+    let work = subject.offer(&mut driver);
+    driver.notify(subject.queue);
+    let lengths = driver.wait(subject.queue);
+    subject.check(&driver, &work, &lengths);
 
     // A state of another device is refused.
     let other = if info.name == "rng" {

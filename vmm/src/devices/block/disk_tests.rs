@@ -67,7 +67,7 @@ pub(super) fn base_bytes(size: usize) -> Vec<u8> {
     (0..size).map(|index| (index / 512 % 255) as u8 + 1).collect()
 }
 
-pub(super) fn file(bytes: &[u8]) -> File {
+fn file(bytes: &[u8]) -> File {
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(bytes).unwrap();
     file
@@ -287,7 +287,7 @@ fn sealed_copy(diff: &File) -> File {
 }
 
 /// A file in memory, for which fdatasync costs nothing and a length means nothing.
-fn in_memory(bytes: &[u8]) -> File {
+pub(super) fn in_memory(bytes: &[u8]) -> File {
     let flags = MemfdFlags::ALLOW_SEALING | MemfdFlags::CLOEXEC;
     let mut file = File::from(memfd_create("test", flags).unwrap());
     file.write_all(bytes).unwrap();

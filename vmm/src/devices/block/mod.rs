@@ -28,6 +28,7 @@ use virtio_bindings::virtio_blk::{
 };
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use vm_memory::VolatileSlice;
 
 use self::request::{Body, MAX_DESCRIPTORS, Request, bytes};
 use self::vectored::{length, part};
@@ -185,7 +186,7 @@ fn handle(
 fn execute(disk: &mut Disk, write_through: bool, body: &Body<'_>) -> Result<u64, u8> {
     let written = match body.kind {
         VIRTIO_BLK_T_IN => {
-            let offset = checked(disk, body, &body.writable, &body.readable)?;
+            let offset = checked(body, &body.writable, &body.readable)?;
             disk.read(offset, &body.writable).map_err(status)?;
             return Ok(length(&body.writable));
         }
@@ -200,11 +201,11 @@ fn execute(disk: &mut Disk, write_through: bool, body: &Body<'_>) -> Result<u64,
             return Ok((id.len() - rest.len()) as u64);
         }
         VIRTIO_BLK_T_OUT => {
-            let offset = checked(disk, body, &body.readable, &body.writable)?;
+            let offset = checked(body, &body.readable, &body.writable)?;
             disk.write(offset, &body.readable)
         }
         VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES => {
-            let (offset, len) = range(disk, body)?;
+            let (offset, len) = range(body)?;
             disk.zero(offset, len)
         }
         VIRTIO_BLK_T_FLUSH => disk.flush(),
@@ -214,22 +215,17 @@ fn execute(disk: &mut Disk, write_through: bool, body: &Body<'_>) -> Result<u64,
     Ok(0)
 }
 
-/// Where on the disk `data` belongs: whole sectors within the disk, and nothing in the other direction.
-fn checked(
-    disk: &Disk,
-    body: &Body<'_>,
-    data: &[vm_memory::VolatileSlice<'_>],
-    other: &[vm_memory::VolatileSlice<'_>],
-) -> Result<u64, u8> {
+/// Where on the disk `data` belongs: whole sectors, no more than was offered, and nothing in the other direction.
+fn checked(body: &Body<'_>, data: &[VolatileSlice<'_>], other: &[VolatileSlice<'_>]) -> Result<u64, u8> {
     let len = length(data);
     if !len.is_multiple_of(SECTOR) || len > MAX_DATA || !other.is_empty() {
         return Err(VIRTIO_BLK_S_IOERR as u8);
     }
-    within(disk, body.sector, len)
+    offset(body.sector)
 }
 
 /// The range of the one segment that a DISCARD or WRITE_ZEROES has: its sector, their number and flags (section 5.2.6).
-fn range(disk: &Disk, body: &Body<'_>) -> Result<(u64, u64), u8> {
+fn range(body: &Body<'_>) -> Result<(u64, u64), u8> {
     let segment: [u8; 16] = bytes(&body.readable).ok_or(VIRTIO_BLK_S_IOERR as u8)?;
     if length(&body.readable) != 16 || !body.writable.is_empty() {
         return Err(VIRTIO_BLK_S_IOERR as u8);
@@ -245,16 +241,12 @@ fn range(disk: &Disk, body: &Body<'_>) -> Result<(u64, u64), u8> {
     if count > MAX_ZERO_SECTORS {
         return Err(VIRTIO_BLK_S_IOERR as u8);
     }
-    let len = u64::from(count) * SECTOR;
-    Ok((within(disk, sector, len)?, len))
+    Ok((offset(sector)?, u64::from(count) * SECTOR))
 }
 
-/// The byte at which `sector` begins, if `len` bytes from there on are within the disk.
-fn within(disk: &Disk, sector: u64, len: u64) -> Result<u64, u8> {
-    sector
-        .checked_mul(SECTOR)
-        .filter(|offset| offset.checked_add(len).is_some_and(|end| end <= disk.size()))
-        .ok_or(VIRTIO_BLK_S_IOERR as u8)
+/// The byte at which `sector` begins; whether it is on the disk, the disk knows.
+fn offset(sector: u64) -> Result<u64, u8> {
+    sector.checked_mul(SECTOR).ok_or(VIRTIO_BLK_S_IOERR as u8)
 }
 
 /// What the driver is told of an error of the host.

@@ -233,8 +233,11 @@ fn a_chain_that_cannot_be_answered_ends_the_device() {
     type Break = fn(&mut Driver);
     let cases: &[(&str, Break)] = &[
         ("a loop", |driver| driver.offer_raw(QUEUE, &[Descriptor::new(0x40000, 16, NEXT, 0)])),
+        ("a loop of what could be a status", |driver| {
+            driver.offer_raw(QUEUE, &[Descriptor::new(0x40000, 1, NEXT | WRITE, 0)]);
+        }),
         ("a next one out of the table", |driver| {
-            driver.offer_raw(QUEUE, &[Descriptor::new(0x40000, 16, NEXT, 256)]);
+            driver.offer_raw(QUEUE, &[Descriptor::new(0x40000, 16, NEXT | WRITE, 256)]);
         }),
         ("a head out of the table", |driver| driver.offer_head(QUEUE, 256)),
         ("a status that is not writable", |driver| {
@@ -260,7 +263,7 @@ fn a_chain_that_cannot_be_answered_ends_the_device() {
         }),
         ("more descriptors than the queue has", |driver| {
             let many: Vec<_> =
-                (0..300).map(|index| Descriptor::new(0x40000, 1, NEXT, index as u16 + 1)).collect();
+                (0..300).map(|index| Descriptor::new(0x40000, 1, NEXT | WRITE, index as u16 + 1)).collect();
             let table = driver.table(&many);
             driver.offer_raw(QUEUE, &[table]);
         }),
