@@ -37,6 +37,10 @@ impl Machine {
         for sector in 0..SECTORS {
             base.write_all(&[sector as u8; SECTOR as usize]).unwrap();
         }
+        Self::over(base, change)
+    }
+
+    fn over(base: File, change: impl FnOnce(Driver) -> Driver) -> Self {
         let diff = tempfile::tempfile().unwrap();
         let mut block = Block::new(base, diff.try_clone().unwrap()).unwrap();
         let driver = change(Driver::new(&block.info()));
@@ -331,5 +335,33 @@ fn a_state_of_another_disk_is_refused() {
     ] {
         let error = machine.block.restore(State::Block(other), None, &Events::new(&machine.epoll, 0));
         assert!(matches!(error, Err(DeviceError::State { device: "block", .. })));
+    }
+}
+
+#[test]
+fn what_one_request_does_is_bounded() {
+    let base = tempfile::tempfile().unwrap();
+    base.set_len(1 << 30).unwrap();
+    let mut machine = Machine::over(base, |driver| driver);
+    for (count, expected) in [(MAX_ZERO_SECTORS, OK), (MAX_ZERO_SECTORS + 1, IOERR)] {
+        assert_eq!(machine.ask(VIRTIO_BLK_T_DISCARD, 0, &segment(0, count, 0), 0).0, expected, "{count}");
+    }
+    // All segments are the same piece of memory; the first one is a sector longer the second time.
+    for (more, expected) in [(0, OK), (SECTOR as u32, IOERR)] {
+        let driver = &mut machine.driver;
+        let (head, status) =
+            (driver.place(Buffer::Out(&header(VIRTIO_BLK_T_IN, 0))), driver.place(Buffer::In(1)));
+        let data = driver.place(Buffer::In(SIZE_MAX + SECTOR as u32)).addr().0;
+        let mut chain = vec![Descriptor::new(head.addr().0, 16, NEXT, 1)];
+        for index in 0..SEG_MAX {
+            let len = if index == 0 { SIZE_MAX + more } else { SIZE_MAX };
+            chain.push(Descriptor::new(data, len, NEXT | WRITE, index as u16 + 2));
+        }
+        chain.push(status);
+        let table = driver.table(&chain);
+        driver.offer_raw(QUEUE, &[table]);
+        let expected_len = if expected == OK { MAX_DATA as u32 + 1 } else { 0 };
+        assert_eq!(machine.work().unwrap(), [expected_len]);
+        assert_eq!(machine.driver.bytes(status.addr(), 1), [expected]);
     }
 }
