@@ -65,6 +65,7 @@ const EVERY: &[Call] = &[
     (SYS_readv, Always),
     (SYS_writev, Always),
     (SYS_close, Always),
+    (SYS_fcntl, OneOf(1, &[libc::F_GETFD as u32])), // debug builds, of each descriptor that they close
     (SYS_futex, Always),
     (SYS_mmap, Without(2, libc::PROT_EXEC as u32)),
     (SYS_mprotect, Without(2, libc::PROT_EXEC as u32)), // guard pages of stacks, arenas of glibc's malloc
@@ -181,7 +182,7 @@ const MAIN: &[Call] = &[
     (SYS_epoll_create1, Always),
     (SYS_eventfd2, Always),
     (SYS_dup, Always), // EventFd::try_clone
-    (SYS_fcntl, OneOf(1, &[libc::F_DUPFD_CLOEXEC as u32, libc::F_GETFD as u32, libc::F_SETFD as u32])),
+    (SYS_fcntl, OneOf(1, &[libc::F_DUPFD_CLOEXEC as u32, libc::F_SETFD as u32])),
     (SYS_poll, Always),
     (SYS_ppoll, Always),
     (SYS_getdents64, Always), // how many descriptors are open
