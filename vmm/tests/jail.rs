@@ -218,7 +218,9 @@ fn from_outside_the_kernel_says_the_same() {
 #[test]
 fn what_no_thread_may_do_ends_the_process() {
     let forbidden: &[(&str, fn())] = &[
-        ("open a path", || drop(File::open("/etc/passwd"))),
+        ("open a path", || syscall(libc::SYS_open, [c"/etc/passwd".as_ptr() as i64, 0, 0])),
+        #[cfg(not(target_env = "gnu"))]
+        ("openat a path", || drop(File::open("/etc/passwd"))),
         ("socket(AF_INET)", || drop(std::net::UdpSocket::bind("127.0.0.1:0"))),
         ("socket(AF_UNIX)", || drop(std::os::unix::net::UnixDatagram::unbound())),
         ("execve", || {
@@ -266,6 +268,24 @@ fn what_belongs_to_main_ends_the_others() {
     for thread in [Thread::Disk, Thread::Io] {
         let run = i64::from(rustix::ioctl::opcode::none(0xae, 0x80));
         assert_killed(thread, "KVM_RUN", || syscall(libc::SYS_ioctl, [-1, run, 0]));
+    }
+}
+
+/// glibc's malloc itself tries to open a file, and must come to no harm by it.
+#[cfg(target_env = "gnu")]
+#[test]
+fn openat_does_not_exist_with_glibc() {
+    for thread in Thread::ALL {
+        forked(User::Same, |out| {
+            let directory = File::open("/").unwrap();
+            enter(&[out.as_raw_fd(), directory.as_raw_fd()]);
+            enter_thread(thread).unwrap();
+            assert_eq!(File::open("/etc/passwd").unwrap_err().raw_os_error(), Some(libc::ENOSYS));
+            let below =
+                rustix::fs::openat(&directory, "etc", rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty());
+            assert_eq!(below.unwrap_err(), rustix::io::Errno::NOSYS);
+        })
+        .well();
     }
 }
 
@@ -356,7 +376,7 @@ fn main_kicks_a_thread_out_of_the_kernel() {
             // A kick may come before the thread is in the kernel.
             while !returned.load(Ordering::SeqCst) {
                 // SAFETY: the thread is not joined yet.
-                assert_eq!(unsafe { libc::pthread_kill(id, KICK_SIGNAL) }, 0);
+                assert_eq!(unsafe { libc::pthread_kill(id as libc::pthread_t, KICK_SIGNAL) }, 0);
                 std::thread::yield_now();
             }
             assert_eq!(thread.join().unwrap(), Err(rustix::io::Errno::INTR));

@@ -56,7 +56,14 @@ pub(super) fn tables(thread: Thread) -> &'static [&'static [Call]] {
 /// Answered with ENOSYS by every filter, since the libraries have a way without them. The arguments of clone3 are in memory,
 /// where no filter can look: glibc falls back to clone. statx and newfstatat take paths, which Landlock does not deny:
 /// the standard library asks them for the length of a file before it reads it to its end, and does without.
-pub(super) const NOT_IMPLEMENTED: &[c_long] = &[SYS_clone3, SYS_statx, SYS_newfstatat];
+pub(super) const NOT_IMPLEMENTED: &[c_long] = &[
+    SYS_clone3,
+    SYS_statx,
+    SYS_newfstatat,
+    // glibc's malloc looks into /proc/sys/vm/overcommit_memory before it gives back the memory of a thread, and does without.
+    #[cfg(target_env = "gnu")]
+    libc::SYS_openat,
+];
 
 /// What the standard library and malloc, of glibc and of musl, need in a thread, and descriptors.
 const EVERY: &[Call] = &[
