@@ -95,8 +95,10 @@ fn enter(keep: &[RawFd]) -> Layers {
 
 /// Work that every kind of thread must be able to do.
 fn ordinary_work(out: &mut File) {
-    let mut blocks: Vec<Vec<u8>> = (0..64).map(|n| vec![n; 1 << 20]).collect();
-    blocks.iter_mut().for_each(|block| block.resize(3 << 20, 7));
+    let mut blocks: Vec<Vec<u8>> = (0..8).map(|n| vec![n; 1 << 20]).collect();
+    for block in &mut blocks {
+        block.resize(3 << 20, 7);
+    }
     drop(blocks);
     let map: HashMap<u32, String> = (0..1000).map(|n| (n, n.to_string())).collect();
     assert_eq!(map[&999], "999");
@@ -117,7 +119,7 @@ fn paths_sockets_and_signals_are_denied_before_any_filter() {
             let layers = enter(&[out.as_raw_fd()]);
             let landlock = layers.landlock.expect("this kernel has no Landlock");
             let denied = |result: std::io::Result<File>| {
-                assert_eq!(result.unwrap_err().raw_os_error(), Some(libc::EACCES))
+                assert_eq!(result.unwrap_err().raw_os_error(), Some(libc::EACCES));
             };
             denied(File::open("/etc/passwd"));
             denied(File::open("/dev/null"));
@@ -224,7 +226,7 @@ fn what_no_thread_may_do_ends_the_process() {
         ("socket(AF_INET)", || drop(std::net::UdpSocket::bind("127.0.0.1:0"))),
         ("socket(AF_UNIX)", || drop(std::os::unix::net::UnixDatagram::unbound())),
         ("execve", || {
-            drop(std::os::unix::process::CommandExt::exec(&mut std::process::Command::new("/bin/true")))
+            drop(std::os::unix::process::CommandExt::exec(&mut std::process::Command::new("/bin/true")));
         }),
         ("an ioctl of terminals", || syscall(libc::SYS_ioctl, [0, libc::TIOCSTI as i64, 0])),
         ("an ioctl of no one", || syscall(libc::SYS_ioctl, [0, 0xdead_beef, 0])),
@@ -336,7 +338,9 @@ fn threads_start_work_and_end() {
                     })
                     .collect();
                 enter_thread(Thread::Main).unwrap();
-                threads.into_iter().for_each(|thread| thread.join().unwrap());
+                for thread in threads {
+                    thread.join().unwrap();
+                }
             });
             ended.well();
             assert_eq!(ended.said, ".".repeat(33));
@@ -354,8 +358,8 @@ extern "C" fn on_kick(_: libc::c_int) {
 fn main_kicks_a_thread_out_of_the_kernel() {
     for &user in users() {
         forked(user, |out| {
-            let (blocked, _never) = rustix::pipe::pipe().unwrap();
-            enter(&[out.as_raw_fd(), blocked.as_raw_fd(), _never.as_raw_fd()]);
+            let (blocked, silent) = rustix::pipe::pipe().unwrap();
+            enter(&[out.as_raw_fd(), blocked.as_raw_fd(), silent.as_raw_fd()]);
             // SAFETY: a zeroed sigaction is one without flags (no SA_RESTART) and with an empty mask; the handler touches an
             // atomic alone.
             unsafe {
@@ -456,10 +460,12 @@ fn the_process_knows_what_it_uses() {
             drop(more);
             assert_eq!(report.open_fds().unwrap(), 6);
 
+            // Pages of the program's file are shared with the other tests that run just now, and are counted to fewer of them
+            // when one ends: hence the width.
             let (pss, private) = (report.pss_kib().unwrap(), report.private_kib().unwrap());
-            let block = std::hint::black_box(vec![1_u8; 32 << 20]);
+            let block = std::hint::black_box(vec![1_u8; 64 << 20]);
             let grown = |now: u64, before: u64| {
-                assert!((32 << 10..34 << 10).contains(&(now - before)), "{before} {now}")
+                assert!((before + (48 << 10)..before + (80 << 10)).contains(&now), "{before} {now}");
             };
             grown(report.pss_kib().unwrap(), pss);
             grown(report.private_kib().unwrap(), private);
@@ -472,7 +478,7 @@ fn the_process_knows_what_it_uses() {
 #[test]
 fn the_length_of_a_file_is_not_needed_to_read_it() {
     let mut file = tempfile::tempfile().unwrap();
-    file.write_all(&[b'x'; 100_000]).unwrap();
+    file.write_all(&vec![b'x'; 100_000]).unwrap();
     forked(User::Same, |out| {
         enter(&[out.as_raw_fd(), file.as_raw_fd()]);
         enter_thread(Thread::Main).unwrap();

@@ -60,7 +60,8 @@ pub(super) const NOT_IMPLEMENTED: &[c_long] = &[
     SYS_clone3,
     SYS_statx,
     SYS_newfstatat,
-    // glibc's malloc looks into /proc/sys/vm/overcommit_memory before it gives back the memory of a thread, and does without.
+    // glibc's malloc asks /sys/devices/system/cpu/online how many arenas to have, when several threads are there, and
+    // /proc/sys/vm/overcommit_memory before it gives one's memory back. It does without either.
     #[cfg(target_env = "gnu")]
     libc::SYS_openat,
 ];
