@@ -95,8 +95,10 @@ fn enter(keep: &[RawFd]) -> Layers {
 
 /// Work that every kind of thread must be able to do.
 fn ordinary_work(out: &mut File) {
-    let mut blocks: Vec<Vec<u8>> = (0..64).map(|n| vec![n; 1 << 20]).collect();
-    blocks.iter_mut().for_each(|block| block.resize(3 << 20, 7));
+    let mut blocks: Vec<Vec<u8>> = (0..8).map(|n| vec![n; 1 << 20]).collect();
+    for block in &mut blocks {
+        block.resize(3 << 20, 7);
+    }
     drop(blocks);
     let map: HashMap<u32, String> = (0..1000).map(|n| (n, n.to_string())).collect();
     assert_eq!(map[&999], "999");
@@ -117,7 +119,7 @@ fn paths_sockets_and_signals_are_denied_before_any_filter() {
             let layers = enter(&[out.as_raw_fd()]);
             let landlock = layers.landlock.expect("this kernel has no Landlock");
             let denied = |result: std::io::Result<File>| {
-                assert_eq!(result.unwrap_err().raw_os_error(), Some(libc::EACCES))
+                assert_eq!(result.unwrap_err().raw_os_error(), Some(libc::EACCES));
             };
             denied(File::open("/etc/passwd"));
             denied(File::open("/dev/null"));
@@ -143,12 +145,7 @@ fn the_process_has_given_up_what_it_says() {
         let ended = forked(user, |out| {
             // SAFETY: one thread.
             unsafe { std::env::set_var("SECRET", "1") };
-            let stray = File::open("/etc/passwd").unwrap().as_raw_fd();
-            let stray = rustix::io::fcntl_dupfd_cloexec(unsafe_borrow(stray), 100).map_or(stray, |fd| {
-                let raw = fd.as_raw_fd();
-                std::mem::forget(fd);
-                raw
-            });
+            let stray = std::os::fd::IntoRawFd::into_raw_fd(File::open("/etc/passwd").unwrap());
             let layers = enter(&[out.as_raw_fd()]);
             layers.require().unwrap();
             assert!(std::env::vars_os().next().is_none());
@@ -223,11 +220,13 @@ fn from_outside_the_kernel_says_the_same() {
 #[test]
 fn what_no_thread_may_do_ends_the_process() {
     let forbidden: &[(&str, fn())] = &[
-        ("open a path", || drop(File::open("/etc/passwd"))),
+        ("open a path", || syscall(libc::SYS_open, [c"/etc/passwd".as_ptr() as i64, 0, 0])),
+        #[cfg(not(target_env = "gnu"))]
+        ("openat a path", || drop(File::open("/etc/passwd"))),
         ("socket(AF_INET)", || drop(std::net::UdpSocket::bind("127.0.0.1:0"))),
         ("socket(AF_UNIX)", || drop(std::os::unix::net::UnixDatagram::unbound())),
         ("execve", || {
-            drop(std::os::unix::process::CommandExt::exec(&mut std::process::Command::new("/bin/true")))
+            drop(std::os::unix::process::CommandExt::exec(&mut std::process::Command::new("/bin/true")));
         }),
         ("an ioctl of terminals", || syscall(libc::SYS_ioctl, [0, libc::TIOCSTI as i64, 0])),
         ("an ioctl of no one", || syscall(libc::SYS_ioctl, [0, 0xdead_beef, 0])),
@@ -271,6 +270,24 @@ fn what_belongs_to_main_ends_the_others() {
     for thread in [Thread::Disk, Thread::Io] {
         let run = i64::from(rustix::ioctl::opcode::none(0xae, 0x80));
         assert_killed(thread, "KVM_RUN", || syscall(libc::SYS_ioctl, [-1, run, 0]));
+    }
+}
+
+/// glibc's malloc itself tries to open a file, and must come to no harm by it.
+#[cfg(target_env = "gnu")]
+#[test]
+fn openat_does_not_exist_with_glibc() {
+    for thread in Thread::ALL {
+        forked(User::Same, |out| {
+            let directory = File::open("/").unwrap();
+            enter(&[out.as_raw_fd(), directory.as_raw_fd()]);
+            enter_thread(thread).unwrap();
+            assert_eq!(File::open("/etc/passwd").unwrap_err().raw_os_error(), Some(libc::ENOSYS));
+            let below =
+                rustix::fs::openat(&directory, "etc", rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty());
+            assert_eq!(below.unwrap_err(), rustix::io::Errno::NOSYS);
+        })
+        .well();
     }
 }
 
@@ -321,7 +338,9 @@ fn threads_start_work_and_end() {
                     })
                     .collect();
                 enter_thread(Thread::Main).unwrap();
-                threads.into_iter().for_each(|thread| thread.join().unwrap());
+                for thread in threads {
+                    thread.join().unwrap();
+                }
             });
             ended.well();
             assert_eq!(ended.said, ".".repeat(33));
@@ -339,8 +358,8 @@ extern "C" fn on_kick(_: libc::c_int) {
 fn main_kicks_a_thread_out_of_the_kernel() {
     for &user in users() {
         forked(user, |out| {
-            let (blocked, _never) = rustix::pipe::pipe().unwrap();
-            enter(&[out.as_raw_fd(), blocked.as_raw_fd(), _never.as_raw_fd()]);
+            let (blocked, silent) = rustix::pipe::pipe().unwrap();
+            enter(&[out.as_raw_fd(), blocked.as_raw_fd(), silent.as_raw_fd()]);
             // SAFETY: a zeroed sigaction is one without flags (no SA_RESTART) and with an empty mask; the handler touches an
             // atomic alone.
             unsafe {
@@ -361,7 +380,7 @@ fn main_kicks_a_thread_out_of_the_kernel() {
             // A kick may come before the thread is in the kernel.
             while !returned.load(Ordering::SeqCst) {
                 // SAFETY: the thread is not joined yet.
-                assert_eq!(unsafe { libc::pthread_kill(id, KICK_SIGNAL) }, 0);
+                assert_eq!(unsafe { libc::pthread_kill(id as libc::pthread_t, KICK_SIGNAL) }, 0);
                 std::thread::yield_now();
             }
             assert_eq!(thread.join().unwrap(), Err(rustix::io::Errno::INTR));
@@ -441,10 +460,12 @@ fn the_process_knows_what_it_uses() {
             drop(more);
             assert_eq!(report.open_fds().unwrap(), 6);
 
+            // Pages of the program's file are shared with the other tests that run just now, and are counted to fewer of them
+            // when one ends: hence the width.
             let (pss, private) = (report.pss_kib().unwrap(), report.private_kib().unwrap());
-            let block = std::hint::black_box(vec![1_u8; 32 << 20]);
+            let block = std::hint::black_box(vec![1_u8; 64 << 20]);
             let grown = |now: u64, before: u64| {
-                assert!((32 << 10..34 << 10).contains(&(now - before)), "{before} {now}")
+                assert!((before + (48 << 10)..before + (80 << 10)).contains(&now), "{before} {now}");
             };
             grown(report.pss_kib().unwrap(), pss);
             grown(report.private_kib().unwrap(), private);
@@ -457,7 +478,7 @@ fn the_process_knows_what_it_uses() {
 #[test]
 fn the_length_of_a_file_is_not_needed_to_read_it() {
     let mut file = tempfile::tempfile().unwrap();
-    file.write_all(&[b'x'; 100_000]).unwrap();
+    file.write_all(&vec![b'x'; 100_000]).unwrap();
     forked(User::Same, |out| {
         enter(&[out.as_raw_fd(), file.as_raw_fd()]);
         enter_thread(Thread::Main).unwrap();

@@ -56,7 +56,15 @@ pub(super) fn tables(thread: Thread) -> &'static [&'static [Call]] {
 /// Answered with ENOSYS by every filter, since the libraries have a way without them. The arguments of clone3 are in memory,
 /// where no filter can look: glibc falls back to clone. statx and newfstatat take paths, which Landlock does not deny:
 /// the standard library asks them for the length of a file before it reads it to its end, and does without.
-pub(super) const NOT_IMPLEMENTED: &[c_long] = &[SYS_clone3, SYS_statx, SYS_newfstatat];
+pub(super) const NOT_IMPLEMENTED: &[c_long] = &[
+    SYS_clone3,
+    SYS_statx,
+    SYS_newfstatat,
+    // glibc's malloc asks /sys/devices/system/cpu/online how many arenas to have, when several threads are there, and
+    // /proc/sys/vm/overcommit_memory before it gives one's memory back. It does without either.
+    #[cfg(target_env = "gnu")]
+    libc::SYS_openat,
+];
 
 /// What the standard library and malloc, of glibc and of musl, need in a thread, and descriptors.
 const EVERY: &[Call] = &[
@@ -65,6 +73,7 @@ const EVERY: &[Call] = &[
     (SYS_readv, Always),
     (SYS_writev, Always),
     (SYS_close, Always),
+    (SYS_fcntl, OneOf(1, &[libc::F_GETFD as u32])), // debug builds, of each descriptor that they close
     (SYS_futex, Always),
     (SYS_mmap, Without(2, libc::PROT_EXEC as u32)),
     (SYS_mprotect, Without(2, libc::PROT_EXEC as u32)), // guard pages of stacks, arenas of glibc's malloc
@@ -181,7 +190,7 @@ const MAIN: &[Call] = &[
     (SYS_epoll_create1, Always),
     (SYS_eventfd2, Always),
     (SYS_dup, Always), // EventFd::try_clone
-    (SYS_fcntl, OneOf(1, &[libc::F_DUPFD_CLOEXEC as u32, libc::F_GETFD as u32, libc::F_SETFD as u32])),
+    (SYS_fcntl, OneOf(1, &[libc::F_DUPFD_CLOEXEC as u32, libc::F_SETFD as u32])),
     (SYS_poll, Always),
     (SYS_ppoll, Always),
     (SYS_getdents64, Always), // how many descriptors are open
