@@ -143,7 +143,7 @@ fn a_machine_goes_on_where_it_was_saved() {
             devices: 0,
         };
         let (mut machine, _) = Machine::new(&guest);
-        for text in ["Memory:", "Brought up", "clocksource", "NET: Registered"] {
+        for text in ["Linux version", "Brought up", "Switched to clocksource", "NET: Registered PF_PACKET"] {
             let end = machine.run_until(Some(text));
             assert_eq!(end, End::Said, "waiting for {text:?}: {}", machine.trace().console);
             machine.move_to_new_vm();
