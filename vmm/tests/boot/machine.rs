@@ -132,6 +132,12 @@ impl Machine {
         state.restore(&self.vm).unwrap();
     }
 
+    /// Makes the machine a copy, as after a restore or a fork, and says so to the guest.
+    pub(crate) fn become_a_copy(&self) {
+        boot::renew_generation_id(&self.memory).unwrap();
+        self.vm.announce_generation_id().unwrap();
+    }
+
     pub(crate) fn trace(self) -> Trace {
         std::mem::take(&mut self.trace.lock().unwrap())
     }

@@ -155,3 +155,23 @@ fn a_machine_goes_on_where_it_was_saved() {
         assert!(!trace.console.contains("BUG:") && !trace.console.contains("Oops"), "{}", trace.console);
     }
 }
+
+#[test]
+fn a_new_generation_id_reseeds_the_random_numbers() {
+    let kernel = open(&kernel_path());
+    let guest = Guest {
+        kernel: &kernel,
+        pvh: true,
+        cmdline: VERBOSE,
+        initramfs: None,
+        mib: 128,
+        cpus: 1,
+        devices: 0,
+    };
+    let (mut machine, _) = Machine::new(&guest);
+    assert_eq!(machine.run_until(Some("NET: Registered PF_VSOCK")), End::Said);
+    machine.become_a_copy();
+    assert_eq!(machine.run(), End::Reset);
+    let console = machine.trace().console;
+    assert!(console.contains("crng reseeded due to virtual machine fork"), "{console}");
+}
