@@ -12,8 +12,8 @@ pub enum ArchError {
         #[source]
         source: kvm_ioctls::Error,
     },
-    /// Not the interface that all kernels since 2.6.22 have.
-    #[error("/dev/kvm has API version {0}, not 12")]
+    /// Another file, or not the interface that all kernels since 2.6.22 have.
+    #[error("this is not a /dev/kvm that can be used: its API version is {0}, not 12")]
     Version(i32),
     /// KVM is too old, or not complete.
     #[error("this host's KVM lacks {0}")]

@@ -39,6 +39,9 @@ pub enum BootError {
     /// The initramfs cannot be examined.
     #[error("examining the initramfs")]
     Initramfs(#[source] io::Error),
+    /// The host has no random numbers to give.
+    #[error("making a generation ID")]
+    Random(#[source] io::Error),
     /// There are too many devices.
     #[error(transparent)]
     Acpi(#[from] AcpiError),
@@ -67,6 +70,7 @@ pub fn prepare(
     write_cmdline(memory, cmdline)?;
     let initramfs = initramfs.map(|file| place_initramfs(memory, kernel, file)).transpose()?;
     memory::write(memory, layout::ACPI, &acpi::tables(cpus, devices)?)?;
+    renew_generation_id(memory)?;
     let entry = if let Some(address) = kernel.pvh {
         write_start_info(memory, initramfs)?;
         Entry::Pvh(address)
@@ -76,6 +80,19 @@ pub fn prepare(
         Entry::Linux64(kernel.entry)
     };
     registers::enter(memory, vcpu, entry)
+}
+
+/// Gives the machine a new VM generation ID: it is a copy of another from now on. Call it before the vCPUs go on, and
+/// [`Vm::announce_generation_id`](super::Vm::announce_generation_id) to make the guest look.
+///
+/// # Errors
+/// The host has no random numbers.
+pub fn renew_generation_id(memory: &GuestMemory) -> Result<(), BootError> {
+    let mut id = [0; 16];
+    // Up to 256 bytes are given whole (random(7)).
+    rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty())
+        .map_err(|e| BootError::Random(e.into()))?;
+    Ok(memory::write(memory, layout::GENERATION_ID, &id)?)
 }
 
 /// A range of the guest's physical address space.

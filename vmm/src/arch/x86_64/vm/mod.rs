@@ -122,6 +122,18 @@ impl Vm {
         self.fd.create_vcpu(id.into()).map_err(ArchError::kvm("creating a vCPU"))
     }
 
+    /// Tells the guest that its VM generation ID has changed, by the interrupt of the ACPI event device.
+    ///
+    /// # Errors
+    /// KVM refuses.
+    pub fn announce_generation_id(&self) -> Result<(), ArchError> {
+        [true, false].into_iter().try_for_each(|active| {
+            self.fd
+                .set_irq_line(layout::EVENT_GSI, active)
+                .map_err(ArchError::kvm("raising the event device's interrupt"))
+        })
+    }
+
     pub(super) fn saved_msrs(&self) -> &[u32] {
         &self.saved_msrs
     }
