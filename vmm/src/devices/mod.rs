@@ -3,6 +3,7 @@
 pub mod block;
 mod console;
 mod rng;
+pub mod vsock;
 mod worker;
 
 #[cfg(test)]
@@ -13,6 +14,7 @@ mod driver;
 pub use block::{Block, BlockState};
 pub use console::{Console, SerialPort};
 pub use rng::{Rng, RngState};
+pub use vsock::{Vsock, VsockState};
 pub use worker::Worker;
 
 use serde::{Deserialize, Serialize};
@@ -24,4 +26,6 @@ pub enum State {
     Block(BlockState),
     /// Of [`Rng`].
     Rng(RngState),
+    /// Of [`Vsock`].
+    Vsock(VsockState),
 }

@@ -1,0 +1,467 @@
+//! One connection: a socket of the host, and what guest and host have told each other about it.
+//!
+//! ```text
+//!   client: greeting ──CONNECT line──▶ requesting ──RESPONSE──▶ open        guest: open (RESPONSE owed)
+//!   open ──RST of the guest, and the client has not read everything yet──▶ flushing
+//! ```
+//!
+//! An open connection ends, with an RST to the guest, when both of its directions have ended. The direction to the guest ends
+//! with the host's end of file (the guest is told by SHUTDOWN), or when the guest will receive no more. The direction to
+//! the host ends when the guest will send no more and all is written, or when the client has gone.
+
+use std::io;
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use rustix::event::epoll::EventFlags;
+use vm_memory::VolatileSlice;
+
+use super::connections::Pair;
+use super::packet::{Buffers, Header, Op, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
+use super::socket;
+
+/// What the guest may send ahead of the client's reading, in bytes.
+pub(super) const BUFFER: usize = 64 << 10;
+
+/// A connection.
+#[derive(Debug)]
+pub(super) struct Connection {
+    socket: UnixStream,
+    phase: Phase,
+    pair: Option<Pair>,
+    to_host: ToHost,
+    to_guest: ToGuest,
+    /// Answers that the guest waits for; a RESPONSE tells the credit as well.
+    owed: Option<Op>,
+    /// The client has closed its socket.
+    hung_up: bool,
+    /// It is among those whose turn comes; kept by [`Connections`](super::connections::Connections).
+    pub(super) queued: bool,
+    /// When it is given up. There while it waits for something that has to come soon.
+    pub(super) deadline: Option<Instant>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// The client has not said its line yet.
+    Greeting,
+    /// The guest has not answered; `told` is whether it has been asked.
+    Requesting {
+        told: bool,
+    },
+    Open,
+    /// The guest has forgotten the connection, and the client has not read everything yet.
+    Flushing,
+}
+
+/// From the guest. Counters are modulo 2^32.
+#[derive(Debug, Default)]
+struct ToHost {
+    /// What the socket did not take, from `start` on; at most [`BUFFER`] bytes.
+    buffer: Vec<u8>,
+    start: usize,
+    received: u32,
+    forwarded: u32,
+    /// `forwarded` as the guest knows it.
+    told: u32,
+    /// The guest sends no more.
+    ended: bool,
+}
+
+/// To the guest. Counters are modulo 2^32.
+#[derive(Debug)]
+struct ToGuest {
+    sent: u32,
+    /// Of the guest's last packet.
+    buf_alloc: u32,
+    fwd_cnt: u32,
+    /// The socket may have something: no read has failed since the last event.
+    readable: bool,
+    /// The guest has been asked for credit since it had none.
+    asked: bool,
+    end: End,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Open,
+    /// End of file, which the guest is still to be told.
+    Seen,
+    Told,
+    /// The guest receives no more.
+    Refused,
+}
+
+/// What becomes of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    Keep,
+    /// It stays, but not for the guest.
+    Forget,
+    /// It ends, and the guest is told.
+    Reset,
+    /// It ends, and the guest does not know it.
+    Close,
+}
+
+/// What a connection has for the guest.
+#[derive(Debug)]
+pub(super) enum Next {
+    Packet(Header),
+    Nothing,
+    /// It ends, and the guest is told.
+    Reset,
+}
+
+impl Connection {
+    /// A client of the host that has yet to say what it wants.
+    pub(super) fn from_client(socket: UnixStream, deadline: Instant) -> Self {
+        Self::new(socket, Phase::Greeting, Some(deadline))
+    }
+
+    /// The guest asks for `socket` by `header`.
+    pub(super) fn from_guest(socket: UnixStream, header: &Header) -> Self {
+        let mut connection = Self::new(socket, Phase::Open, None);
+        connection.pair = Some(header.pair_from_guest());
+        connection.to_guest.buf_alloc = header.buf_alloc;
+        connection.to_guest.fwd_cnt = header.fwd_cnt;
+        connection.owed = Some(Op::Response);
+        connection
+    }
+
+    fn new(socket: UnixStream, phase: Phase, deadline: Option<Instant>) -> Self {
+        let to_guest =
+            ToGuest { sent: 0, buf_alloc: 0, fwd_cnt: 0, readable: false, asked: false, end: End::Open };
+        Self {
+            socket,
+            phase,
+            pair: None,
+            to_host: ToHost::default(),
+            to_guest,
+            owed: None,
+            hung_up: false,
+            queued: false,
+            deadline,
+        }
+    }
+
+    /// As if so much had gone both ways already.
+    #[cfg(test)]
+    pub(super) fn count_from(&mut self, counter: u32) {
+        let ToHost { received, forwarded, told, .. } = &mut self.to_host;
+        (*received, *forwarded, *told) = (counter, counter, counter);
+        (self.to_guest.sent, self.to_guest.fwd_cnt) = (counter, counter);
+    }
+
+    /// How many bytes it keeps for its client.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn kept(&self) -> usize {
+        assert!(self.to_host.buffer.capacity() <= BUFFER);
+        self.to_host.buffer.len() - self.to_host.start
+    }
+
+    pub(super) fn socket(&self) -> &UnixStream {
+        &self.socket
+    }
+
+    /// Its ports, once they are known.
+    pub(super) fn pair(&self) -> Option<Pair> {
+        self.pair
+    }
+
+    /// Its ports, where the guest knows of it.
+    pub(super) fn known(&self) -> Option<Pair> {
+        self.pair.filter(|_| matches!(self.phase, Phase::Requesting { told: true } | Phase::Open))
+    }
+
+    pub(super) fn is_greeting(&self) -> bool {
+        self.phase == Phase::Greeting
+    }
+
+    /// The client wants the guest's port.
+    pub(super) fn request(&mut self, pair: Pair) {
+        self.pair = Some(pair);
+        self.phase = Phase::Requesting { told: false };
+    }
+
+    /// What to wait for. Each is told once: a client whose data the guest does not take wakes nobody.
+    pub(super) fn interest(&self) -> EventFlags {
+        let out = if self.is_buffering() { EventFlags::OUT } else { EventFlags::empty() };
+        EventFlags::IN | EventFlags::ET | out
+    }
+
+    /// Whether the client is to read before the guest may send on.
+    pub(super) fn is_buffering(&self) -> bool {
+        !self.to_host.buffer.is_empty()
+    }
+
+    /// The socket is ready. A client that has gone with data still on its way to the guest has `patience` for each part of it.
+    pub(super) fn ready(&mut self, flags: EventFlags, patience: Duration) -> Verdict {
+        self.to_guest.readable |= flags.contains(EventFlags::IN);
+        if flags.intersects(EventFlags::HUP | EventFlags::ERR) && !self.hung_up {
+            self.hung_up = true;
+            // Without its own end of file this may be the guest's end of file and the client's, of which neither has gone.
+            if !self.to_host.ended && self.phase == Phase::Open {
+                self.deadline = Some(Instant::now() + patience);
+            }
+        }
+        if flags.contains(EventFlags::OUT) {
+            self.flush();
+        }
+        self.verdict()
+    }
+
+    /// A packet of the guest for this connection.
+    pub(super) fn packet(&mut self, op: Op, header: &Header, payload: &[VolatileSlice<'_>]) -> Verdict {
+        self.to_guest.buf_alloc = header.buf_alloc;
+        self.to_guest.fwd_cnt = header.fwd_cnt;
+        match (self.phase, op) {
+            (Phase::Requesting { .. }, Op::Reset) => return Verdict::Close,
+            (Phase::Requesting { told: true }, Op::Response) => self.accepted(),
+            (Phase::Open, Op::Reset) => {
+                self.phase = Phase::Flushing;
+                return match self.verdict() {
+                    Verdict::Keep => Verdict::Forget,
+                    verdict => verdict,
+                };
+            }
+            (Phase::Open, Op::Data) => {
+                if !self.receive(payload) {
+                    return Verdict::Reset;
+                }
+            }
+            (Phase::Open, Op::Shutdown) => self.shut_down(header.flags),
+            (Phase::Open, Op::CreditUpdate) => {}
+            (Phase::Open, Op::CreditRequest) => self.owed = self.owed.or(Some(Op::CreditUpdate)),
+            _ => return Verdict::Reset,
+        }
+        self.verdict()
+    }
+
+    /// What becomes of it as things are.
+    fn verdict(&self) -> Verdict {
+        let over = match self.phase {
+            Phase::Greeting | Phase::Requesting { .. } => self.hung_up,
+            Phase::Open => self.is_over(),
+            Phase::Flushing => self.hung_up || !self.is_buffering(),
+        };
+        match (over, self.known()) {
+            (false, _) => Verdict::Keep,
+            (true, Some(_)) => Verdict::Reset,
+            (true, None) => Verdict::Close,
+        }
+    }
+
+    /// Whether both directions have ended.
+    fn is_over(&self) -> bool {
+        let to_host_ended = self.hung_up || (self.to_host.ended && !self.is_buffering());
+        to_host_ended && self.to_guest.end != End::Open
+    }
+
+    /// The socket does not work any more: both directions have ended.
+    fn fail(&mut self) {
+        self.hung_up = true;
+        self.to_guest.end = End::Refused;
+        self.to_host.buffer = Vec::new();
+    }
+
+    fn accepted(&mut self) {
+        self.phase = Phase::Open;
+        self.deadline = None;
+        let line = format!("OK {}\n", self.pair.map_or(0, |pair| pair.host));
+        // The first bytes of a socket have room, unless its client has made that room tiny.
+        if !matches!(socket::send(&self.socket, line.as_bytes()), Ok(sent) if sent == line.len()) {
+            self.fail();
+        }
+    }
+
+    fn shut_down(&mut self, flags: u32) {
+        if flags & SHUTDOWN_RECEIVE != 0 && self.to_guest.end != End::Refused {
+            self.to_guest.end = End::Refused;
+            // Fails where the client has gone, which is told by an event.
+            let _ = self.socket.shutdown(Shutdown::Read);
+        }
+        if flags & SHUTDOWN_SEND != 0 && !self.to_host.ended {
+            self.to_host.ended = true;
+            self.end_writing();
+        }
+    }
+
+    /// The client's end of file, behind everything that the guest has sent.
+    fn end_writing(&mut self) {
+        if self.to_host.ended && !self.is_buffering() {
+            let _ = self.socket.shutdown(Shutdown::Write);
+        }
+    }
+
+    /// Data of the guest. Tells whether it had the credit, and had not ended.
+    fn receive(&mut self, payload: &[VolatileSlice<'_>]) -> bool {
+        let len = payload.iter().map(VolatileSlice::len).sum::<usize>() as u32;
+        let ahead = self.to_host.received.wrapping_sub(self.to_host.told);
+        // Both are at most 64 KiB.
+        if ahead + len > BUFFER as u32 || self.to_host.ended {
+            return false;
+        }
+        self.to_host.received = self.to_host.received.wrapping_add(len);
+        for slice in payload {
+            let mut sent = 0;
+            if !self.is_buffering() {
+                match socket::send_from_guest(&self.socket, slice) {
+                    Ok(bytes) => sent = bytes,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    Err(_) => {
+                        self.fail();
+                        return true;
+                    }
+                }
+                self.to_host.forwarded = self.to_host.forwarded.wrapping_add(sent as u32);
+            }
+            self.to_host.keep(slice, sent);
+        }
+        true
+    }
+
+    /// The socket takes data again.
+    fn flush(&mut self) {
+        while self.is_buffering() {
+            match socket::send(&self.socket, &self.to_host.buffer[self.to_host.start..]) {
+                Ok(sent) => self.to_host.flushed(sent),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(_) => return self.fail(),
+            }
+        }
+        self.end_writing();
+    }
+
+    /// How much the guest can take, in bytes. What it says is not trusted to make sense: the least is none.
+    fn credit(&self) -> u32 {
+        let on_its_way = self.to_guest.sent.wrapping_sub(self.to_guest.fwd_cnt);
+        self.to_guest.buf_alloc.saturating_sub(on_its_way)
+    }
+
+    /// Half of the buffer has become free since the guest was told: it cannot wait for more than that.
+    fn owes_credit(&self) -> bool {
+        self.to_host.forwarded.wrapping_sub(self.to_host.told) >= (BUFFER / 2) as u32
+    }
+
+    /// Whether it may have a packet for the guest.
+    pub(super) fn wants_turn(&self) -> bool {
+        match self.phase {
+            Phase::Greeting | Phase::Flushing => false,
+            Phase::Requesting { told } => !told,
+            Phase::Open => {
+                let to_guest = &self.to_guest;
+                let readable = to_guest.readable && (self.credit() > 0 || !to_guest.asked);
+                self.owed.is_some()
+                    || self.owes_credit()
+                    || to_guest.end == End::Seen
+                    || (to_guest.end == End::Open && readable)
+            }
+        }
+    }
+
+    /// The next packet for the guest `cid`, with its payload in `buffers`.
+    pub(super) fn next(&mut self, cid: u64, buffers: &Buffers<'_>, patience: Duration) -> Next {
+        let Some(pair) = self.pair else { return Next::Nothing };
+        let mut header = Header::to_guest(cid, pair, Op::CreditUpdate);
+        let op = match self.phase {
+            Phase::Requesting { told: false } => {
+                self.phase = Phase::Requesting { told: true };
+                Op::Request
+            }
+            Phase::Open => {
+                if let Some(op) = self.owed.take() {
+                    op
+                } else if let Some(op) = self.read(buffers, &mut header.len) {
+                    if self.deadline.is_some() {
+                        self.deadline = Some(Instant::now() + patience);
+                    }
+                    op
+                } else if self.is_over() {
+                    return Next::Reset;
+                } else if self.to_guest.end == End::Seen {
+                    self.to_guest.end = End::Told;
+                    header.flags = SHUTDOWN_SEND;
+                    Op::Shutdown
+                } else if self.owes_credit() {
+                    Op::CreditUpdate
+                } else {
+                    return Next::Nothing;
+                }
+            }
+            _ => return Next::Nothing,
+        };
+        header.op = op as u16;
+        header.buf_alloc = BUFFER as u32;
+        header.fwd_cnt = self.to_host.forwarded;
+        self.to_host.told = self.to_host.forwarded;
+        Next::Packet(header)
+    }
+
+    /// Reads what the socket has into `buffers`, and tells what kind of packet it makes.
+    fn read(&mut self, buffers: &Buffers<'_>, len: &mut u32) -> Option<Op> {
+        if !self.to_guest.readable || self.to_guest.end != End::Open {
+            return None;
+        }
+        let mut left = self.credit() as usize;
+        if left == 0 {
+            return (!std::mem::replace(&mut self.to_guest.asked, true)).then_some(Op::CreditRequest);
+        }
+        self.to_guest.asked = false;
+        let mut total = 0;
+        for slice in buffers.payload() {
+            let wanted = left.min(slice.len());
+            if wanted == 0 {
+                break;
+            }
+            match socket::receive_to_guest(&self.socket, slice, wanted) {
+                Ok(0) => self.to_guest.end = End::Seen,
+                Ok(read) => {
+                    total += read;
+                    left -= read;
+                    if read == wanted {
+                        continue;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.to_guest.readable = false,
+                // A client that has closed its socket without reading everything: ECONNRESET, after what it has sent.
+                Err(_) => {
+                    self.to_guest.end = End::Seen;
+                    self.hung_up = true;
+                }
+            }
+            break;
+        }
+        *len = total as u32;
+        self.to_guest.sent = self.to_guest.sent.wrapping_add(total as u32);
+        (total > 0).then_some(Op::Data)
+    }
+}
+
+impl ToHost {
+    /// Keeps `slice` from `offset` on.
+    fn keep(&mut self, slice: &VolatileSlice<'_>, offset: usize) {
+        let Ok(rest) = slice.offset(offset) else { return };
+        if rest.is_empty() {
+            return;
+        }
+        // Exactly so much: a vector that grows by itself takes up to twice as much.
+        self.buffer.drain(..self.start);
+        self.start = 0;
+        self.buffer.reserve_exact(BUFFER - self.buffer.len());
+        let end = self.buffer.len();
+        self.buffer.resize(end + rest.len(), 0);
+        rest.copy_to(&mut self.buffer[end..]);
+    }
+
+    /// The socket has taken `sent` bytes of what was kept.
+    fn flushed(&mut self, sent: usize) {
+        self.forwarded = self.forwarded.wrapping_add(sent as u32);
+        self.start += sent;
+        if self.start == self.buffer.len() {
+            self.buffer = Vec::new();
+            self.start = 0;
+        }
+    }
+}
