@@ -60,7 +60,7 @@ pub fn guest(data: &[u8]) {
     let _ = device.ready(TOKENS.start, epoll::EventFlags::IN, &events);
 
     let write = |descriptor, at| memory.write_obj(RawDescriptor::from(descriptor), GuestAddress(at));
-    let mut offer = |queue: u64, index: u16| {
+    let offer = |queue: u64, index: u16| {
         let ring = queue << 14 | 0x1000;
         let slot = ring + 4 + u64::from(index % SIZE) * 2;
         let head = memory.write_obj(index % SIZE / 2 * 2, GuestAddress(slot));

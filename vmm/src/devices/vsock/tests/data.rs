@@ -285,7 +285,7 @@ fn connections_take_turns() {
         used += machine.received().len();
     }
     for client in &mut clients {
-        client.write_all(&[1; 30_000]).unwrap();
+        client.write_all(&pattern(30_000, 0)).unwrap();
     }
     machine.run();
     for round in 0..5 {
@@ -321,7 +321,7 @@ fn a_burst_is_one_interrupt() {
     let (mut client, _) = machine.connected();
     machine.settle();
     let before = machine.interrupt.raised();
-    client.write_all(&[1; 100_000]).unwrap();
+    client.write_all(&pattern(100_000, 0)).unwrap();
     machine.run();
     assert_eq!(machine.received().iter().map(|(_, payload)| payload.len()).sum::<usize>(), 100_000);
     assert_eq!(machine.interrupt.raised() - before, 1);

@@ -88,7 +88,7 @@ impl Machine {
         }
     }
 
-    pub(super) fn fresh_queues(&self) -> Vec<QueueState> {
+    pub(super) fn fresh_queues() -> Vec<QueueState> {
         let state = |(&base, &size): (&u64, &u16)| QueueState {
             max_size: size,
             size,
@@ -236,7 +236,7 @@ impl Machine {
     }
 
     fn start(&mut self) {
-        let active = self.active(&self.fresh_queues());
+        let active = self.active(&Self::fresh_queues());
         self.device.activate(active, &Events::new(&self.epoll, 0)).unwrap();
         (0..3).for_each(|queue| self.notify(queue).unwrap());
     }

@@ -47,6 +47,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 /// Both sides of one connection.
+#[expect(clippy::struct_excessive_bools, reason = "each side's end, as said and as seen")]
 struct Stream {
     client: Option<UnixStream>,
     pair: Pair,
@@ -256,7 +257,7 @@ impl World {
             match (stream.reset, &stream.client) {
                 // The host has gone: the guest has got all that it said, unless the guest itself spoke to it afterwards.
                 (reset, None) => {
-                    assert!(reset.is_some(), "the guest does not learn that the client has gone")
+                    assert!(reset.is_some(), "the guest does not learn that the client has gone");
                 }
                 (None, Some(_)) => {
                     assert_eq!(stream.guest_got, stream.host_sent);
