@@ -4,9 +4,12 @@
 //! A device adds itself as a [`Subject`] and a test of one line.
 
 use std::io::Write as _;
+use std::os::unix::net::UnixStream;
+
+use rustix::net::{AddressFamily, SocketType};
 
 use super::driver::{Buffer, Driver};
-use super::{Block, Rng, Worker};
+use super::{Block, Rng, Vsock, Worker};
 use crate::virtio::{Device, Saved};
 
 /// A device as this test sees it.
@@ -45,6 +48,23 @@ fn block() {
         // VIRTIO_BLK_T_IN of 1024 bytes at sector 0.
         request: vec![Buffer::Out(&[0; 16]), Buffer::In(1024), Buffer::In(1)],
         right: |len, bytes| len == 1025 && bytes.iter().all(|&byte| byte == 7),
+    });
+}
+
+#[test]
+fn vsock() {
+    let new = || -> Box<dyn Device> {
+        // Nobody connects to a socket without a name.
+        let listener = rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
+        let (_, ready) = UnixStream::pair().unwrap();
+        Box::new(Vsock::new(3, listener.into(), ready).unwrap())
+    };
+    keeps_the_contract(Subject {
+        new: Box::new(new),
+        queue: 1,
+        // A packet of nobody: it is taken, and nothing is written to what a packet to send has no use for.
+        request: vec![Buffer::Out(&[0; 44]), Buffer::In(1)],
+        right: |len, bytes| len == 0 && bytes == [0xa5],
     });
 }
 

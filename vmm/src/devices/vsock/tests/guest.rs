@@ -218,6 +218,11 @@ impl Machine {
         Ok(())
     }
 
+    /// How many interrupts there were since the last call.
+    pub(super) fn interrupts(&self) -> u64 {
+        self.interrupt.irqfd().read().unwrap_or(0)
+    }
+
     /// Makes a receive buffer of any kind available.
     pub(super) fn try_offer_raw(&mut self, descriptor: Descriptor) -> Result<(), DeviceError> {
         self.write_descriptor(QUEUES[RX], descriptor);
