@@ -4,10 +4,13 @@
 //! from then on it speaks over its control socket and its vsock socket alone.
 
 pub mod arch;
+pub mod control;
 pub mod devices;
 pub mod exit;
 pub mod jail;
+mod machine;
 pub mod memory;
+pub mod process;
 pub mod spec;
 pub mod virtio;
 

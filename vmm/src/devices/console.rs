@@ -103,7 +103,7 @@ mod tests {
         let tail = console.tail(30);
         assert_eq!(tail, "line 9998\nline 9999\n");
         assert!(console.tail(usize::MAX).len() <= KEPT);
-        console.write_all(&[0xff; 2 * KEPT]).unwrap();
+        console.write_all(&vec![0xff; 2 * KEPT]).unwrap();
         assert!(console.bytes.lock().unwrap().len() <= 2 * KEPT);
     }
 

@@ -16,6 +16,7 @@ pub use console::{Console, SerialPort};
 pub use rng::{Rng, RngState};
 pub use vsock::{Vsock, VsockState};
 pub use worker::Worker;
+pub(crate) use worker::borrow;
 
 use serde::{Deserialize, Serialize};
 

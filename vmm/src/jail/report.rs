@@ -2,6 +2,7 @@
 
 use std::io;
 use std::mem::MaybeUninit;
+use std::ops::Range;
 use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 
 use rustix::fs::{Mode, OFlags, RawDir, SeekFrom};
@@ -11,6 +12,7 @@ use rustix::fs::{Mode, OFlags, RawDir, SeekFrom};
 #[derive(Debug)]
 pub struct SelfReport {
     memory: OwnedFd,
+    mappings: OwnedFd,
     descriptors: OwnedFd,
 }
 
@@ -21,13 +23,14 @@ impl SelfReport {
             |path, flags| rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC | flags, Mode::empty());
         Ok(Self {
             memory: open("/proc/self/smaps_rollup", OFlags::empty())?,
+            mappings: open("/proc/self/smaps", OFlags::empty())?,
             descriptors: open("/proc/self/fd", OFlags::DIRECTORY)?,
         })
     }
 
     /// What [`enter_process`](super::enter_process) has to keep.
-    pub fn fds(&self) -> [RawFd; 2] {
-        [self.memory.as_raw_fd(), self.descriptors.as_raw_fd()]
+    pub fn fds(&self) -> [RawFd; 3] {
+        [self.memory.as_raw_fd(), self.mappings.as_raw_fd(), self.descriptors.as_raw_fd()]
     }
 
     /// The proportional set size in KiB: a page that N processes map counts as an N-th. The kernel walks all page tables
@@ -41,7 +44,21 @@ impl SelfReport {
         self.sum(&["Private_Clean", "Private_Dirty"])
     }
 
-    /// How many descriptors are open, the two of the report among them.
+    /// [`private_kib`](Self::private_kib) without what is mapped in `ram`: ranges of addresses in this process.
+    pub fn own_kib(&self, ram: &[Range<u64>]) -> io::Result<u64> {
+        rustix::fs::seek(&self.mappings, SeekFrom::Start(0))?;
+        let mut text = Vec::new();
+        let mut piece = [0; 4096];
+        loop {
+            match rustix::io::read(&self.mappings, &mut piece)? {
+                0 => break,
+                length => text.extend_from_slice(&piece[..length]),
+            }
+        }
+        private_outside(std::str::from_utf8(&text).map_err(|_| strange())?, ram).ok_or_else(strange)
+    }
+
+    /// How many descriptors are open, the three of the report among them.
     pub fn open_fds(&self) -> io::Result<usize> {
         rustix::fs::seek(&self.descriptors, SeekFrom::Start(0))?;
         let mut buffer = [MaybeUninit::uninit(); 4096];
@@ -70,6 +87,47 @@ fn field(text: &str, name: &str) -> Option<u64> {
     value.trim().strip_suffix(" kB")?.trim().parse().ok()
 }
 
+/// Sums up the private pages of the mappings in `smaps` that lie in none of `ram`.
+fn private_outside(smaps: &str, ram: &[Range<u64>]) -> Option<u64> {
+    let mut sum = 0;
+    let mut counts = false;
+    for line in smaps.lines() {
+        let (name, rest) = line.split_once(' ')?;
+        match name.strip_suffix(':') {
+            // The head of a mapping: its first and last address.
+            None => {
+                let (start, end) = name.split_once('-')?;
+                let start = u64::from_str_radix(start, 16).ok()?;
+                let end = u64::from_str_radix(end, 16).ok()?;
+                counts = !ram.iter().any(|ram| start < ram.end && ram.start < end);
+            }
+            Some("Private_Clean" | "Private_Dirty") if counts => {
+                sum += rest.trim().strip_suffix(" kB")?.parse::<u64>().ok()?;
+            }
+            Some(_) => {}
+        }
+    }
+    Some(sum)
+}
+
 fn strange() -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, "/proc/self/smaps_rollup has another form than expected")
+    io::Error::new(
+        io::ErrorKind::InvalidData,
+        "the kernel's account of the process has another form than expected",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn leaves_guest_ram_out() {
+        let smaps = "1000-3000 rw-p 00000000 00:00 0 \nSize: 8 kB\nPrivate_Clean:         4 kB\nPrivate_Dirty:  3 kB\nVmFlags: rd\n\
+                     3000-9000 rw-p 00000000 00:00 0 [heap]\nPrivate_Clean: 0 kB\nPrivate_Dirty: 20 kB\n";
+        assert_eq!(private_outside(smaps, &[]), Some(27));
+        assert_eq!(private_outside(smaps, std::slice::from_ref(&(0x3000..0x4000))), Some(7));
+        assert_eq!(private_outside(smaps, &[0x0..0x1000, 0x2000..0x3000]), Some(20));
+        assert_eq!(private_outside("what", &[]), None);
+    }
 }

@@ -1,6 +1,7 @@
 //! What a device works with while its driver is ready.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vmm_sys_util::eventfd::EventFd;
@@ -35,7 +36,18 @@ impl Active {
         if !self.queues[queue].ready() {
             return Ok(None);
         }
-        Ok(self.queues[queue].iter(GuestMemory::clone(&self.memory))?.next())
+        let waiting = self.is_waiting(queue)?;
+        match self.queues[queue].iter(GuestMemory::clone(&self.memory))?.next() {
+            // It ends early where the ring cannot be read.
+            None if waiting => Err(DeviceError::Driver("an available ring outside of its RAM")),
+            chain => Ok(chain),
+        }
+    }
+
+    /// Whether there are chains in `queue` that were not taken.
+    fn is_waiting(&self, queue: usize) -> Result<bool, DeviceError> {
+        let index = self.queues[queue].avail_idx(&*self.memory, Ordering::Acquire)?;
+        Ok(index.0 != self.queues[queue].next_avail())
     }
 
     /// Gives a chain back with `written` bytes in it. The driver is told by [`signal`](Self::signal).

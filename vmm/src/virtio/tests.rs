@@ -272,7 +272,7 @@ proptest! {
             }
         }
         machine.set(VIRTIO_MMIO_STATUS, 0);
-        machine.memory.write_slice(&[0; 0x5000], GuestAddress(0)).unwrap();
+        machine.memory.write_slice(&vec![0; 0x5000], GuestAddress(0)).unwrap();
         machine.offer(0);
         machine.start();
         prop_assert_eq!(machine.used(), 1);

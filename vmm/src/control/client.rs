@@ -1,0 +1,174 @@
+//! The side of whoever runs the machine.
+
+use std::io::{self, BufRead as _, BufReader, IoSliceMut, Read as _, Write as _};
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+
+use super::{Greeting, MAX_LINE, Metrics, Request, Response, Status};
+use crate::spec::VERSION;
+
+/// A connection to a machine's control socket.
+#[derive(Debug)]
+pub struct Client {
+    stream: BufReader<UnixStream>,
+    greeting: Greeting,
+    pidfd: OwnedFd,
+}
+
+/// A machine that cannot be reached or does not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// The connection failed, or nothing came in time.
+    #[error("no answer from the machine's control socket")]
+    Io(#[from] io::Error),
+    /// The machine has ended the connection: it is ending itself.
+    #[error("the machine has closed its control socket")]
+    Closed,
+    /// What came is not of this protocol.
+    #[error("the machine's control socket sent {what}")]
+    Protocol {
+        /// What came.
+        what: &'static str,
+        /// Why it is wrong, where more can be said.
+        source: Option<serde_json::Error>,
+    },
+    /// The machine's process is of a version that this program does not know.
+    #[error(
+        "the machine runs version {0} of the control protocol, and this program knows {VERSION}: use the program that started it"
+    )]
+    Version(u32),
+    /// The machine has refused or failed.
+    #[error("{0}")]
+    Refused(String),
+}
+
+impl Client {
+    /// Reads the greeting. Every answer has to come within `timeout`.
+    pub fn new(stream: UnixStream, timeout: Duration) -> Result<Self, ControlError> {
+        stream.set_read_timeout(Some(timeout))?;
+        stream.set_write_timeout(Some(timeout))?;
+        let (first, pidfd) = receive_with_descriptor(&stream)?;
+        let mut stream = BufReader::new(stream);
+        // The descriptor comes with the first byte.
+        let mut line = vec![first];
+        read_line(&mut stream, &mut line)?;
+        let greeting: Greeting = parse(&line)?;
+        if greeting.version != VERSION {
+            return Err(ControlError::Version(greeting.version));
+        }
+        Ok(Self { stream, greeting, pidfd })
+    }
+
+    /// What the machine has said of itself.
+    pub fn greeting(&self) -> &Greeting {
+        &self.greeting
+    }
+
+    /// Refers to the machine's process for as long as it is open, whatever becomes of its number.
+    pub fn pidfd(&self) -> &OwnedFd {
+        &self.pidfd
+    }
+
+    /// Keeps only the reference to the machine's process.
+    pub fn into_pidfd(self) -> OwnedFd {
+        self.pidfd
+    }
+
+    /// How the machine is.
+    pub fn status(&mut self) -> Result<Status, ControlError> {
+        match self.ask(Request::Status)? {
+            Response::Status(status) => Ok(status),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// What it has cost.
+    pub fn metrics(&mut self) -> Result<Metrics, ControlError> {
+        match self.ask(Request::Metrics)? {
+            Response::Metrics(metrics) => Ok(metrics),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// Halts it.
+    pub fn pause(&mut self) -> Result<(), ControlError> {
+        self.done(Request::Pause)
+    }
+
+    /// Goes on after a pause.
+    pub fn resume(&mut self) -> Result<(), ControlError> {
+        self.done(Request::Resume)
+    }
+
+    /// Ends it at once. Its process may live for some ms more: see [`pidfd`](Self::pidfd).
+    pub fn kill(&mut self) -> Result<(), ControlError> {
+        self.done(Request::Kill)
+    }
+
+    fn done(&mut self, request: Request) -> Result<(), ControlError> {
+        match self.ask(request)? {
+            Response::Done => Ok(()),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    fn ask(&mut self, request: Request) -> Result<Response, ControlError> {
+        let mut line = serde_json::to_vec(&request).map_err(io::Error::from)?;
+        line.push(b'\n');
+        self.stream.get_mut().write_all(&line)?;
+        line.clear();
+        read_line(&mut self.stream, &mut line)?;
+        parse(&line)
+    }
+}
+
+fn unexpected(response: Response) -> ControlError {
+    match response {
+        Response::Error { message } => ControlError::Refused(message),
+        _ => ControlError::Protocol { what: "the answer to another request", source: None },
+    }
+}
+
+fn parse<'a, T: serde::Deserialize<'a>>(line: &'a [u8]) -> Result<T, ControlError> {
+    serde_json::from_slice(line).map_err(|source| ControlError::Protocol {
+        what: "a line that is not understood",
+        source: Some(source),
+    })
+}
+
+/// Appends a line to `line`, with its end.
+fn read_line(stream: &mut BufReader<UnixStream>, line: &mut Vec<u8>) -> Result<(), ControlError> {
+    stream.by_ref().take(MAX_LINE as u64).read_until(b'\n', line)?;
+    match line.last() {
+        Some(b'\n') => Ok(()),
+        _ if line.len() >= MAX_LINE => Err(ControlError::Protocol { what: "too long a line", source: None }),
+        _ => Err(ControlError::Closed),
+    }
+}
+
+/// The first byte of the greeting and the descriptor that comes with it.
+fn receive_with_descriptor(stream: &UnixStream) -> Result<(u8, OwnedFd), ControlError> {
+    let mut byte = [0];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let received = loop {
+        let flags = RecvFlags::CMSG_CLOEXEC;
+        match recvmsg(stream, &mut [IoSliceMut::new(&mut byte)], &mut ancillary, flags) {
+            Err(rustix::io::Errno::INTR) => {}
+            result => break result.map_err(io::Error::from)?,
+        }
+    };
+    if received.bytes == 0 {
+        return Err(ControlError::Closed);
+    }
+    let descriptor = ancillary.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
+        _ => None,
+    });
+    let pidfd = descriptor.ok_or(ControlError::Protocol { what: "no pidfd", source: None })?;
+    Ok((byte[0], pidfd))
+}

@@ -1,0 +1,105 @@
+//! The control socket of a machine: how whoever runs it asks for its state, pauses it and ends it.
+//!
+//! A Unix stream socket. At the connection the machine sends a [`Greeting`], and with it a pidfd of its process: the peer
+//! learns of its death from that descriptor or from the end of the stream, and from nothing else. Then each line of the
+//! client is a [`Request`], each line of the machine the [`Response`] to it, in order. Both are JSON.
+
+mod client;
+mod server;
+
+pub use client::{Client, ControlError};
+pub(crate) use server::Server;
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::jail::Layers;
+
+/// A longer line is refused, in bytes.
+pub const MAX_LINE: usize = 64 << 10;
+
+/// What the machine says first.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Greeting {
+    /// [`crate::spec::VERSION`] of the machine's process.
+    pub version: u32,
+    /// The sandbox's id.
+    pub id: String,
+}
+
+/// What a client asks for.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "camelCase", tag = "request")]
+pub enum Request {
+    /// How the machine is: [`Response::Status`].
+    Status,
+    /// What it has cost: [`Response::Metrics`].
+    Metrics,
+    /// Halts the vCPUs and the devices. [`Response::Done`] when they stand still, also when they did already.
+    Pause,
+    /// Goes on after a pause. [`Response::Done`], also when it was not paused.
+    Resume,
+    /// Ends the machine at once. [`Response::Done`], and then the end of the stream.
+    Kill,
+}
+
+/// What the machine answers.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+#[serde(rename_all = "camelCase", tag = "response")]
+pub enum Response {
+    /// To [`Request::Status`].
+    Status(Status),
+    /// To [`Request::Metrics`].
+    Metrics(Metrics),
+    /// What was asked for is done.
+    Done,
+    /// It is not.
+    Error {
+        /// What failed and why.
+        message: String,
+    },
+}
+
+/// How a machine is.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    /// Whether its vCPUs are halted.
+    pub paused: bool,
+    /// Whether the agent has come up.
+    pub ready: bool,
+    /// Since the start of the process, in ms.
+    pub uptime_ms: u64,
+    /// What the process has given up.
+    pub jail: Layers,
+}
+
+/// What a machine has cost since it was started.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Metrics {
+    /// Returns of KVM_RUN to this process by reason, over all vCPUs.
+    pub exits: BTreeMap<String, u64>,
+    /// Notifications and interrupts by device.
+    pub devices: BTreeMap<String, DeviceMetrics>,
+    /// Steps of the start, in order: their names, and when they were done, in µs since the process began.
+    pub start: Vec<(String, u64)>,
+    /// The proportional set size of the process in KiB, guest RAM included.
+    pub pss_kib: u64,
+    /// Private memory of the process in KiB without guest RAM.
+    pub own_kib: u64,
+    /// Open descriptors.
+    pub open_fds: u64,
+}
+
+/// What has gone between a device and its driver.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct DeviceMetrics {
+    /// Queues were notified so often.
+    pub notifications: u64,
+    /// So many interrupts were raised.
+    pub interrupts: u64,
+}

@@ -1,0 +1,251 @@
+//! A machine from its specification to its end.
+//!
+//! ```text
+//!   main thread     control socket, deadlines, the end          (this module)
+//!   vcpu0..n        KVM_RUN, ports and registers                (vcpu)
+//!   disk, io        the devices, each on the thread it lives on (crate::devices::Worker)
+//! ```
+//!
+//! The main thread waits for the others, and they never for it: what they have to say is in [`Ending`].
+
+mod build;
+mod bus;
+mod ending;
+mod ports;
+mod vcpu;
+
+pub(crate) use build::{BuildError, Disk, Parts};
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use rustix::event::Timespec;
+use rustix::event::epoll::{self, EventData, EventFlags};
+
+use crate::arch::x86_64::Vm;
+use crate::control::{DeviceMetrics, Metrics, Request, Response, Server, Status};
+use crate::devices::vsock::Counters;
+use crate::devices::{Console, Worker, borrow};
+use crate::exit::{Exit, ExitReason};
+use crate::jail::{Layers, SelfReport};
+use crate::virtio::DeviceError;
+use bus::Bus;
+use ending::Ending;
+use vcpu::Vcpus;
+
+const ENDED: u64 = 0;
+const CONTROL: u64 = 1;
+const OWNER: u64 = 2;
+const FIRST_CLIENT: u64 = 3;
+
+/// So much of the console is told when the machine ends, in bytes.
+const TAIL: usize = 8 << 10;
+
+/// A machine that runs.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    // Dropped in this order: the vCPUs use the bus, whose transports use the workers.
+    vcpus: Vcpus,
+    bus: Arc<Bus>,
+    workers: Vec<Arc<Worker>>,
+    /// Holds what KVM keeps of the machine together: memory slots, interrupt controllers, eventfds.
+    _vm: Vm,
+    console: Console,
+    ending: Ending,
+    /// The agent is the first to open one.
+    connections: Arc<Counters>,
+    paused: bool,
+    steps: Steps,
+    report: SelfReport,
+    /// Where guest RAM is in this process.
+    ram: Vec<Range<u64>>,
+    layers: Layers,
+    /// Closed by its owner's death.
+    owner: Option<UnixStream>,
+    /// The sandbox's lock, held to the end of the process.
+    _lock: Option<File>,
+}
+
+/// When the steps of the start were done.
+#[derive(Debug)]
+pub(crate) struct Steps {
+    began: Instant,
+    done: Vec<(String, u64)>,
+}
+
+impl Steps {
+    pub(crate) fn new() -> Self {
+        Self { began: Instant::now(), done: Vec::new() }
+    }
+
+    pub(crate) fn done(&mut self, step: &str) {
+        self.done.push((step.to_owned(), self.began.elapsed().as_micros() as u64));
+    }
+}
+
+impl Machine {
+    /// Starts the vCPUs and serves `control` until the machine ends; tells why it did.
+    pub(crate) fn run(mut self, control: Server, boot: Duration, ttl: Option<Duration>) -> Exit {
+        let reason = match self.serve(control, boot, ttl) {
+            Ok(reason) => reason,
+            Err(error) => ExitReason::Failed { message: format!("the machine's main loop failed: {error}") },
+        };
+        self.exit(reason)
+    }
+
+    /// A reset is a panic where the console says so: the kernel resets the machine after one (`panic=-1`).
+    fn exit(self, reason: ExitReason) -> Exit {
+        let Self { vcpus, bus, workers, console, .. } = self;
+        drop(vcpus);
+        drop(bus);
+        drop(workers);
+        let reason = match (reason, console.panic()) {
+            (ExitReason::Reset, Some(message)) => ExitReason::KernelPanic { message },
+            (reason, _) => reason,
+        };
+        Exit { reason, console: console.tail(TAIL) }
+    }
+
+    fn serve(
+        &mut self,
+        mut control: Server,
+        boot: Duration,
+        ttl: Option<Duration>,
+    ) -> io::Result<ExitReason> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        epoll::add(&epoll, borrow(self.ending.event()), EventData::new_u64(ENDED), EventFlags::IN)?;
+        epoll::add(&epoll, control.listener(), EventData::new_u64(CONTROL), EventFlags::IN)?;
+        if let Some(owner) = &self.owner {
+            epoll::add(&epoll, owner, EventData::new_u64(OWNER), EventFlags::RDHUP)?;
+        }
+        self.vcpus.resume()?;
+        self.steps.done("started");
+        let mut events = Vec::with_capacity(16);
+        loop {
+            let wait = match self.deadline(boot, ttl) {
+                Ok(deadline) => deadline.map(|left| Timespec {
+                    tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
+                    tv_nsec: left.subsec_nanos().into(),
+                }),
+                Err(reason) => return Ok(reason),
+            };
+            events.clear();
+            match epoll::wait(&epoll, rustix::buffer::spare_capacity(&mut events), wait.as_ref()) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            for event in &events {
+                match event.data.u64() {
+                    ENDED => {}
+                    CONTROL => control.accept(&epoll, FIRST_CLIENT),
+                    OWNER => self.ending.because(ExitReason::Killed),
+                    client => control.serve(client, |request| self.answer(request)),
+                }
+            }
+            if let Some(reason) = self.ending.reason() {
+                return Ok(reason.clone());
+            }
+        }
+    }
+
+    /// How long the machine may go on as it is; none where there is no limit.
+    fn deadline(&self, boot: Duration, ttl: Option<Duration>) -> Result<Option<Duration>, ExitReason> {
+        let age = self.steps.began.elapsed();
+        let boot = (!self.is_ready()).then_some(boot);
+        let left = |limit: Duration| limit.checked_sub(age).filter(|left| !left.is_zero());
+        match (boot, ttl) {
+            (Some(boot), _) if left(boot).is_none() => {
+                Err(ExitReason::BootTimeout { seconds: boot.as_secs() })
+            }
+            (_, Some(ttl)) if left(ttl).is_none() => Err(ExitReason::Ttl { seconds: ttl.as_secs() }),
+            (boot, ttl) => Ok([boot, ttl].into_iter().flatten().filter_map(left).min()),
+        }
+    }
+
+    fn is_ready(&self) -> bool {
+        self.connections.opened.load(Ordering::Relaxed) > 0
+    }
+
+    fn answer(&mut self, request: Request) -> Response {
+        let result = match request {
+            Request::Status => return Response::Status(self.status()),
+            Request::Metrics => match self.metrics() {
+                Ok(metrics) => return Response::Metrics(metrics),
+                Err(source) => Err(DeviceError::Host { what: "reading the process's own report", source }),
+            },
+            Request::Pause => self.pause(),
+            Request::Resume => self.resume(),
+            Request::Kill => {
+                self.ending.because(ExitReason::Killed);
+                Ok(())
+            }
+        };
+        match result {
+            Ok(()) => Response::Done,
+            Err(error) => Response::Error { message: chain(&error) },
+        }
+    }
+
+    /// vCPUs first: a driver that waits for its device to be reset must find the worker at work.
+    fn pause(&mut self) -> Result<(), DeviceError> {
+        if !self.paused {
+            self.vcpus.pause().map_err(|source| DeviceError::Host { what: "pausing the vCPUs", source })?;
+            self.paused = true;
+            self.workers.iter().try_for_each(|worker| worker.pause())?;
+        }
+        Ok(())
+    }
+
+    fn resume(&mut self) -> Result<(), DeviceError> {
+        if self.paused {
+            self.workers.iter().try_for_each(|worker| worker.resume())?;
+            self.vcpus.resume().map_err(|source| DeviceError::Host { what: "resuming the vCPUs", source })?;
+            self.paused = false;
+        }
+        Ok(())
+    }
+
+    fn status(&self) -> Status {
+        Status {
+            paused: self.paused,
+            ready: self.is_ready(),
+            uptime_ms: self.steps.began.elapsed().as_millis() as u64,
+            jail: self.layers.clone(),
+        }
+    }
+
+    fn metrics(&self) -> Result<Metrics, io::Error> {
+        let devices = self.bus.transports().map(|transport| {
+            let counters = transport.interrupt().counters();
+            let metrics = DeviceMetrics {
+                notifications: counters.notifications.load(Ordering::Relaxed),
+                interrupts: counters.interrupts.load(Ordering::Relaxed),
+            };
+            (transport.info().name.to_owned(), metrics)
+        });
+        Ok(Metrics {
+            exits: self.vcpus.exits(),
+            devices: devices.collect(),
+            start: self.steps.done.clone(),
+            pss_kib: self.report.pss_kib()?,
+            own_kib: self.report.own_kib(&self.ram)?,
+            open_fds: self.report.open_fds()? as u64,
+        })
+    }
+}
+
+/// An error with its sources, as one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        text = format!("{text}: {source}");
+        next = source.source();
+    }
+    text
+}
