@@ -68,6 +68,11 @@ impl Decoder {
         Ok(Some(Frame { kind, payload: &self.buffer[begin..begin + length] }))
     }
 
+    /// Whether [`Decoder::next_frame`] would give a frame now.
+    pub fn has_frame(&self) -> Result<bool, FrameError> {
+        Ok(self.peek()?.is_some_and(|(_, length)| self.end - self.start - HEADER >= length))
+    }
+
     /// Whether there are bytes of a frame that is not whole: at the end of a stream, that it broke off.
     pub const fn is_partial(&self) -> bool {
         self.start < self.end
