@@ -101,6 +101,7 @@ release_binary() {
     fi
     need_rust
     need_build_packages
+    need_target x86_64-unknown-linux-musl # the guest's agent
     say "building voidrun (release)"
     (cd "$ROOT" && cargo build --release --locked --quiet) >&2
     echo "$TARGET/release/voidrun"

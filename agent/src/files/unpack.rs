@@ -1,0 +1,244 @@
+//! A tar stream, unpacked beneath a directory.
+//!
+//! Names are resolved by openat2(2) with RESOLVE_BENEATH: whatever symlinks the archive makes or the directory has, an entry that would leave
+//! the directory is an error. Files, links and symlinks are made under another name and renamed, so that nobody sees half of one.
+
+use super::tar::{Entry, Kind, Reader, TarError};
+use super::{DataReader, absolute};
+use crate::user::User;
+use crate::{failure, refusal};
+use protocol::{Error, ErrorCode};
+use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIME_OMIT, Uid};
+use rustix::io::Errno;
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+const PIECE: usize = 64 << 10;
+
+/// How often openat2 may say that the tree changed under it.
+const ATTEMPTS: usize = 32;
+
+/// Of directories that no entry describes.
+const DIRECTORY_MODE: u32 = 0o755;
+
+/// Unpacks `data` beneath `path`.
+pub(super) fn unpack(data: &mut DataReader<'_>, path: &str, owner: Option<&str>) -> Result<(), Error> {
+    absolute(path)?;
+    let owner =
+        owner.map(User::find).transpose()?.map(|user| (Uid::from_raw(user.uid), Gid::from_raw(user.gid)));
+    let root = make_root(Path::new(path), owner)?;
+    let target = Target { root, path: path.into(), owner };
+    let mut archive = Reader::new(data);
+    while let Some(entry) = archive.next().map_err(|error| archive_error(&error))? {
+        target.unpack(&entry, &mut archive)?;
+    }
+    Ok(())
+}
+
+fn archive_error(error: &TarError) -> Error {
+    refusal(ErrorCode::Archive, format!("upload: {}", crate::serve::with_source(error)))
+}
+
+type Owner = Option<(Uid, Gid)>;
+
+/// Makes a directory and its parents, and opens it.
+fn make_root(path: &Path, owner: Owner) -> Result<OwnedFd, Error> {
+    let error = |errno| failure(ErrorCode::File, path.display(), errno);
+    let mut made = PathBuf::new();
+    for component in path.components() {
+        made.push(component);
+        match rustix::fs::mkdir(&made, Mode::from_raw_mode(DIRECTORY_MODE)) {
+            Ok(()) => {
+                if let Some((uid, gid)) = owner {
+                    rustix::fs::chown(&made, Some(uid), Some(gid)).map_err(error)?;
+                }
+            }
+            // A link to nothing, or to a file, is found below.
+            Err(Errno::EXIST | Errno::ISDIR) => (),
+            Err(errno) => return Err(error(errno)),
+        }
+    }
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::openat(CWD, path, flags, Mode::empty()).map_err(error)
+}
+
+struct Target {
+    root: OwnedFd,
+    path: PathBuf,
+    owner: Owner,
+}
+
+impl Target {
+    fn unpack(&self, entry: &Entry, archive: &mut Reader<&mut DataReader<'_>>) -> Result<(), Error> {
+        let path = Path::new(OsStr::from_bytes(&entry.path));
+        let error = |errno| self.error(path, errno);
+        let Some((directory, name)) = self.split(path)? else { return Ok(()) };
+        if entry.kind == Kind::Directory {
+            return self.directory(&directory, name, entry.mode).map_err(error);
+        }
+        let temporary = Temporary::new(&directory);
+        match entry.kind {
+            Kind::File => self.file(&temporary, entry, archive)?,
+            Kind::Symlink => {
+                rustix::fs::symlinkat(OsStr::from_bytes(&entry.link), &directory, &temporary.name)
+                    .map_err(error)?;
+                self.own_link(&temporary).map_err(error)?;
+            }
+            Kind::HardLink | Kind::Directory => {
+                let link = Path::new(OsStr::from_bytes(&entry.link));
+                let (from, name) = self.split(link)?.ok_or_else(|| self.error(link, Errno::ISDIR))?;
+                rustix::fs::linkat(&from, name, &directory, &temporary.name, AtFlags::empty())
+                    .map_err(|errno| self.error(link, errno))?;
+            }
+        }
+        rustix::fs::renameat(&directory, &temporary.name, &directory, name).map_err(error)
+    }
+
+    /// The directory that holds `path`, made if it is missing, and the last name. `None` for the root itself.
+    fn split<'a>(&self, path: &'a Path) -> Result<Option<(OwnedFd, &'a OsStr)>, Error> {
+        let mut names = Vec::new();
+        for component in path.components() {
+            match component {
+                Component::Normal(name) => names.push(name),
+                // As tar does: an absolute path begins at the directory.
+                Component::RootDir | Component::CurDir => (),
+                Component::ParentDir | Component::Prefix(_) => {
+                    let message = format!("{}: {} leaves the directory", self.path.display(), path.display());
+                    return Err(refusal(ErrorCode::Archive, message));
+                }
+            }
+        }
+        let Some(last) = names.pop() else { return Ok(None) };
+        let mut parent = PathBuf::from(".");
+        parent.extend(&names);
+        match self.open(&parent) {
+            Err(Errno::NOENT) => {
+                let mut directory = self.open(Path::new(".")).map_err(|errno| self.error(path, errno))?;
+                parent = PathBuf::from(".");
+                for name in names {
+                    self.directory(&directory, name, DIRECTORY_MODE)
+                        .map_err(|errno| self.error(path, errno))?;
+                    parent.push(name);
+                    directory = self.open(&parent).map_err(|errno| self.error(path, errno))?;
+                }
+                Ok(Some((directory, last)))
+            }
+            other => other.map(|directory| Some((directory, last))).map_err(|errno| self.error(path, errno)),
+        }
+    }
+
+    /// Opens a directory, wherever symlinks lead, but beneath the root.
+    fn open(&self, path: &Path) -> Result<OwnedFd, Errno> {
+        open_beneath(&self.root, path)
+    }
+
+    /// Makes a directory, unless it is there already: then it stays as it is.
+    fn directory(&self, parent: &OwnedFd, name: &OsStr, mode: u32) -> Result<(), Errno> {
+        match rustix::fs::mkdirat(parent, name, Mode::RWXU) {
+            Err(Errno::EXIST) => {
+                let stat = rustix::fs::statat(parent, name, AtFlags::empty())?;
+                let directory = rustix::fs::FileType::from_raw_mode(stat.st_mode).is_dir();
+                return if directory { Ok(()) } else { Err(Errno::NOTDIR) };
+            }
+            other => other?,
+        }
+        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let new = rustix::fs::openat(parent, name, flags, Mode::empty())?;
+        self.set(&new, mode)
+    }
+
+    fn file(
+        &self,
+        temporary: &Temporary<'_>,
+        entry: &Entry,
+        archive: &mut Reader<&mut DataReader<'_>>,
+    ) -> Result<(), Error> {
+        let path = Path::new(OsStr::from_bytes(&entry.path));
+        let error = |errno| self.error(path, errno);
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(temporary.directory, &temporary.name, flags, Mode::RUSR | Mode::WUSR)
+            .map_err(error)?;
+        let mut piece = vec![0; PIECE];
+        loop {
+            let mut bytes = match archive.read(&mut piece).map_err(|error| archive_error(&error))? {
+                0 => break,
+                count => &piece[..count],
+            };
+            while !bytes.is_empty() {
+                let count = rustix::io::retry_on_intr(|| rustix::io::write(&file, bytes)).map_err(error)?;
+                bytes = &bytes[count..];
+            }
+        }
+        self.set(&file, entry.mode).map_err(error)?;
+        let times = Timestamps {
+            last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
+            last_modification: Timespec { tv_sec: entry.mtime.cast_signed(), tv_nsec: 0 },
+        };
+        rustix::fs::futimens(&file, &times).map_err(error)
+    }
+
+    /// The owner first: a change of it takes set-user-ID away.
+    fn set(&self, file: &OwnedFd, mode: u32) -> Result<(), Errno> {
+        if let Some((uid, gid)) = self.owner {
+            rustix::fs::fchown(file, Some(uid), Some(gid))?;
+        }
+        rustix::fs::fchmod(file, Mode::from_raw_mode(mode))
+    }
+
+    fn own_link(&self, link: &Temporary<'_>) -> Result<(), Errno> {
+        let Some((uid, gid)) = self.owner else { return Ok(()) };
+        rustix::fs::chownat(link.directory, &link.name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
+    }
+
+    fn error(&self, path: &Path, errno: Errno) -> Error {
+        let path = self.path.join(path.strip_prefix("/").unwrap_or(path));
+        if errno == Errno::XDEV {
+            let message = format!(
+                "{}: a symlink on the way leaves the directory {}",
+                path.display(),
+                self.path.display()
+            );
+            return Error { code: ErrorCode::Archive, message, errno: Some(errno.raw_os_error()) };
+        }
+        failure(ErrorCode::File, path.display(), errno)
+    }
+}
+
+fn open_beneath(root: impl AsFd, path: &Path) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+    let mut result = Err(Errno::AGAIN);
+    for _ in 0..ATTEMPTS {
+        result = rustix::fs::openat2(&root, path, flags, Mode::empty(), resolve);
+        if result.as_ref().err() != Some(&Errno::AGAIN) {
+            break;
+        }
+    }
+    result
+}
+
+/// A name for what is not whole yet; removed if it is still there in the end.
+struct Temporary<'a> {
+    directory: &'a OwnedFd,
+    name: String,
+}
+
+impl<'a> Temporary<'a> {
+    fn new(directory: &'a OwnedFd) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let name = format!(".voidrun-upload-{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        // From a machine that was killed on the way.
+        let _ = rustix::fs::unlinkat(directory, &name, AtFlags::empty());
+        Self { directory, name }
+    }
+}
+
+impl Drop for Temporary<'_> {
+    fn drop(&mut self) {
+        // A rename of a hard link onto the same file leaves both names (rename(2)).
+        let _ = rustix::fs::unlinkat(self.directory, &self.name, AtFlags::empty());
+    }
+}

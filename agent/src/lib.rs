@@ -1,0 +1,88 @@
+//! The agent: PID 1 of the guest. It makes the image's file system the root, then runs what the host asks for.
+//!
+//! # Threads
+//! - the main thread accepts streams and gives each a thread of its own ([`serve`]); beyond a limit it closes them. It never waits
+//!   for anything else;
+//! - a stream's thread reads one request and carries it out. That of a command in the foreground moves its input and output
+//!   ([`exec::pump`]); that of a detached one hands this over to a further thread;
+//! - the reaper waits for every child, adopted ones too, and tells the command whose main process ended ([`process`]);
+//! - the control thread keeps a stream to the host open ([`control`]).
+//!
+//! They share [`Agent`]: the table of commands and the cgroups. Each command is in a cgroup of its own, by which it is killed.
+
+pub mod cgroup;
+pub mod control;
+pub mod exec;
+mod files;
+pub mod init;
+pub mod kmsg;
+mod power;
+pub mod process;
+pub mod serve;
+mod stream;
+mod user;
+pub mod vsock;
+
+use cgroup::Cgroups;
+use process::Processes;
+use protocol::{Error, ErrorCode};
+use rustix::io::Errno;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+/// What a thread needs: parsing JSON and tar headers goes no deeper. Only what is touched takes memory.
+const STACK: usize = 256 << 10;
+
+/// What the threads share.
+#[derive(Debug)]
+pub struct Agent {
+    processes: Processes,
+    cgroups: Cgroups,
+    streams: AtomicUsize,
+}
+
+impl Agent {
+    /// An agent that keeps its commands' cgroups in `cgroups`, with its reaper running.
+    pub fn new(cgroups: Cgroups) -> std::io::Result<Arc<Self>> {
+        let agent = Arc::new(Self { processes: Processes::default(), cgroups, streams: AtomicUsize::new(0) });
+        let reaper = Arc::clone(&agent);
+        start_thread(move || reaper.processes.reap_forever())?;
+        Ok(agent)
+    }
+
+    /// Counts one more stream; `None` if there are [`protocol::MAX_STREAMS`] already.
+    fn enter(self: &Arc<Self>) -> Option<StreamCount> {
+        let count = StreamCount(Arc::clone(self));
+        (self.streams.fetch_add(1, Ordering::Relaxed) < protocol::MAX_STREAMS).then_some(count)
+    }
+}
+
+/// One stream that is served.
+struct StreamCount(Arc<Agent>);
+
+impl Drop for StreamCount {
+    fn drop(&mut self) {
+        self.0.streams.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn start_thread(body: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
+    thread::Builder::new().stack_size(STACK).spawn(body).map(drop)
+}
+
+/// A mutex's content. Nothing panics while it holds one, and a panic of the agent ends the guest anyway.
+fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// The answer to a request that failed without an error of the system.
+fn refusal(code: ErrorCode, message: impl Into<String>) -> Error {
+    Error { code, message: message.into(), errno: None }
+}
+
+/// The answer to a request that failed by an error of the system: `what: why`.
+fn failure(code: ErrorCode, what: impl std::fmt::Display, errno: Errno) -> Error {
+    let why = std::io::Error::from(errno);
+    Error { code, message: format!("{what}: {why}"), errno: Some(errno.raw_os_error()) }
+}

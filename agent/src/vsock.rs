@@ -1,0 +1,57 @@
+//! vsock sockets: neither std nor rustix knows them.
+
+use libc::{AF_VSOCK, SOCK_CLOEXEC, SOCK_STREAM, VMADDR_CID_ANY, VMADDR_CID_HOST, sockaddr_vm};
+use std::io::Error;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+/// The pending streams of a burst.
+const BACKLOG: i32 = 128;
+
+/// Listens on a port of this machine.
+pub fn listen(port: u32) -> Result<OwnedFd, Error> {
+    let socket = socket()?;
+    let (address, length) = address(VMADDR_CID_ANY, port);
+    // SAFETY: `address` is a sockaddr_vm of `length` bytes that lives through the call.
+    check(unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) })?;
+    // SAFETY: takes no pointers.
+    check(unsafe { libc::listen(socket.as_raw_fd(), BACKLOG) })?;
+    Ok(socket)
+}
+
+/// Connects to a port of the host.
+pub fn connect(port: u32) -> Result<OwnedFd, Error> {
+    let socket = socket()?;
+    let (address, length) = address(VMADDR_CID_HOST, port);
+    // SAFETY: `address` is a sockaddr_vm of `length` bytes that lives through the call.
+    check(unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), length) })?;
+    Ok(socket)
+}
+
+/// The next stream of a listener.
+pub fn accept(listener: &OwnedFd) -> Result<OwnedFd, Error> {
+    let null = std::ptr::null_mut();
+    // SAFETY: without an address there is nothing to write to.
+    let fd = check(unsafe { libc::accept4(listener.as_raw_fd(), null, null.cast(), SOCK_CLOEXEC) })?;
+    // SAFETY: accept4 returned it just now; nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn socket() -> Result<OwnedFd, Error> {
+    // SAFETY: takes no pointers.
+    let fd = check(unsafe { libc::socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC, 0) })?;
+    // SAFETY: socket returned it just now; nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn address(cid: u32, port: u32) -> (sockaddr_vm, u32) {
+    // SAFETY: a structure of integers, for which zero is valid.
+    let mut address: sockaddr_vm = unsafe { std::mem::zeroed() };
+    address.svm_family = AF_VSOCK as u16;
+    address.svm_cid = cid;
+    address.svm_port = port;
+    (address, size_of::<sockaddr_vm>() as u32)
+}
+
+fn check(result: i32) -> Result<i32, Error> {
+    if result < 0 { Err(Error::last_os_error()) } else { Ok(result) }
+}

@@ -1,0 +1,91 @@
+//! The JSON on the wire: an old agent lives next to a newer host, so its shapes are pinned here.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+
+use protocol::{
+    Command, Config, Control, Error, ErrorCode, Exec, Exit, Frame, FrameType, Request, WindowSize, encode,
+};
+
+fn json<T: Control>(message: &T) -> String {
+    String::from_utf8(encode(message).unwrap().split_off(protocol::HEADER)).unwrap()
+}
+
+fn parse<T: Control>(json: &str) -> Result<T, protocol::FrameError> {
+    Frame { kind: T::TYPE, payload: json.as_bytes() }.message()
+}
+
+#[test]
+fn an_exec_needs_no_more_than_its_command() {
+    let exec = Exec::new(Command::Argv(vec!["true".into()]));
+    let sparse: Request = parse(r#"{"type":"exec","command":{"argv":["true"]}}"#).unwrap();
+    assert_eq!(sparse, Request::Exec(exec.clone()));
+    assert_eq!(parse::<Request>(&json(&sparse)).unwrap(), sparse);
+    let nulls = r#"{"type":"exec","command":{"argv":["true"]},"cwd":null,"user":null,"timeoutMs":null,"tty":null,
+        "outputLimit":null,"limits":{"memoryMib":null},"aFieldOfTomorrow":[1]}"#;
+    assert_eq!(parse::<Request>(nulls).unwrap(), Request::Exec(exec));
+}
+
+#[test]
+fn an_exec_with_everything() {
+    let text = r#"{"type":"exec","command":{"shell":"ls"},"cwd":"/tmp","env":{"A":"b"},"user":"1:2","timeoutMs":5,"tty":{"rows":24,"cols":80},"stdin":true,"outputLimit":9,"detached":false,"limits":{"memoryMib":64,"pids":10,"cpuMillis":500}}"#;
+    let request: Request = parse(text).unwrap();
+    let Request::Exec(exec) = &request else { panic!("{request:?}") };
+    assert_eq!(exec.command, Command::Shell("ls".into()));
+    assert_eq!((exec.timeout_ms, exec.tty), (Some(5), Some(WindowSize { rows: 24, cols: 80 })));
+    assert_eq!(
+        (exec.limits.memory_mib, exec.limits.pids, exec.limits.cpu_millis),
+        (Some(64), Some(10), Some(500))
+    );
+    assert_eq!(json(&request), text);
+}
+
+#[test]
+fn the_other_requests() {
+    for (text, request) in [
+        (r#"{"type":"list"}"#, Request::List),
+        (r#"{"type":"wait","pid":7}"#, Request::Wait { pid: 7 }),
+        (r#"{"type":"kill","pid":7,"signal":9}"#, Request::Kill { pid: 7, signal: Some(9) }),
+        (r#"{"type":"attach","pid":7}"#, Request::Attach { pid: 7 }),
+        (
+            r#"{"type":"upload","path":"/a","owner":"u"}"#,
+            Request::Upload { path: "/a".into(), owner: Some("u".into()) },
+        ),
+        (
+            r#"{"type":"download","path":"/a","follow":true}"#,
+            Request::Download { path: "/a".into(), follow: true },
+        ),
+        (r#"{"type":"powerOff","graceMs":10}"#, Request::PowerOff { grace_ms: Some(10) }),
+        (
+            r#"{"type":"reseed","wallTimeNs":1,"entropy":[2,3]}"#,
+            Request::Reseed { wall_time_ns: 1, entropy: vec![2, 3] },
+        ),
+    ] {
+        assert_eq!(json(&request), text);
+        assert_eq!(parse::<Request>(text).unwrap(), request);
+    }
+    assert!(parse::<Request>(r#"{"type":"dance"}"#).is_err());
+    assert!(parse::<Request>(r#"{"type":"wait"}"#).is_err());
+    assert!(parse::<Request>("").is_err());
+}
+
+#[test]
+fn answers() {
+    let exit = r#"{"exitCode":null,"signal":9,"timedOut":true,"truncated":{"stdout":false,"stderr":true},"oomKilled":false,"durationMs":3}"#;
+    let parsed: Exit = parse(exit).unwrap();
+    assert_eq!((parsed.signal, parsed.timed_out, parsed.truncated.stderr), (Some(9), true, true));
+    assert_eq!(json(&parsed), exit);
+    assert_eq!(parse::<Exit>(r#"{"exitCode":0}"#).unwrap(), Exit { exit_code: Some(0), ..Exit::default() });
+
+    let error: Error = parse(r#"{"code":"aCodeOfTomorrow","message":"no"}"#).unwrap();
+    assert_eq!(error, Error { code: ErrorCode::Other, message: "no".into(), errno: None });
+    let error = Error { code: ErrorCode::NoSuchProcess, message: "no process 7".into(), errno: Some(3) };
+    assert_eq!(json(&error), r#"{"code":"noSuchProcess","message":"no process 7","errno":3}"#);
+
+    let frame = Frame { kind: FrameType::Stdout, payload: b"{}" };
+    assert_eq!(frame.message::<Exit>().unwrap_err().to_string(), "Stdout frame where Exit was expected");
+}
+
+#[test]
+fn a_config_may_say_nothing() {
+    let config: Config = serde_json::from_str("{}").unwrap();
+    assert_eq!((config.hostname.as_str(), config.root_device.as_str()), ("voidrun", "/dev/vda"));
+}
