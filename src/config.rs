@@ -9,8 +9,9 @@ use std::time::Duration;
 use rootfs_builder::reference::DEFAULT_IMAGE;
 use rootfs_builder::registry::{RegistryError, check_host};
 use serde::{Deserialize, Deserializer, de::Error as _};
+use vmm::spec::Cpus;
 
-use crate::size::Size;
+use crate::size::{Memory, Size};
 
 const DEFAULT_BUDGET: Size = Size(20 << 30);
 const DEFAULT_GRACE: Duration = Duration::from_hours(1);
@@ -35,6 +36,17 @@ pub(crate) enum Origin {
     Default,
 }
 
+impl std::fmt::Display for Origin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Flag(flag) => write!(f, "flag {flag}"),
+            Self::Environment(name) => write!(f, "environment {name}"),
+            Self::File => f.write_str("configuration"),
+            Self::Default => f.write_str("default"),
+        }
+    }
+}
+
 /// All settings.
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
@@ -54,6 +66,12 @@ pub(crate) struct Config {
     pub(crate) gc_budget: Setting<Size>,
     /// What it does not touch.
     pub(crate) gc_grace: Setting<Duration>,
+    /// The guest's kernel; without it the store's.
+    pub(crate) kernel: Setting<Option<PathBuf>>,
+    /// The vCPUs of a sandbox.
+    pub(crate) cpus: Setting<Cpus>,
+    /// The memory of a sandbox.
+    pub(crate) memory: Setting<Memory>,
 }
 
 /// The configuration file.
@@ -64,8 +82,18 @@ struct File {
     aliases: Option<BTreeMap<String, String>>,
     mirrors: Option<BTreeMap<String, Vec<String>>>,
     insecure_registries: Option<Vec<String>>,
+    kernel: Option<PathBuf>,
     #[serde(default)]
     gc: Gc,
+    #[serde(default)]
+    run: Run,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Run {
+    cpus: Option<Cpus>,
+    memory: Option<Memory>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -88,6 +116,9 @@ pub(crate) enum ConfigError {
     /// What should be a host is none.
     #[error("{}: {key}", path.display())]
     Host { path: PathBuf, key: String, source: RegistryError },
+    /// The kernel would be another one in each directory.
+    #[error("{}: kernel is {}, which does not begin with /", path.display(), value.display())]
+    Kernel { path: PathBuf, value: PathBuf },
     /// The default image is a path.
     #[error(
         "default_image ({origin}) is {value:?}, which is no image's name: `voidrun images import NAME FILE` makes an \
@@ -135,6 +166,12 @@ impl Config {
             };
             return Err(ConfigError::DefaultImage { value: default_image.value, origin });
         }
+        let kernel = match variable("VOIDRUN_KERNEL") {
+            Some(value) => {
+                Setting { value: Some(value.into()), origin: Origin::Environment("VOIDRUN_KERNEL") }
+            }
+            None => setting(file.kernel.map(Some), None),
+        };
         Ok(Self {
             path,
             home,
@@ -144,6 +181,9 @@ impl Config {
             insecure_registries: setting(file.insecure_registries, Vec::new()),
             gc_budget: setting(file.gc.budget, DEFAULT_BUDGET),
             gc_grace: setting(file.gc.grace, DEFAULT_GRACE),
+            kernel,
+            cpus: setting(file.run.cpus, Cpus::default()),
+            memory: setting(file.run.memory, Memory::default()),
         })
     }
 }
@@ -154,6 +194,9 @@ impl File {
         let check = |key: String, host: &str| {
             check_host(host).map_err(|source| ConfigError::Host { path: path.to_owned(), key, source })
         };
+        if let Some(value) = self.kernel.as_ref().filter(|kernel| !kernel.is_absolute()) {
+            return Err(ConfigError::Kernel { path: path.to_owned(), value: value.clone() });
+        }
         for host in self.insecure_registries.iter().flatten() {
             check("insecure_registries".into(), host)?;
         }
@@ -241,6 +284,29 @@ mod tests {
         assert_eq!(config.home.origin, Origin::Default);
         assert_eq!(config.home.value, PathBuf::from("/home/someone/.local/share/voidrun"));
         assert_eq!(config.default_image.value, "code");
+    }
+
+    #[test]
+    fn the_kernel_and_the_size_of_a_sandbox() {
+        let config = load("", &[]).unwrap();
+        assert_eq!(config.kernel, Setting { value: None, origin: Origin::Default });
+        assert_eq!((config.cpus.value.get(), config.memory.value.mib().bytes()), (1, 1 << 30));
+
+        let file = "kernel = '/boot/vmlinux'\n[run]\ncpus = 4\nmemory = '512MiB'\n";
+        let config = load(file, &[]).unwrap();
+        assert_eq!(config.kernel, Setting { value: Some("/boot/vmlinux".into()), origin: Origin::File });
+        assert_eq!((config.cpus.value.get(), config.memory.value.mib().bytes()), (4, 512 << 20));
+        let config = load(file, &[("VOIDRUN_KERNEL", "other")]).unwrap();
+        assert_eq!(config.kernel.value, Some("other".into()));
+
+        for (file, words) in [
+            ("kernel = 'vmlinux'", "does not begin with /"),
+            ("[run]\ncpus = 33", "33 is not between 1 and 32"),
+            ("[run]\nmemory = 1024", "1KiB"),
+        ] {
+            let message = load(file, &[]).unwrap_err().to_string();
+            assert!(message.contains("config.toml") && message.contains(words), "{message}");
+        }
     }
 
     #[test]

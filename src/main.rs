@@ -1,14 +1,24 @@
 //! voidrun: untrusted code in a real virtual machine, as easily as calling a function.
 
-// Used by the launch of a sandbox.
-#[cfg_attr(not(test), expect(dead_code, reason = "nothing launches a sandbox yet"))]
 mod agent;
 mod cli;
 mod config;
+mod sandbox;
 mod size;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    if std::env::args_os().nth(1).is_some_and(|role| role == "vmm") {
+        return machine();
+    }
     cli::main()
+}
+
+/// The hidden role: one machine, as [`sandbox::launch`] starts it.
+fn machine() -> ExitCode {
+    // A session of its own: neither Ctrl-C nor the end of the terminal that the sandbox was started from is meant for it. It
+    // fails where a shell has made this process the leader of a group already, which is as good.
+    let _ = rustix::process::setsid();
+    vmm::process::main()
 }

@@ -4,11 +4,27 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use vmm::spec::MemoryMib;
 
-/// A number of bytes: `10GiB`, `512MiB`, `4096`. Units are powers of 1024 with an `i`, of 1000 without.
+/// A number of bytes: `10GiB`, `512MiB`, `4096`. Units are powers of 1024 with an `i` and as single letters (`512m`, as
+/// docker has them), of 1000 otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "Text", into = "u64")]
 pub(crate) struct Size(pub(crate) u64);
+
+/// An amount of guest memory, given as any [`Size`] and rounded up to whole MiB.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Size", into = "Size")]
+pub(crate) struct Memory(MemoryMib);
+
+/// A size that no guest's memory can have.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub(crate) enum InvalidMemory {
+    #[error(transparent)]
+    Size(#[from] InvalidSize),
+    #[error("{0} of memory: expected {min} to {max}, as in 512MiB or 2g", min = mib(MemoryMib::MIN), max = mib(MemoryMib::MAX))]
+    Range(Size),
+}
 
 /// A text that is no size.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -23,7 +39,7 @@ enum Text {
     Human(String),
 }
 
-const UNITS: [(&str, u64); 9] = [
+const UNITS: [(&str, u64); 13] = [
     ("b", 1),
     ("kib", 1 << 10),
     ("mib", 1 << 20),
@@ -33,7 +49,52 @@ const UNITS: [(&str, u64); 9] = [
     ("mb", 1_000_000),
     ("gb", 1_000_000_000),
     ("tb", 1_000_000_000_000),
+    ("k", 1 << 10),
+    ("m", 1 << 20),
+    ("g", 1 << 30),
+    ("t", 1 << 40),
 ];
+
+fn mib(mib: u32) -> Size {
+    Size(u64::from(mib) << 20)
+}
+
+impl Memory {
+    /// For the machine.
+    pub(crate) fn mib(self) -> MemoryMib {
+        self.0
+    }
+}
+
+impl TryFrom<Size> for Memory {
+    type Error = InvalidMemory;
+
+    fn try_from(size: Size) -> Result<Self, InvalidMemory> {
+        let mib = u32::try_from(size.0.div_ceil(1 << 20)).ok();
+        let valid = mib.and_then(|mib| MemoryMib::try_from(mib).ok());
+        valid.map(Self).ok_or(InvalidMemory::Range(size))
+    }
+}
+
+impl FromStr for Memory {
+    type Err = InvalidMemory;
+
+    fn from_str(text: &str) -> Result<Self, InvalidMemory> {
+        text.parse::<Size>()?.try_into()
+    }
+}
+
+impl From<Memory> for Size {
+    fn from(memory: Memory) -> Self {
+        Self(memory.0.bytes())
+    }
+}
+
+impl fmt::Display for Memory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Size::from(*self).fmt(f)
+    }
+}
 
 impl FromStr for Size {
     type Err = InvalidSize;
@@ -94,10 +155,24 @@ mod tests {
             ("4096", 4096, "4KiB"),
             ("1kb", 1000, "1000 B"),
             ("0", 0, "0 B"),
+            ("512m", 512 << 20, "512MiB"),
+            ("2G", 2 << 30, "2GiB"),
         ] {
             let size: Size = text.parse().unwrap();
             assert_eq!((size.0, size.to_string().as_str()), (bytes, shown), "{text}");
         }
+    }
+
+    #[test]
+    fn memory() {
+        for (text, mib) in [("128MiB", 128), ("1g", 1024), ("1GB", 954), ("4TiB", 4 << 20)] {
+            assert_eq!(text.parse::<Memory>().unwrap().mib().bytes(), mib << 20, "{text}");
+        }
+        for text in ["127MiB", "1024", "0", "5TiB", "99999999TiB"] {
+            assert!(text.parse::<Memory>().is_err(), "{text}");
+        }
+        let message = "1024".parse::<Memory>().unwrap_err().to_string();
+        assert_eq!(message, "1KiB of memory: expected 128MiB to 4TiB, as in 512MiB or 2g");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What went wrong, for programs: the `code` of a JSON error. An interface: codes are added, not changed.
 
+use protocol::ErrorCode;
 use rootfs_builder::convert::ConvertError;
 use rootfs_builder::ext4::Ext4Error;
 use rootfs_builder::image::ManifestError;
@@ -10,6 +11,7 @@ use rootfs_builder::source::SourceError;
 use rootfs_builder::store::StoreError;
 
 use super::error::CliError;
+use crate::sandbox::{ExecError, KernelError, LaunchError};
 
 const NOT_FOUND: &str = "notFound";
 const UNAUTHORIZED: &str = "unauthorized";
@@ -22,6 +24,10 @@ const CONFIGURATION: &str = "configuration";
 const USAGE: &str = "usage";
 const INTERRUPTED: &str = "interrupted";
 const IO: &str = "io";
+/// The machine has no KVM that this user can use.
+const NO_KVM: &str = "noKvm";
+/// The machine of a sandbox has ended, or cannot be talked to.
+const MACHINE: &str = "machine";
 /// What has no better name.
 const FAILED: &str = "failed";
 
@@ -35,7 +41,31 @@ pub(super) fn of(error: &CliError) -> &'static str {
         CliError::Name(_) | CliError::Usage(_) => USAGE,
         CliError::Config(_) => CONFIGURATION,
         CliError::Interrupted { .. } => INTERRUPTED,
+        CliError::Launch { source, .. } => of_launch(source),
+        CliError::Kernel(KernelError::Missing(_)) => NOT_FOUND,
+        CliError::Exec { source, .. } => of_exec(source),
+        CliError::Ended(_) => MACHINE,
+        CliError::Kernel(_) | CliError::Sandbox(_) | CliError::Terminal(_) => IO,
         CliError::Runtime(_) | CliError::Input { .. } | CliError::Output(_) => IO,
+    }
+}
+
+fn of_launch(error: &LaunchError) -> &'static str {
+    match error {
+        LaunchError::NoKvm | LaunchError::KvmDenied(_) | LaunchError::Kvm(_) => NO_KVM,
+        LaunchError::Directory(_) | LaunchError::Host { .. } => IO,
+        LaunchError::Ended(_) | LaunchError::Silent(_) | LaunchError::Agent(_) | LaunchError::Version(_) => {
+            MACHINE
+        }
+    }
+}
+
+fn of_exec(error: &ExecError) -> &'static str {
+    let ExecError::Refused(refused) = error else { return MACHINE };
+    match refused.code {
+        ErrorCode::NotFound => NOT_FOUND,
+        ErrorCode::Internal | ErrorCode::Other => FAILED,
+        _ => USAGE,
     }
 }
 

@@ -32,11 +32,17 @@ pub(super) fn run(context: &Context) -> Result<(), CliError> {
         plain(row, "insecure_registries", &config.insecure_registries),
         row("gc.budget", json!(config.gc_budget.value.to_string()), config.gc_budget.origin),
         row("gc.grace", json!(grace), config.gc_grace.origin),
+        row("kernel", json!(config.kernel.value), config.kernel.origin),
+        row("run.cpus", json!(config.cpus.value), config.cpus.origin),
+        row("run.memory", json!(config.memory.value.to_string()), config.memory.origin),
     ];
     context.print(&View { file: file.clone(), settings }, |view| {
         let mut rows = vec![["SETTING", "VALUE", "ORIGIN"].map(str::to_owned).to_vec()];
         for Row { key, value, origin } in &view.settings {
-            let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            let value = match value {
+                serde_json::Value::Null => "-".to_owned(),
+                value => value.as_str().map_or_else(|| value.to_string(), str::to_owned),
+            };
             rows.push(vec![(*key).to_owned(), value, origin.clone()]);
         }
         table(&rows)
@@ -53,9 +59,7 @@ fn plain<T: Serialize>(
 
 fn describe(origin: Origin, file: Option<&str>) -> String {
     match origin {
-        Origin::Flag(flag) => format!("flag {flag}"),
-        Origin::Environment(name) => format!("environment {name}"),
         Origin::File => format!("file {}", file.unwrap_or_default()),
-        Origin::Default => "default".into(),
+        other => other.to_string(),
     }
 }

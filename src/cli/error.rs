@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::io;
 
+use protocol::ErrorCode;
 use rootfs_builder::pull::PullError;
 use rootfs_builder::reference::NameError;
 use rootfs_builder::registry::RegistryError;
@@ -10,6 +11,7 @@ use rootfs_builder::store::StoreError;
 
 use super::{code, tell};
 use crate::config::ConfigError;
+use crate::sandbox::{DirectoryError, Ending, ExecError, KernelError, LaunchError};
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CliError {
@@ -32,10 +34,23 @@ pub(crate) enum CliError {
     Usage(String),
     #[error("interrupted{advice}")]
     Interrupted { signal: Interrupt, advice: &'static str },
+    #[error("cannot start a sandbox from {image}")]
+    Launch { image: String, source: Box<LaunchError> },
+    #[error("cannot start a sandbox")]
+    Kernel(#[from] KernelError),
+    #[error(transparent)]
+    Sandbox(#[from] DirectoryError),
+    /// `what` is the program and its arguments.
+    #[error("cannot run {what}")]
+    Exec { what: String, source: Box<ExecError> },
+    #[error("the machine has ended before the command did")]
+    Ended(#[source] Ending),
+    #[error("cannot use the terminal")]
+    Terminal(#[source] io::Error),
     #[error("cannot start")]
     Runtime(#[source] io::Error),
     #[error("cannot read {what}")]
-    Input { what: &'static str, source: io::Error },
+    Input { what: String, source: io::Error },
     #[error("cannot write to standard output")]
     Output(#[source] io::Error),
 }
@@ -43,8 +58,27 @@ pub(crate) enum CliError {
 /// The signals that ask the program to end.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Interrupt {
+    Hup,
     Int,
+    Quit,
     Term,
+}
+
+impl Interrupt {
+    /// Its number.
+    pub(crate) fn number(self) -> i32 {
+        match self {
+            Self::Hup => 1,
+            Self::Int => 2,
+            Self::Quit => 3,
+            Self::Term => 15,
+        }
+    }
+
+    /// As a shell reports a program that the signal has ended.
+    pub(crate) fn exit_code(self) -> u8 {
+        128 + self.number() as u8
+    }
 }
 
 impl CliError {
@@ -52,11 +86,28 @@ impl CliError {
         match self {
             Self::Usage(_)
             | Self::Name(NameError::Local(_) | NameError::Taken(_) | NameError::Reference { .. }) => 2,
-            // As a shell reports a program that the signal has ended.
-            Self::Interrupted { signal: Interrupt::Int, .. } => 130,
-            Self::Interrupted { signal: Interrupt::Term, .. } => 143,
+            Self::Interrupted { signal, .. } => signal.exit_code(),
             _ => 1,
         }
+    }
+
+    /// As docker has it: what a shell would say of the command, and 125 for everything that is not the command's doing.
+    pub(crate) fn exit_code_of_run(&self) -> u8 {
+        match self {
+            Self::Interrupted { signal, .. } => signal.exit_code(),
+            Self::Exec { source, .. } => match &**source {
+                ExecError::Refused(refused) if refused.code == ErrorCode::NotFound => 127,
+                ExecError::Refused(refused) if refused.code == ErrorCode::NotExecutable => 126,
+                _ => 125,
+            },
+            _ => 125,
+        }
+    }
+
+    /// Tells people of what does not keep a verb from its work.
+    pub(crate) fn warn(&self) {
+        let causes: String = causes(self).iter().map(|cause| format!(": {cause}")).collect();
+        tell(&format!("warning: {self}{causes}"));
     }
 
     fn is_of_the_connection(&self) -> bool {

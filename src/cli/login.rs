@@ -66,7 +66,7 @@ fn ask(prompt: &str) -> Result<String, CliError> {
 /// Asks with the terminal's echo off, and puts it back on in any case.
 fn ask_hidden(prompt: &str) -> Result<String, CliError> {
     let stdin = std::io::stdin();
-    let failed = |e: rustix::io::Errno| CliError::Input { what: "the terminal", source: e.into() };
+    let failed = |e: rustix::io::Errno| CliError::Input { what: "the terminal".into(), source: e.into() };
     let before = tcgetattr(&stdin).map_err(failed)?;
     let mut silent = before.clone();
     silent.local_modes.remove(LocalModes::ECHO);
@@ -85,6 +85,6 @@ fn ask_hidden(prompt: &str) -> Result<String, CliError> {
 fn read_line() -> Result<String, CliError> {
     let mut line = String::new();
     let mut input = std::io::Read::take(std::io::stdin().lock(), MAX_PASSWORD);
-    input.read_line(&mut line).map_err(|source| CliError::Input { what: "standard input", source })?;
+    input.read_line(&mut line).map_err(|source| CliError::Input { what: "standard input".into(), source })?;
     Ok(line.trim_end_matches(['\r', '\n']).to_owned())
 }

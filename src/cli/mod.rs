@@ -7,7 +7,9 @@ mod images;
 mod login;
 mod logout;
 mod progress;
+mod run;
 
+use std::ffi::OsString;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -21,6 +23,7 @@ use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::Config;
+use crate::sandbox::Sandboxes;
 use error::{CliError, Interrupt};
 
 const GLOBAL: &str = "Global options";
@@ -41,6 +44,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    Run(Box<run::Args>),
     /// Pull, list and remove images
     #[command(subcommand)]
     Images(images::Verb),
@@ -67,11 +71,12 @@ pub(crate) fn main() -> ExitCode {
         Err(error) => return unparsed(&error),
     };
     let json = cli.json;
+    let runs = matches!(cli.verb, Verb::Run(_));
     match run(cli) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => ExitCode::from(code),
         Err(error) => {
             error.print(json);
-            ExitCode::from(error.exit_code())
+            ExitCode::from(if runs { error.exit_code_of_run() } else { error.exit_code() })
         }
     }
 }
@@ -93,23 +98,48 @@ fn unparsed(error: &clap::Error) -> ExitCode {
         // Nothing is to be done when nobody reads it.
         let _ = error.print();
     }
-    ExitCode::from(if wrong { 2 } else { 0 })
+    ExitCode::from(match wrong {
+        // 2 could be the code of the command that was to run.
+        true if verb(std::env::args_os().skip(1)).is_some_and(|verb| verb == "run") => 125,
+        true => 2,
+        false => 0,
+    })
 }
 
-fn run(cli: Cli) -> Result<(), CliError> {
+/// The verb of a command line that cannot be parsed as a whole.
+fn verb(mut arguments: impl Iterator<Item = OsString>) -> Option<OsString> {
+    while let Some(argument) = arguments.next() {
+        if argument == "--home" {
+            arguments.next();
+        } else if !argument.as_encoded_bytes().starts_with(b"-") {
+            return Some(argument);
+        }
+    }
+    None
+}
+
+/// Returns the exit code.
+fn run(cli: Cli) -> Result<u8, CliError> {
     let config = Config::load(cli.home, |name| std::env::var_os(name))?;
     let context = Context { json: cli.json, config };
-    match cli.verb {
+    let done = match cli.verb {
+        Verb::Run(args) => return run::run(*args, context),
         Verb::Images(verb) => images::run(verb, &context),
         Verb::Login(args) => login::run(args, &context),
         Verb::Logout(args) => logout::run(&args, &context),
         Verb::Config => config::run(&context),
-    }
+    };
+    done.map(|()| 0)
 }
 
 impl Context {
     fn store(&self) -> Result<Store, CliError> {
-        Ok(Store::open(&self.config.home.value)?)
+        let store = Store::open(&self.config.home.value)?;
+        // What a killed process has left is nobody's; that it cannot be removed is no reason not to do what was asked for.
+        if let Err(error) = Sandboxes::new(store.root()).sweep() {
+            CliError::from(error).warn();
+        }
+        Ok(store)
     }
 
     fn registry(&self) -> Result<Registry, CliError> {

@@ -5,6 +5,7 @@ mod bad_input;
 mod command_line;
 mod processes;
 mod registry;
+mod run;
 mod sources;
 mod store;
 #[path = "../support/mod.rs"]

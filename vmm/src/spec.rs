@@ -141,6 +141,20 @@ impl From<MemoryMib> for u32 {
     }
 }
 
+impl Default for Cpus {
+    /// One.
+    fn default() -> Self {
+        Self(1)
+    }
+}
+
+impl Default for MemoryMib {
+    /// 1 GiB.
+    fn default() -> Self {
+        Self(1024)
+    }
+}
+
 impl MachineSpec {
     /// How long the agent may take to come up.
     pub fn boot_timeout(&self) -> Duration {

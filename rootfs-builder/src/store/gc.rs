@@ -1,6 +1,7 @@
 //! Removal: by name, and of what nothing refers to.
 //!
-//! Roots are the references; the records of sandboxes and the snapshots join them in [`Store::roots`] when they exist.
+//! Roots are the references and the sandboxes (each `sandboxes/<id>/spec.json` names its image); the snapshots join them in
+//! [`Store::roots`] when they exist.
 //! What a root reaches is its image and the blobs of the image's manifest. The rest is garbage. Blobs that are reached
 //! are a cache all the same (a layer is pulled again when it is needed), so a byte budget may cost them, the least
 //! recently used first. Images that are reached are never removed.
@@ -19,6 +20,12 @@ use super::record::sync_parent;
 use super::{Store, StoreError, scratch};
 use crate::image::{Digest, Manifest};
 use crate::reference::ImageName;
+
+/// What the store needs to know of a sandbox.
+#[derive(serde::Deserialize)]
+struct SandboxRecord {
+    image: Digest,
+}
 
 /// How far [`Store::collect`] goes.
 #[derive(Clone, Copy, Debug)]
@@ -145,7 +152,27 @@ impl Store {
                 Err(error) => return Err(error),
             }
         }
+        roots.extend(self.images_of_sandboxes()?);
         Ok(roots)
+    }
+
+    /// What sandboxes have for a root file system, also those that do not run.
+    fn images_of_sandboxes(&self) -> Result<Vec<Digest>, StoreError> {
+        let sandboxes = self.root.join("sandboxes");
+        let entries = match std::fs::read_dir(&sandboxes) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) => return Err(StoreError::io("list", &sandboxes)(e)),
+        };
+        let mut images = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(StoreError::io("list", &sandboxes))?;
+            // Without a whole record the sandbox has not come into being, or is on its way out.
+            let record = std::fs::read(entry.path().join("spec.json")).ok();
+            let record = record.and_then(|json| serde_json::from_slice::<SandboxRecord>(&json).ok());
+            images.extend(record.map(|record| record.image));
+        }
+        Ok(images)
     }
 
     fn reached_blobs(&self, images: &BTreeSet<Digest>) -> BTreeSet<Digest> {

@@ -316,6 +316,27 @@ fn a_removed_name_takes_only_its_own() {
 }
 
 #[test]
+fn the_image_of_a_sandbox_stays_without_a_name() {
+    let (_dir, store) = store();
+    let image = add_image(&store, &[b"layer"], Some("tool"));
+    let sandbox = store.root().join("sandboxes/0123456789ab");
+    std::fs::create_dir_all(&sandbox).unwrap();
+    std::fs::write(sandbox.join("spec.json"), format!("{{\"version\":1,\"image\":\"{image}\"}}")).unwrap();
+    // One that is being made, and one that was never finished.
+    std::fs::create_dir_all(store.root().join("sandboxes/aaaaaaaaaaaa")).unwrap();
+    std::fs::create_dir_all(store.root().join("sandboxes/bbbbbbbbbbbb")).unwrap();
+    std::fs::write(store.root().join("sandboxes/bbbbbbbbbbbb/spec.json"), b"{\"image\":").unwrap();
+
+    store.remove(&[name("tool")], &mut |removal| assert_eq!(removal.kind, Removed::Reference)).unwrap();
+    collect(&store, ALL);
+    assert!(store.image_path(&image).exists());
+
+    std::fs::remove_dir_all(&sandbox).unwrap();
+    collect(&store, ALL);
+    assert!(!store.image_path(&image).exists());
+}
+
+#[test]
 fn an_open_image_outlives_its_removal() {
     let (_dir, store) = store();
     add_image(&store, &[b"data"], Some("x"));

@@ -4,7 +4,7 @@ mod gc;
 mod import;
 mod inspect;
 mod ls;
-mod pull;
+pub(super) mod pull;
 mod rm;
 mod view;
 

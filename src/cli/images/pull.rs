@@ -5,7 +5,7 @@ use std::path::Path;
 
 use rootfs_builder::convert::Limits;
 use rootfs_builder::image::Platform;
-use rootfs_builder::pull::{PullOptions, pull};
+use rootfs_builder::pull::{PullOptions, Pulled, pull};
 use rootfs_builder::reference::{ImageName, LocalName};
 use rootfs_builder::source::{Input, Local, Source};
 use rootfs_builder::store::Store;
@@ -45,10 +45,10 @@ pub(crate) struct Args {
 pub(crate) struct Shape {
     /// Which of a multi-platform image, as linux/arm64 [default: this machine's, or that of the image that is here]
     #[arg(long)]
-    platform: Option<Platform>,
+    pub(in crate::cli) platform: Option<Platform>,
     /// The file system's size, as 10GiB; it is sparse [default: the larger of 10 GiB and twice the content]
     #[arg(long, value_parser = file_system_size)]
-    size: Option<Size>,
+    pub(in crate::cli) size: Option<Size>,
 }
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
@@ -77,7 +77,7 @@ fn is_path(text: &str, source: Option<&Source>) -> bool {
 }
 
 /// A size that ext4 can have, told before anything is fetched.
-fn file_system_size(text: &str) -> Result<Size, String> {
+pub(in crate::cli) fn file_system_size(text: &str) -> Result<Size, String> {
     let size: Size = text.parse().map_err(|e: InvalidSize| e.to_string())?;
     if (8 << 20..16 << 40).contains(&size.0) {
         Ok(size)
@@ -95,6 +95,24 @@ pub(super) fn fetch(
     name: Option<LocalName>,
     shape: &Shape,
 ) -> Result<(), CliError> {
+    let pulled = obtain(verb, context, store, source, name, shape)?;
+    let name = pulled.reference.name;
+    if !context.json && !pulled.converted && pulled.replaced.is_none() {
+        tell(&format!("{name}: already here"));
+    }
+    let view = View::of(&store.image(&name)?);
+    context.print(&view, |view| format!("{} {}", view.reference, view.digest))
+}
+
+/// Pulls and draws the progress.
+pub(in crate::cli) fn obtain(
+    verb: &'static str,
+    context: &Context,
+    store: &Store,
+    source: Source,
+    name: Option<LocalName>,
+    shape: &Shape,
+) -> Result<Pulled, CliError> {
     let from_stdin = matches!(source, Source::Local(Local { input: Input::Stdin, .. }));
     if from_stdin && std::io::stdin().is_terminal() {
         return Err(CliError::Usage(
@@ -122,14 +140,8 @@ pub(super) fn fetch(
     });
     display.finish();
     let pulled = result?;
-    let name = pulled.reference.name;
-    if !context.json {
-        if let Some(before) = pulled.replaced {
-            tell(&format!("{name} was {before} until now"));
-        } else if !pulled.converted {
-            tell(&format!("{name}: already here"));
-        }
+    if let Some(before) = pulled.replaced.filter(|_| !context.json) {
+        tell(&format!("{} was {before} until now", pulled.reference.name));
     }
-    let view = View::of(&store.image(&name)?);
-    context.print(&view, |view| format!("{} {}", view.reference, view.digest))
+    Ok(pulled)
 }

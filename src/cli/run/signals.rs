@@ -1,0 +1,35 @@
+//! The signals that ask `voidrun run` to end.
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::cli::error::{CliError, Interrupt};
+
+/// From its making on none of them ends this process by itself.
+pub(super) struct Signals {
+    hangup: Signal,
+    interrupt: Signal,
+    quit: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    pub(super) fn new() -> Result<Self, CliError> {
+        let listen = |kind| signal(kind).map_err(CliError::Runtime);
+        Ok(Self {
+            hangup: listen(SignalKind::hangup())?,
+            interrupt: listen(SignalKind::interrupt())?,
+            quit: listen(SignalKind::quit())?,
+            terminate: listen(SignalKind::terminate())?,
+        })
+    }
+
+    /// The next one. Dropped before it returns, none is lost.
+    pub(super) async fn next(&mut self) -> Interrupt {
+        tokio::select! {
+            _ = self.hangup.recv() => Interrupt::Hup,
+            _ = self.interrupt.recv() => Interrupt::Int,
+            _ = self.quit.recv() => Interrupt::Quit,
+            _ = self.terminate.recv() => Interrupt::Term,
+        }
+    }
+}

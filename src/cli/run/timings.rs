@@ -1,0 +1,45 @@
+//! `--timings`: where the time of a run goes.
+
+use std::cell::RefCell;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::cli::tell;
+use crate::sandbox::Handle;
+
+/// The steps of a run.
+pub(super) struct Timings {
+    start: Instant,
+    steps: RefCell<Vec<(&'static str, Duration)>>,
+}
+
+impl Timings {
+    pub(super) fn new() -> Self {
+        Self { start: Instant::now(), steps: RefCell::default() }
+    }
+
+    /// `step` is done. Only the first time counts.
+    pub(super) fn mark(&self, step: &'static str) {
+        let mut steps = self.steps.borrow_mut();
+        if steps.iter().all(|(known, _)| *known != step) {
+            steps.push((step, self.start.elapsed()));
+        }
+    }
+
+    /// One line of JSON on standard error: when each step was done, in ms since the start of the run; what the agent says of
+    /// its own start; what the machine has cost.
+    pub(super) fn print(&self, handle: &Handle) {
+        let steps = self.steps.borrow();
+        let steps: serde_json::Map<_, _> = steps
+            .iter()
+            .map(|(step, time)| ((*step).to_owned(), json!(time.as_micros() as f64 / 1000.0)))
+            .collect();
+        let metrics = handle.control().and_then(|mut control| control.metrics());
+        let metrics = match metrics {
+            Ok(metrics) => json!(metrics),
+            Err(error) => json!({ "error": error.to_string() }),
+        };
+        tell(&json!({ "stepsMs": steps, "agent": handle.hello(), "metrics": metrics }).to_string());
+    }
+}

@@ -1,0 +1,129 @@
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::process::{Child, Command, Stdio};
+
+use super::*;
+
+fn sandboxes() -> (tempfile::TempDir, Sandboxes) {
+    let dir = tempfile::tempdir().unwrap();
+    let sandboxes = Sandboxes::new(dir.path());
+    (dir, sandboxes)
+}
+
+fn record(ephemeral: bool) -> Record {
+    Record {
+        version: RECORD_VERSION,
+        image: Digest::of(b"image"),
+        image_name: "tool".into(),
+        kernel: "/vmlinux".into(),
+        cpus: Cpus::default(),
+        memory_mib: MemoryMib::default(),
+        ephemeral,
+    }
+}
+
+/// Another process that has `lock` as its standard input, as the process of a machine has its own.
+fn holder(lock: OwnedFd) -> Child {
+    let mut child = Command::new("sh")
+        .args(["-c", "echo holding; exec sleep 1000"])
+        .stdin(lock)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "holding\n");
+    child
+}
+
+#[test]
+fn what_a_living_process_holds_stays_and_goes_when_it_is_killed() {
+    let (_dir, sandboxes) = sandboxes();
+    let (directory, lock) = sandboxes.create().unwrap();
+    directory.write_record(&record(true)).unwrap();
+    // Our copy of the descriptor is closed with the spawn: the lock is the other process's alone.
+    let mut child = holder(lock);
+    sandboxes.sweep().unwrap();
+    assert!(!directory.remove().unwrap());
+    assert!(directory.path("spec.json").exists());
+    child.kill().unwrap();
+    child.wait().unwrap();
+    sandboxes.sweep().unwrap();
+    assert!(!directory.path("").exists());
+}
+
+#[test]
+fn what_is_being_made_is_not_swept() {
+    let (_dir, sandboxes) = sandboxes();
+    let (directory, lock) = sandboxes.create().unwrap();
+    sandboxes.sweep().unwrap();
+    assert!(directory.path("lock").exists());
+    drop(lock);
+    sandboxes.sweep().unwrap();
+    assert!(!directory.path("").exists());
+}
+
+#[test]
+fn a_sweep_does_not_disturb_a_making() {
+    let (dir, sandboxes) = sandboxes();
+    let (_other, _lock) = sandboxes.create().unwrap();
+    // As a creation stands between the directory and its lock.
+    let unlocked = dir.path().join("sandboxes/0123456789ab");
+    std::fs::create_dir(&unlocked).unwrap();
+    let making = sandboxes.locked(FlockOperation::LockShared).unwrap();
+    sandboxes.sweep().unwrap();
+    assert!(unlocked.exists());
+    drop(making);
+    sandboxes.sweep().unwrap();
+    assert!(!unlocked.exists());
+}
+
+#[test]
+fn what_is_to_be_kept_and_what_is_not_ours_stays() {
+    let (dir, sandboxes) = sandboxes();
+    sandboxes.sweep().unwrap();
+    let (kept, lock) = sandboxes.create().unwrap();
+    kept.write_record(&record(false)).unwrap();
+    drop(lock);
+    let (torn, lock) = sandboxes.create().unwrap();
+    torn.create_file("spec.json").unwrap().write_all(b"{\"version\":1,").unwrap();
+    drop(lock);
+    let strange = dir.path().join("sandboxes/strange");
+    std::fs::create_dir(&strange).unwrap();
+    sandboxes.sweep().unwrap();
+    assert!(kept.path("spec.json").exists() && strange.exists());
+    assert!(!torn.path("").exists());
+}
+
+#[test]
+fn removal_by_several_at_once() {
+    let (_dir, sandboxes) = sandboxes();
+    for _ in 0..50 {
+        let (directory, lock) = sandboxes.create().unwrap();
+        directory.write_record(&record(true)).unwrap();
+        drop(lock);
+        std::thread::scope(|scope| {
+            scope.spawn(|| directory.remove().unwrap());
+            scope.spawn(|| sandboxes.sweep().unwrap());
+            scope.spawn(|| sandboxes.sweep().unwrap());
+        });
+        sandboxes.sweep().unwrap();
+        assert!(!directory.path("").exists());
+    }
+}
+
+#[test]
+fn sockets_below_a_path_that_is_too_long_for_an_address() {
+    let dir = tempfile::tempdir().unwrap();
+    let deep = dir.path().join("a".repeat(100)).join("b".repeat(100));
+    let (directory, _lock) = Sandboxes::new(&deep).create().unwrap();
+    let _listener = directory.listen("control.sock").unwrap();
+    assert!(directory.path("control.sock").exists());
+    std::os::unix::net::UnixStream::connect(directory.socket("control.sock")).unwrap();
+}
+
+#[test]
+fn records_are_what_the_stores_collection_reads() {
+    let json = serde_json::to_value(record(true)).unwrap();
+    assert_eq!(json["image"], Digest::of(b"image").to_string());
+    assert_eq!((&json["cpus"], &json["memoryMib"]), (&1.into(), &1024.into()));
+}

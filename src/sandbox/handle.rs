@@ -1,0 +1,126 @@
+//! A sandbox whose agent has come up.
+
+use std::fmt;
+use std::io::{self, Read as _, Seek as _, SeekFrom};
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::time::Duration;
+
+use protocol::Hello;
+use tokio::net::UnixStream;
+use vmm::control::{Client, ControlError};
+use vmm::exit::{Exit, ExitReason};
+
+use super::connect::{ConnectError, connect};
+use super::directory::{Directory, DirectoryError};
+use super::process::Process;
+
+pub(super) const CONTROL: &str = "control.sock";
+pub(super) const VSOCK: &str = "vsock.sock";
+pub(super) const EXIT: &str = "exit.json";
+pub(super) const LOG: &str = "vmm.log";
+
+/// A killed process is gone in ms; it has to give back its guest's memory first.
+const DEATH: Duration = Duration::from_secs(10);
+const CONTROL_TIMEOUT: Duration = Duration::from_secs(5);
+/// What is shown of a log, in bytes, and of a console, in lines.
+const LOG_TAIL: u64 = 4096;
+const CONSOLE_LINES: usize = 20;
+
+/// A machine and everything that belongs to it. Dropped, the machine is killed and nothing of the sandbox remains.
+#[derive(Debug)]
+pub(crate) struct Handle {
+    pub(super) directory: Directory,
+    pub(super) process: Process,
+    /// The machine ends when this is closed, as it is by our death.
+    pub(super) _owner: StdUnixStream,
+    /// The first stream of the agent; it stays open for as long as the sandbox lives.
+    pub(super) agent: Option<(UnixStream, Hello)>,
+}
+
+/// How a machine has ended, as far as that is known.
+#[derive(Debug, thiserror::Error)]
+pub(crate) struct Ending {
+    /// Unknown: its process was killed, or has crashed.
+    pub(crate) reason: Option<ExitReason>,
+    /// The last lines of the guest's console.
+    console: String,
+    /// The end of what the process has said; nothing where a reason is known.
+    log: String,
+}
+
+impl Handle {
+    /// What the agent has said of itself.
+    pub(crate) fn hello(&self) -> Option<&Hello> {
+        self.agent.as_ref().map(|(_, hello)| hello)
+    }
+
+    /// A stream to a port of the guest.
+    pub(super) async fn connect(&self, port: u32) -> Result<UnixStream, ConnectError> {
+        connect(&self.directory.socket(VSOCK), port).await
+    }
+
+    /// A connection to the process of the machine. Blocks.
+    pub(crate) fn control(&self) -> Result<Client, ControlError> {
+        Client::new(StdUnixStream::connect(self.directory.socket(CONTROL))?, CONTROL_TIMEOUT)
+    }
+
+    /// Returns when the machine has ended, and why it has.
+    pub(crate) async fn ended(&self) -> io::Result<Ending> {
+        self.process.ended().await?;
+        Ok(self.ending())
+    }
+
+    /// Why the machine has ended.
+    fn ending(&self) -> Ending {
+        let exit = std::fs::read(self.directory.path(EXIT)).ok();
+        match exit.and_then(|json| serde_json::from_slice::<Exit>(&json).ok()) {
+            Some(Exit { reason, console }) => Ending { reason: Some(reason), console, log: String::new() },
+            None => Ending { reason: None, console: String::new(), log: self.log_tail().unwrap_or_default() },
+        }
+    }
+
+    fn log_tail(&self) -> io::Result<String> {
+        let mut log = std::fs::File::open(self.directory.path(LOG))?;
+        let length = log.metadata()?.len();
+        log.seek(SeekFrom::Start(length.saturating_sub(LOG_TAIL)))?;
+        let mut tail = Vec::new();
+        log.take(LOG_TAIL).read_to_end(&mut tail)?;
+        Ok(String::from_utf8_lossy(&tail).into_owned())
+    }
+
+    /// Kills the machine and removes everything. Blocks for the some ms that this takes.
+    pub(crate) fn remove(self) -> Result<(), DirectoryError> {
+        self.destroy()
+    }
+
+    fn destroy(&self) -> Result<(), DirectoryError> {
+        let died = self.process.kill().and_then(|()| self.process.wait(DEATH));
+        if !died.map_err(|e| self.directory.error("end the machine of", e))? {
+            return Err(self.directory.error("end the machine of", io::ErrorKind::TimedOut.into()));
+        }
+        self.directory.remove().map(drop)
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        // What stays is removed by the next command.
+        let _ = self.destroy();
+    }
+}
+
+impl fmt::Display for Ending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.reason {
+            Some(reason) => reason.fmt(f)?,
+            None => f.write_str("the machine's process was killed or has crashed")?,
+        }
+        let lines: Vec<&str> =
+            self.console.lines().chain(self.log.lines()).filter(|line| !line.trim().is_empty()).collect();
+        for line in &lines[lines.len().saturating_sub(CONSOLE_LINES)..] {
+            // The mark tells what the guest says from what we say.
+            write!(f, "\n    | {line}")?;
+        }
+        Ok(())
+    }
+}

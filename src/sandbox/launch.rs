@@ -1,0 +1,224 @@
+//! From an image to a machine whose agent has come up.
+
+use std::fs::File;
+use std::io::{self, Seek as _, Write as _};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::time::Duration;
+
+use protocol::{Config, Hello};
+use rootfs_builder::store::Image;
+use rustix::fs::{MemfdFlags, memfd_create};
+use tokio::net::UnixStream;
+use vmm::spec::{Cpus, DiskFds, Fds, MachineSpec, MemoryMib, VERSION};
+
+use super::directory::{Directory, DirectoryError, Record, Sandboxes};
+use super::frames::{FrameReader, StreamError};
+use super::handle::{CONTROL, EXIT, Ending, Handle, LOG, VSOCK};
+use super::kernel::Kernel;
+use super::process::{Descriptors, Process, spawn};
+use crate::agent;
+
+/// What the kernel is told, beside the machine's devices, which ACPI describes.
+const CMDLINE: &[&str] = &[
+    // Each message is an exit of the guest: only what a user has to see.
+    "quiet",
+    "loglevel=1",
+    // The last words of a kernel that panics; there is no other console. `keep`: also after the start.
+    "earlyprintk=serial,0x3f8,nocfg,keep",
+    // Resets by the i8042, which the machine takes for the end, and at once after a panic.
+    "reboot=k",
+    "panic=-1",
+    // KVM's clock source is the time-stamp counter of the host, which its kernel has checked already.
+    "tsc=reliable",
+    // The timer of the in-kernel irqchip works; finding that out costs the guest time.
+    "no_timer_check",
+    // The guest has no other source of entropy so early, and trusts the host's CPU anyway.
+    "random.trust_cpu=on",
+];
+
+/// A guest that boots at all is up in a second; one on an emulated CPU that many share takes far longer.
+const BOOT_TIMEOUT: Duration = Duration::from_secs(60);
+/// The machine keeps the deadline itself; this much later we no longer trust it to.
+const SLACK: Duration = Duration::from_secs(10);
+
+/// What a sandbox is made of.
+#[derive(Debug)]
+pub(crate) struct Launch<'a> {
+    /// Its root file system; nothing is written to it.
+    pub(crate) image: &'a Image,
+    /// What it boots.
+    pub(crate) kernel: Kernel,
+    /// How many vCPUs.
+    pub(crate) cpus: Cpus,
+    /// How much memory.
+    pub(crate) memory: MemoryMib,
+}
+
+/// A sandbox that has not come up. Nothing of it remains.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LaunchError {
+    /// The machine has no KVM, or does not show it.
+    #[error(
+        "this machine has no /dev/kvm: virtualisation may be switched off in the firmware, or not be passed on to this \
+         virtual machine or container; `voidrun doctor` tells more"
+    )]
+    NoKvm,
+    /// This user may not use it.
+    #[error(
+        "this user may not open /dev/kvm: `sudo usermod -aG kvm $USER` puts it into the group kvm, from the next login on; \
+         `voidrun doctor` tells more"
+    )]
+    KvmDenied(#[source] io::Error),
+    /// It is there and does not work.
+    #[error("cannot open /dev/kvm: `voidrun doctor` tells more")]
+    Kvm(#[source] io::Error),
+    /// The sandbox's files.
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+    /// Something else that the host does for a machine.
+    #[error("cannot {action}")]
+    Host { action: &'static str, source: io::Error },
+    /// The machine has ended, or was never there.
+    #[error(transparent)]
+    Ended(Ending),
+    /// Neither has the agent come up nor the machine ended.
+    #[error("the machine has neither come up nor ended within {0} s")]
+    Silent(u64),
+    /// What came up is not our agent.
+    #[error("the guest has come up and cannot be talked to")]
+    Agent(#[source] StreamError),
+    /// It is one of another time.
+    #[error("the guest's agent speaks version {0} of the protocol, this voidrun {ours}", ours = protocol::VERSION)]
+    Version(u32),
+}
+
+fn host(action: &'static str) -> impl FnOnce(io::Error) -> LaunchError {
+    move |source| LaunchError::Host { action, source }
+}
+
+/// Makes a sandbox and waits until its agent has come up. `step` hears of every step when it is done. Dropped before it
+/// returns, nothing remains.
+pub(crate) async fn launch(
+    sandboxes: &Sandboxes,
+    launch: Launch<'_>,
+    step: &mut dyn FnMut(&'static str),
+) -> Result<Handle, LaunchError> {
+    let kvm = open_kvm()?;
+    let (directory, lock) = sandboxes.create()?;
+    let started = match start(&directory, lock, kvm, launch) {
+        Ok(started) => started,
+        Err(error) => {
+            // What stays is removed by the next command.
+            let _ = directory.remove();
+            return Err(error);
+        }
+    };
+    let Started { process, owner, ready } = started;
+    let mut handle = Handle { directory, process, _owner: owner, agent: None };
+    step("spawned");
+    handle.agent = Some(come_up(&handle, ready).await?);
+    step("ready");
+    Ok(handle)
+}
+
+/// A process with our ends of what connects us.
+struct Started {
+    process: Process,
+    owner: StdUnixStream,
+    ready: UnixStream,
+}
+
+fn start(
+    directory: &Directory,
+    lock: OwnedFd,
+    kvm: File,
+    launch: Launch<'_>,
+) -> Result<Started, LaunchError> {
+    directory.write_record(&Record::new(&launch))?;
+    let base = launch.image.rootfs.try_clone().map_err(host("open the image again"))?;
+    let config = Config { hostname: directory.id().to_string(), ..Config::default() };
+    let initramfs = in_memory("initramfs", &agent::initramfs(&config))?;
+    let (owner, owned) = StdUnixStream::pair().map_err(host("make a pair of sockets"))?;
+    let (ready, theirs) = StdUnixStream::pair().map_err(host("make a pair of sockets"))?;
+    ready.set_nonblocking(true).map_err(host("prepare a socket"))?;
+    let ready = UnixStream::from_std(ready).map_err(host("prepare a socket"))?;
+
+    let mut inherits = Descriptors::default();
+    let fds = Fds {
+        kvm: inherits.add(kvm),
+        kernel: inherits.add(launch.kernel.file),
+        initramfs: Some(inherits.add(initramfs)),
+        disk: Some(DiskFds {
+            base: inherits.add(base),
+            diff: inherits.add(directory.create_file("disk.diff")?),
+        }),
+        lock: Some(inherits.add(lock)),
+        control: inherits.add(directory.listen(CONTROL)?),
+        vsock: inherits.add(directory.listen(VSOCK)?),
+        ready: inherits.add(theirs),
+        exit: Some(inherits.add(directory.create_file(EXIT)?)),
+        owner: Some(inherits.add(owned)),
+    };
+    let spec = MachineSpec {
+        version: VERSION,
+        id: directory.id().to_string(),
+        cpus: launch.cpus,
+        memory: launch.memory,
+        cmdline: CMDLINE.join(" "),
+        fds,
+        boot_timeout_ms: BOOT_TIMEOUT.as_millis() as u64,
+        ttl_ms: None,
+    };
+    let spec = serde_json::to_vec(&spec).map_err(|e| host("write the machine's specification")(e.into()))?;
+    let spec = in_memory("spec", &spec)?;
+    let log = directory.create_file(LOG)?;
+    let process = spawn(spec.into(), inherits, log).map_err(host("start the machine's process"))?;
+    Ok(Started { process, owner, ready })
+}
+
+fn open_kvm() -> Result<File, LaunchError> {
+    File::options().read(true).write(true).open("/dev/kvm").map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => LaunchError::NoKvm,
+        io::ErrorKind::PermissionDenied => LaunchError::KvmDenied(error),
+        _ => LaunchError::Kvm(error),
+    })
+}
+
+/// A file without a name, read from its beginning.
+fn in_memory(name: &'static str, content: &[u8]) -> Result<File, LaunchError> {
+    let write = || {
+        let mut file = File::from(memfd_create(name, MemfdFlags::CLOEXEC)?);
+        file.write_all(content)?;
+        file.rewind()?;
+        Ok(file)
+    };
+    write().map_err(host("make a file in memory"))
+}
+
+/// Waits for the agent's first words, or for the end of the machine.
+async fn come_up(handle: &Handle, ready: UnixStream) -> Result<(UnixStream, Hello), LaunchError> {
+    let limit = BOOT_TIMEOUT + SLACK;
+    let mut reader = FrameReader::new(ready);
+    let first = tokio::select! {
+        biased;
+        first = reader.next() => first,
+        ended = handle.ended() => return Err(ended.map_or_else(host("wait for the machine"), LaunchError::Ended)),
+        () = tokio::time::sleep(limit) => return Err(LaunchError::Silent(limit.as_secs())),
+    };
+    let hello = match first.and_then(|frame| Ok(frame.message::<Hello>()?)) {
+        Ok(hello) => hello,
+        // The stream ends a little before the process does.
+        Err(error @ (StreamError::End | StreamError::Io(_))) => {
+            return Err(match tokio::time::timeout(SLACK, handle.ended()).await {
+                Ok(ended) => ended.map_or_else(host("wait for the machine"), LaunchError::Ended),
+                Err(_) => LaunchError::Agent(error),
+            });
+        }
+        Err(error) => return Err(LaunchError::Agent(error)),
+    };
+    if hello.version != protocol::VERSION {
+        return Err(LaunchError::Version(hello.version));
+    }
+    Ok((reader.into_inner(), hello))
+}

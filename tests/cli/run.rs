@@ -1,0 +1,88 @@
+//! `voidrun run` as far as it goes without a machine.
+
+use serde_json::json;
+
+use crate::support::{Layout, Ran, Voidrun};
+use crate::two_layers;
+
+/// A store with an image `tool`, and something in the place of a kernel.
+fn with_image() -> Voidrun {
+    let voidrun = Voidrun::new();
+    let source = voidrun.layout("tool", &Layout::of(&two_layers()));
+    voidrun.run(&["images", "pull", &source]).ok();
+    voidrun.file("kernel", b"this is no kernel");
+    voidrun
+}
+
+#[test]
+fn wrong_command_lines_are_not_the_commands_codes() {
+    let voidrun = with_image();
+    for (arguments, word) in [
+        (&["run"][..], "IMAGE"),
+        (&["run", "--cpus", "0", "tool"], "between 1 and 32"),
+        (&["run", "--memory", "1024", "tool"], "512MiB"),
+        (&["run", "--nonsense", "tool"], "--nonsense"),
+        (&["run", "-w", "relative", "tool"], "begins with /"),
+        (&["run", "-v", "/src:/src", "tool"], "voidrun cp"),
+        (&["run", "-it", "tool", "sh"], "not a terminal"),
+        (&["run", "--env-file", "/nonexistent", "tool"], "/nonexistent"),
+        (&["run", "UPPER", "sh"], "UPPER"),
+    ] {
+        voidrun.run(arguments).fails(125, &[word]);
+        let home = voidrun.path("elsewhere").display().to_string();
+        voidrun.run(&[&["--home", &home], arguments].concat()).fails(125, &[]);
+    }
+    voidrun.run(&["run", "--help"]).ok();
+    // Other verbs have their own.
+    voidrun.run(&["images", "rm", "--nonsense", "run"]).fails(2, &[]);
+    let ran = voidrun.run(&["--json", "run", "-v", "x", "tool"]);
+    let error: serde_json::Value = serde_json::from_str(&ran.stderr).unwrap();
+    assert_eq!((ran.code, &error["code"]), (Some(125), &json!("usage")));
+}
+
+#[test]
+fn a_missing_image() {
+    let voidrun = with_image();
+    voidrun.configure("kernel = '/dev/null'\n");
+    let kernel = voidrun.path("kernel").display().to_string();
+    voidrun
+        .run(&["run", "--kernel", &kernel, "--pull", "never", "debian", "sh"])
+        .fails(125, &["debian", "docker.io/library/debian", "images pull"]);
+    voidrun
+        .run(&["run", "--kernel", &kernel, "--pull", "never", "--disk", "64GiB", "tool", "sh"])
+        .fails(125, &["tool", "size"]);
+    voidrun.run(&["run", "--kernel", &kernel, "code", "sh"]).fails(125, &["./scripts/images code"]);
+}
+
+#[test]
+fn a_missing_kernel() {
+    let voidrun = with_image();
+    let words = ["./kernels/build", "VOIDRUN_KERNEL", "--kernel"];
+    voidrun.run(&["run", "tool", "sh"]).fails(125, &words);
+    let mut command = voidrun.command(&["run", "tool", "sh"]);
+    Ran::from(command.env("VOIDRUN_KERNEL", "/nonexistent").output().unwrap())
+        .fails(125, &["/nonexistent", "environment VOIDRUN_KERNEL"]);
+    voidrun.run(&["run", "--kernel", "/dev", "tool", "sh"]).fails(125, &["/dev", "flag --kernel", "bzImage"]);
+}
+
+/// Whatever the reason here, no KVM or none that can be used, or one that works and a kernel that is none.
+#[test]
+fn a_sandbox_that_cannot_start_leaves_nothing() {
+    let voidrun = with_image();
+    let kernel = voidrun.path("kernel").display().to_string();
+    let ran = voidrun.run(&["run", "--kernel", &kernel, "tool", "sh"]);
+    ran.fails(125, &["cannot start a sandbox from tool", "because: "]);
+    assert_eq!(voidrun.files("sandboxes"), Vec::<String>::new());
+}
+
+#[test]
+fn what_a_killed_run_has_left_goes_with_the_next_command() {
+    let voidrun = with_image();
+    let left = voidrun.store().join("sandboxes/0123456789ab");
+    std::fs::create_dir_all(&left).unwrap();
+    for name in ["lock", "disk.diff", "exit.json"] {
+        std::fs::write(left.join(name), b"").unwrap();
+    }
+    voidrun.run(&["images", "ls"]).ok();
+    assert_eq!(voidrun.files("sandboxes"), Vec::<String>::new());
+}
