@@ -11,10 +11,10 @@ use std::time::Instant;
 
 use machine::{End, Guest, Machine, Trace};
 
-/// The messages of a panic, and nothing else.
-const QUIET: &str = "quiet loglevel=1 reboot=k panic=-1 earlyprintk=serial,0x3f8,nocfg,keep";
+/// The messages of a panic, and nothing else. (`pci=off`: Linux loads no ACPI tables without CONFIG_PCI, and then looks for buses.)
+const QUIET: &str = "pci=off quiet loglevel=1 reboot=k panic=-1 earlyprintk=serial,0x3f8,nocfg,keep";
 /// Everything.
-const VERBOSE: &str = "reboot=k panic=-1 earlyprintk=serial,0x3f8,nocfg,keep";
+const VERBOSE: &str = "pci=off reboot=k panic=-1 earlyprintk=serial,0x3f8,nocfg,keep";
 const NO_ROOT: &str = "VFS: Unable to mount root fs";
 
 fn kernel_path() -> PathBuf {
