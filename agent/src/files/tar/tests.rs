@@ -146,7 +146,7 @@ fn what_is_not_unpacked_is_named() {
 
 #[test]
 fn large_numbers() {
-    for value in [0, 0o7777_777, 1 << 33, u64::from(u32::MAX)] {
+    for value in [0, 0o7_777_777, 1 << 33, u64::from(u32::MAX)] {
         let entry = Entry {
             kind: Kind::Directory,
             path: b"d".to_vec(),
