@@ -51,7 +51,7 @@ mod tests {
         assert_eq!(ring.next(&mut early).unwrap().1[..], *b"first");
         assert!(ring.next(&mut early).is_none());
         for number in 0..100u8 {
-            ring.push(FrameType::Stderr, &[number; 60_000]);
+            ring.push(FrameType::Stderr, &vec![number; 60_000]);
         }
         let kept: Vec<u8> = std::iter::from_fn(|| ring.next(&mut late)).map(|(_, bytes)| bytes[0]).collect();
         let behind: Vec<u8> =

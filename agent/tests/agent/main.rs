@@ -1,0 +1,11 @@
+//! The agent as the host sees it, over a socket pair: one agent for all tests of the process, in cgroups of its own.
+//!
+//! Its reaper collects every child of this process, so nothing here starts one by other means.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+
+mod detached;
+mod exec;
+mod files;
+mod host;
+mod terminal;
+mod users;
