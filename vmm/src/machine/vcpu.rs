@@ -114,6 +114,8 @@ impl Vcpus {
             let handle = std::thread::Builder::new().name(format!("vcpu{index}")).spawn(move || {
                 let _guard = AbortOnPanic;
                 let _ = ready.send(prepare());
+                // `spawn` waits for the end of all of these.
+                drop(ready);
                 runner.run()
             })?;
             own.threads.push(Thread { commands, immediate_exit, handle: Some(handle) });
