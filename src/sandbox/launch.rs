@@ -33,6 +33,8 @@ const CMDLINE: &[&str] = &[
     "tsc=reliable",
     // The timer of the in-kernel irqchip works; finding that out costs the guest time.
     "no_timer_check",
+    // There is no PCI bus to look for.
+    "pci=off",
     // The guest has no other source of entropy so early, and trusts the host's CPU anyway.
     "random.trust_cpu=on",
 ];
@@ -53,6 +55,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) cpus: Cpus,
     /// How much memory.
     pub(crate) memory: MemoryMib,
+    /// What the kernel is told beside what it always is, behind that.
+    pub(crate) kernel_args: &'a str,
 }
 
 /// A sandbox that has not come up. Nothing of it remains.
@@ -165,7 +169,7 @@ fn start(
         id: directory.id().to_string(),
         cpus: launch.cpus,
         memory: launch.memory,
-        cmdline: CMDLINE.join(" "),
+        cmdline: [&CMDLINE.join(" "), launch.kernel_args].join(" ").trim_end().to_owned(),
         fds,
         boot_timeout_ms: BOOT_TIMEOUT.as_millis() as u64,
         ttl_ms: None,

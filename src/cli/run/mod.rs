@@ -78,6 +78,9 @@ pub(crate) struct Args {
     /// The guest's kernel, a vmlinux or bzImage [default: $VOIDRUN_KERNEL, else kernel in the configuration, else the store's]
     #[arg(long, value_name = "PATH")]
     kernel: Option<PathBuf>,
+    /// More for the kernel's command line
+    #[arg(long, value_name = "TEXT", default_value_t, hide = true)]
+    kernel_args: String,
     /// What to run instead of the image's entrypoint; empty: the command alone
     #[arg(long, value_name = "PROGRAM")]
     entrypoint: Option<String>,
@@ -159,6 +162,7 @@ pub(super) fn run(args: Args, mut context: Context) -> Result<u8, CliError> {
         kernel,
         cpus: args.cpus.unwrap_or(context.config.cpus.value),
         memory: args.memory.unwrap_or(context.config.memory.value).mib(),
+        kernel_args: &args.kernel_args,
     };
 
     // One thread is enough to move bytes, and starts sooner.
