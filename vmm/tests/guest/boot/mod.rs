@@ -1,5 +1,4 @@
-//! Boots the real guest kernel. Needs a KVM that runs guests; `VOIDRUN_KERNEL` names the kernel, else `kernels/build` does.
-#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, reason = "tests")]
+//! Boots the real guest kernel, without devices. `VOIDRUN_KERNEL` names it, else `kernels/build` does.
 
 mod init;
 mod machine;
