@@ -28,6 +28,8 @@ const IO: &str = "io";
 const NO_KVM: &str = "noKvm";
 /// The machine of a sandbox has ended, or cannot be talked to.
 const MACHINE: &str = "machine";
+/// This host does not run machines.
+const UNUSABLE: &str = "unusable";
 /// What has no better name.
 const FAILED: &str = "failed";
 
@@ -40,6 +42,7 @@ pub(super) fn of(error: &CliError) -> &'static str {
         CliError::Name(NameError::DefaultImage) => NOT_FOUND,
         CliError::Name(_) | CliError::Usage(_) => USAGE,
         CliError::Config(_) => CONFIGURATION,
+        CliError::Unusable(_) => UNUSABLE,
         CliError::Interrupted { .. } => INTERRUPTED,
         CliError::Launch { source, .. } => of_launch(source),
         CliError::Kernel(KernelError::Missing(_)) => NOT_FOUND,

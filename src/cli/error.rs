@@ -32,6 +32,9 @@ pub(crate) enum CliError {
     Config(#[from] ConfigError),
     #[error("{0}")]
     Usage(String),
+    /// The names of the checks of `doctor` that have failed.
+    #[error("machines cannot run here: {0} failed")]
+    Unusable(String),
     #[error("interrupted{advice}")]
     Interrupted { signal: Interrupt, advice: &'static str },
     #[error("cannot start a sandbox from {image}")]

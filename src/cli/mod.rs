@@ -2,6 +2,7 @@
 
 mod code;
 mod config;
+mod doctor;
 mod error;
 mod images;
 mod login;
@@ -52,6 +53,7 @@ enum Verb {
     Login(login::Args),
     /// Forget what login kept
     Logout(logout::Args),
+    Doctor(doctor::Args),
     /// Show every setting and where it comes from
     #[command(after_help = "Examples:
   voidrun config
@@ -127,6 +129,7 @@ fn run(cli: Cli) -> Result<u8, CliError> {
         Verb::Images(verb) => images::run(verb, &context),
         Verb::Login(args) => login::run(args, &context),
         Verb::Logout(args) => logout::run(&args, &context),
+        Verb::Doctor(args) => doctor::run(&args, &context),
         Verb::Config => config::run(&context),
     };
     done.map(|()| 0)
@@ -170,19 +173,23 @@ impl Context {
 
     /// Prints the result: `value` as JSON if JSON is wanted, otherwise what `text` makes of it.
     fn print<T: Serialize>(&self, value: &T, text: impl FnOnce(&T) -> String) -> Result<(), CliError> {
-        let mut output = if self.json {
+        write_out(if self.json {
             serde_json::to_string_pretty(value).map_err(|e| CliError::Output(e.into()))?
         } else {
             printable(&text(value))
-        };
-        if !output.is_empty() && !output.ends_with('\n') {
-            output.push('\n');
-        }
-        match std::io::stdout().lock().write_all(output.as_bytes()) {
-            // `voidrun images ls | head` is no failure.
-            Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(CliError::Output(e)),
-            _ => Ok(()),
-        }
+        })
+    }
+}
+
+/// Writes to standard output.
+fn write_out(mut output: String) -> Result<(), CliError> {
+    if !output.is_empty() && !output.ends_with('\n') {
+        output.push('\n');
+    }
+    match std::io::stdout().lock().write_all(output.as_bytes()) {
+        // `voidrun images ls | head` is no failure.
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(CliError::Output(e)),
+        _ => Ok(()),
     }
 }
 

@@ -10,6 +10,7 @@ pub mod exit;
 pub mod jail;
 mod machine;
 pub mod memory;
+pub mod probe;
 pub mod process;
 pub mod spec;
 pub mod virtio;
