@@ -22,7 +22,10 @@ pub const CGROUPS: &str = "/sys/fs/cgroup";
 /// What is bound into /etc.
 const RUN: &str = "/run/voidrun";
 
-/// Descriptors of the agent, and of a command: what container engines give.
+/// Descriptors that the agent has, and a command begins with: five a stream. More costs programs that close all they could have.
+const FILES: u64 = 1 << 16;
+
+/// To what a command may raise that: what container engines give.
 const MAX_FILES: u64 = 1 << 20;
 
 /// Why the guest cannot come up.
@@ -163,7 +166,7 @@ fn sysctls() {
 }
 
 fn limits() -> Result<(), InitError> {
-    let files = Rlimit { current: Some(MAX_FILES), maximum: Some(MAX_FILES) };
+    let files = Rlimit { current: Some(FILES), maximum: Some(MAX_FILES) };
     rustix::process::setrlimit(Resource::Nofile, files)
         .map_err(|source| InitError::System { what: "cannot set the limit of open files", source })?;
     // The guest goes down with its PID 1, so a command has to be killed instead.

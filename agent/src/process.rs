@@ -35,7 +35,9 @@ pub(crate) struct Processes {
 struct Table {
     running: HashMap<u32, Arc<Process>>,
     ended: VecDeque<Arc<Process>>,
-    /// Whether there was no child when the reaper looked last.
+    /// How many were started.
+    starts: u64,
+    /// Whether there was no child when the reaper looked last, and none was started since.
     idle: bool,
 }
 
@@ -51,6 +53,7 @@ impl Processes {
         let process = Arc::new(Process::new(pid, new));
         table.ended.retain(|process| process.pid != pid);
         table.running.insert(pid, Arc::clone(&process));
+        table.starts += 1;
         table.idle = false;
         self.started.notify_one();
         Ok(process)
@@ -91,6 +94,7 @@ impl Processes {
     /// Collects every child that ends, for ever.
     pub(crate) fn reap_forever(&self) {
         loop {
+            let starts = lock(&self.table).starts;
             // Only looked at: once it is collected its pid can be used again, so that is done under the lock.
             match rustix::process::waitid(WaitId::All, WaitIdOptions::EXITED | WaitIdOptions::NOWAIT) {
                 Ok(_) => self.reap(),
@@ -98,10 +102,10 @@ impl Processes {
                 // are collected with the next command's.
                 Err(Errno::CHILD) => {
                     let mut table = lock(&self.table);
-                    table.idle = table.running.is_empty();
-                    self.idle.notify_all();
-                    while table.idle {
-                        table = self.started.wait(table).unwrap_or_else(std::sync::PoisonError::into_inner);
+                    if table.starts == starts {
+                        table.idle = true;
+                        self.idle.notify_all();
+                        drop(self.started.wait_while(table, |table| table.idle));
                     }
                 }
                 Err(_) => (),

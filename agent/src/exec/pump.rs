@@ -128,8 +128,8 @@ impl Pump {
             }
             self.keep_time();
         }
-        // Whatever is left was not started detached, or its output is closed and it goes on by itself.
-        if !self.process.detached {
+        // What a detached command leaves running goes on by itself, unless it was to end.
+        if !self.process.detached || self.kill_at.is_some() {
             self.process.cgroup.kill();
         }
         let exit = self.exit();
