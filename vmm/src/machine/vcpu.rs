@@ -114,6 +114,8 @@ impl Vcpus {
             let handle = std::thread::Builder::new().name(format!("vcpu{index}")).spawn(move || {
                 let _guard = AbortOnPanic;
                 let _ = ready.send(prepare());
+                // Whoever has started the threads waits until nobody has anything more to send.
+                drop(ready);
                 runner.run()
             })?;
             own.threads.push(Thread { commands, immediate_exit, handle: Some(handle) });
