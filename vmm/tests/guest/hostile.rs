@@ -8,7 +8,7 @@ use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use vmm::control::{Client, ControlError, Metrics};
 use vmm::exit::ExitReason;
@@ -29,10 +29,13 @@ fn from_env(name: &str) -> u64 {
 /// Compiles the kernel, unless it was.
 fn hostile_kernel() -> PathBuf {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guest/kernel");
-    let mut files: Vec<PathBuf> = std::fs::read_dir(&source).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let mut files: Vec<PathBuf> =
+        std::fs::read_dir(&source).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.sort();
     let mut hash = DefaultHasher::new();
-    files.iter().for_each(|file| std::fs::read(file).unwrap().hash(&mut hash));
+    for file in files {
+        std::fs::read(file).unwrap().hash(&mut hash);
+    }
     let result = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("hostile-{:x}", hash.finish()));
     if result.exists() {
         return result;
@@ -40,7 +43,13 @@ fn hostile_kernel() -> PathBuf {
     std::fs::create_dir_all(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let new = tempfile::NamedTempFile::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap().into_temp_path();
     let mut rustc = Command::new("rustc");
-    rustc.current_dir(env!("CARGO_MANIFEST_DIR")).args(["--edition", "2024", "--crate-name", "hostile", "-O"]);
+    rustc.current_dir(env!("CARGO_MANIFEST_DIR")).args([
+        "--edition",
+        "2024",
+        "--crate-name",
+        "hostile",
+        "-O",
+    ]);
     // The agent's target, since that is there; nothing of its C library is used.
     rustc.args(["--target", "x86_64-unknown-linux-musl"]);
     for option in [
@@ -98,18 +107,23 @@ impl Hostile {
             ttl,
         };
         let process = launch.start();
-        let (mut samples, mut last) = (0, None);
+        let (mut samples, mut slowest, mut last) = (0, Duration::ZERO, None);
         while !process.ends_within(Duration::from_millis(20)) {
-            if let Some(metrics) = process.control().and_then(|client| metrics(client)) {
+            let asked = Instant::now();
+            if let Some(metrics) = process.control().and_then(metrics) {
                 assert!(metrics.own_kib <= OWN_KIB, "{scenario}, seed {seed}: {metrics:?}");
                 assert!(metrics.open_fds <= OPEN_FDS, "{scenario}, seed {seed}: {metrics:?}");
                 samples += 1;
+                slowest = slowest.max(asked.elapsed());
                 last = Some(metrics);
             }
             meanwhile(&process);
         }
         let end = process.end();
-        println!("{scenario}, {rounds} rounds, seed {seed}: {:?}; {samples} samples, last {last:?}", end.exit.reason);
+        println!(
+            "{scenario}, {rounds} rounds, seed {seed}: {:?}; {samples} answers, within {slowest:?}; {last:?}",
+            end.exit.reason
+        );
         assert!(std::fs::read(&base).unwrap() == content, "{scenario}, seed {seed}: the base has changed");
         assert!(end.exit.console.len() <= 8 << 10, "{} bytes of console", end.exit.console.len());
         end
@@ -163,7 +177,8 @@ fn registers_and_ports() {
 fn interrupt_controllers() {
     let reason = Hostile { ttl: Some(Duration::from_secs(20)), ..Hostile::new("irqchip", 2000) }.ends();
     // Whether the guest is still able to go on is its own affair.
-    let typed = matches!(reason, ExitReason::Shutdown | ExitReason::TripleFault { .. } | ExitReason::Ttl { .. });
+    let typed =
+        matches!(reason, ExitReason::Shutdown | ExitReason::TripleFault { .. } | ExitReason::Ttl { .. });
     assert!(typed, "{reason:?}");
 }
 

@@ -16,7 +16,7 @@ use vmm::spec::{Cpus, DiskFds, Fds, MachineSpec, MemoryMib, VERSION};
 /// What no machine here takes, on the slowest host.
 pub(crate) const DEADLINE: Duration = Duration::from_mins(3);
 /// For one answer on a socket.
-pub(crate) const ANSWER: Duration = Duration::from_secs(60);
+pub(crate) const ANSWER: Duration = Duration::from_mins(1);
 
 /// What differs between the machines of the tests.
 pub(crate) struct Launch<'a> {
@@ -177,7 +177,8 @@ impl Process {
         let (stderr, exit) = (read("stderr"), read("exit.json"));
         assert!(in_time, "the machine does not end: {stderr}");
         assert!(status.signal().is_none() && status.code() < Some(2), "{status}: {stderr}");
-        let exit = serde_json::from_str(&exit).unwrap_or_else(|e| panic!("exit.json: {e}: {exit:?}; {stderr}"));
+        let exit =
+            serde_json::from_str(&exit).unwrap_or_else(|e| panic!("exit.json: {e}: {exit:?}; {stderr}"));
         End { exit, status, stderr }
     }
 
@@ -208,7 +209,8 @@ pub(crate) fn guest_kernel() -> PathBuf {
         return path.into();
     }
     let build = Path::new(env!("CARGO_MANIFEST_DIR")).join("../kernels/build");
-    let output = Command::new(build).arg("guest").stderr(Stdio::inherit()).output().expect("running kernels/build");
+    let output =
+        Command::new(build).arg("guest").stderr(Stdio::inherit()).output().expect("running kernels/build");
     assert!(output.status.success(), "kernels/build: {}", output.status);
     String::from_utf8(output.stdout).unwrap().trim_end().into()
 }

@@ -38,7 +38,12 @@ pub fn storm(random: &mut Random, rounds: u64) {
             poke(SEGMENT, sector);
             poke(SEGMENT + 8, count as u32);
             poke(SEGMENT + 12, if random.once_in(8) { random.next() as u32 } else { 0 });
-            request(&mut queue, kind, random.next(), (SEGMENT, if random.once_in(16) { 15 } else { 16 }, false))
+            request(
+                &mut queue,
+                kind,
+                random.next(),
+                (SEGMENT, if random.once_in(16) { 15 } else { 16 }, false),
+            )
         } else {
             let len = count.min(PIECE) * 512 + if random.once_in(8) { random.below(512) } else { 0 };
             let status = request(&mut queue, kind, sector, (DATA, len as u32, kind == IN));

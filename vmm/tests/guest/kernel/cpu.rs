@@ -93,16 +93,27 @@ pub fn storm(random: &mut Random, rounds: u64) {
     let gate = handler & 0xffff | 0x10 << 16 | 0x8e00 << 32 | (handler >> 16 & 0xffff) << 48;
     let mut gates = [[0_u64; 2]; 32];
     gates[GENERAL_PROTECTION] = [gate, handler >> 32];
-    let table = TablePointer { limit: (size_of_val(&gates) - 1) as u16, base: (&raw const gates).addr() as u64 };
+    let table =
+        TablePointer { limit: (size_of_val(&gates) - 1) as u16, base: (&raw const gates).addr() as u64 };
     // SAFETY: the table is there until the end of this function, and no exception comes after it.
     unsafe { asm!("lidt [{}]", in(reg) &raw const table) };
     for _ in 0..rounds {
-        let base = random.one_of(&[0, 0x400, 0x800, 0x4000_0000, 0x4b56_4d00, 0xc000_0000, 0xc001_0000, 0xc001_1000]);
+        let base = random.one_of(&[
+            0,
+            0x400,
+            0x800,
+            0x4000_0000,
+            0x4b56_4d00,
+            0xc000_0000,
+            0xc001_0000,
+            0xc001_1000,
+        ]);
         let msr = base + random.below(0x400) as u32;
         // SAFETY: what faults is skipped; see below for what is not to be written.
         unsafe { asm!("rdmsr", in("ecx") msr, out("eax") _, out("edx") _) };
         // The APIC's address, EFER, and where KVM writes to memory.
-        if !matches!(msr, 0x1b | 0xc000_0080 | 0x11 | 0x12 | 0x4b56_4d00..=0x4b56_4dff | 0x4000_0000..=0x4000_0fff) {
+        if !matches!(msr, 0x1b | 0xc000_0080 | 0x11 | 0x12 | 0x4b56_4d00..=0x4b56_4dff | 0x4000_0000..=0x4000_0fff)
+        {
             let value = random.next() >> random.below(64);
             // SAFETY: as above.
             unsafe { asm!("wrmsr", in("ecx") msr, in("eax") value as u32, in("edx") (value >> 32) as u32) };

@@ -106,7 +106,8 @@ impl Random {
 
     /// An address that may be wrong in every way but one: it is never in the lower half of the RAM.
     pub fn address(&mut self) -> u64 {
-        let edge = [RAM_END - 1, RAM_END, 0xd000_0000, 0xfee0_0000, (4 << 30) - 1, 4 << 30, 1 << 52, u64::MAX];
+        let edge =
+            [RAM_END - 1, RAM_END, 0xd000_0000, 0xfee0_0000, (4 << 30) - 1, 4 << 30, 1 << 52, u64::MAX];
         match self.below(4) {
             0 => self.one_of(&edge),
             1 => self.next() | ARENA,

@@ -109,7 +109,9 @@ impl Device {
     pub fn set_queue(self, queue: u32, place: Place) {
         self.write(QUEUE_SEL, queue);
         self.write(QUEUE_NUM, place.size);
-        for (register, address) in [(QUEUE_DESC, place.table), (QUEUE_AVAIL, place.avail), (QUEUE_USED, place.used)] {
+        for (register, address) in
+            [(QUEUE_DESC, place.table), (QUEUE_AVAIL, place.avail), (QUEUE_USED, place.used)]
+        {
             self.write(register, address as u32);
             self.write(register + 4, (address >> 32) as u32);
         }
@@ -145,8 +147,7 @@ impl Queue {
         for offset in (0..0x3000).step_by(8) {
             poke(base + offset, 0_u64);
         }
-        let place =
-            Place { size: SIZE.into(), table: base, avail: base + 0x1000, used: base + 0x2000 };
+        let place = Place { size: SIZE.into(), table: base, avail: base + 0x1000, used: base + 0x2000 };
         device.set_queue(number, place);
         Self { device, number, place, sent: 0, seen: 0 }
     }

@@ -73,7 +73,11 @@ pub fn flood(random: &mut Random, rounds: u64) {
             let payload = len as u32 - Packet::LEN;
             let cut = random.below(u64::from(payload) + 1) as u32;
             let rest = SENT + u64::from(Packet::LEN);
-            let parts = [(SENT, Packet::LEN, false), (rest, cut, false), (rest + u64::from(cut), payload - cut, false)];
+            let parts = [
+                (SENT, Packet::LEN, false),
+                (rest, cut, false),
+                (rest + u64::from(cut), payload - cut, false),
+            ];
             driver.send.offer(&parts);
         }
         if !driver.settle() {
