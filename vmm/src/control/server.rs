@@ -115,3 +115,6 @@ impl Connection {
         if self.received.len() > MAX_LINE { Err(io::ErrorKind::InvalidData.into()) } else { Ok(()) }
     }
 }
+
+#[cfg(test)]
+mod tests;

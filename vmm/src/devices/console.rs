@@ -11,6 +11,8 @@ use vm_superio::{Serial, Trigger, serial::NoEvents};
 const KEPT: usize = 32 << 10;
 /// How a panic begins (kernel/panic.c).
 const PANIC: &str = "Kernel panic - not syncing: ";
+/// The kernel's message is no longer (kernel/panic.c).
+const PANIC_MAX: usize = 1024;
 
 /// The end of what was written to the serial port. A clone is the same console.
 #[derive(Clone, Debug, Default)]
@@ -19,30 +21,40 @@ pub struct Console {
 }
 
 impl Console {
-    /// The last `limit` bytes, from the beginning of a line on, as text.
+    /// The end of it as at most `limit` bytes of text, from the beginning of a line on. What would move a terminal's cursor
+    /// or more is replaced: it is the guest that says it, and the host's user who reads it.
     pub fn tail(&self, limit: usize) -> String {
-        let mut bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
-        let bytes = bytes.make_contiguous();
-        let cut = bytes.len().saturating_sub(limit);
-        let whole_line = |rest: &[u8]| rest.iter().position(|byte| *byte == b'\n').map_or(0, |end| end + 1);
-        let start = if cut == 0 { 0 } else { cut + whole_line(&bytes[cut..]) };
-        String::from_utf8_lossy(&bytes[start..]).replace('\r', "")
+        let bytes: Vec<u8> =
+            self.bytes.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect();
+        let text: String =
+            String::from_utf8_lossy(&bytes).chars().filter(|c| *c != '\r').map(printable).collect();
+        // A replacement has three bytes: what fits is only known now.
+        let cut = text.ceil_char_boundary(text.len().saturating_sub(limit));
+        let whole_line = |rest: &str| rest.find('\n').map_or(0, |end| end + 1);
+        let start = if cut == 0 { 0 } else { cut + whole_line(&text[cut..]) };
+        text[start..].to_owned()
     }
 
     /// Why the kernel has panicked, if the console says that it has.
     pub fn panic(&self) -> Option<String> {
-        let text = self.tail(KEPT);
+        let text = self.tail(usize::MAX);
         let (_, message) = text.rsplit_once(PANIC)?;
-        Some(message.lines().next().unwrap_or_default().trim_end().to_owned())
+        let line = message.lines().next().unwrap_or_default().trim_end();
+        Some(line[..line.floor_char_boundary(PANIC_MAX)].to_owned())
     }
+}
+
+fn printable(c: char) -> char {
+    if c.is_control() && !matches!(c, '\n' | '\t') { char::REPLACEMENT_CHARACTER } else { c }
 }
 
 impl Write for Console {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
         let mut bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
-        let excess = (bytes.len() + data.len()).saturating_sub(KEPT).min(bytes.len());
+        let kept = &data[data.len().saturating_sub(KEPT)..];
+        let excess = (bytes.len() + kept.len()).saturating_sub(KEPT);
         bytes.drain(..excess);
-        bytes.extend(data);
+        bytes.extend(kept);
         Ok(data.len())
     }
 
@@ -104,7 +116,18 @@ mod tests {
         assert_eq!(tail, "line 9998\nline 9999\n");
         assert!(console.tail(usize::MAX).len() <= KEPT);
         console.write_all(&vec![0xff; 2 * KEPT]).unwrap();
-        assert!(console.bytes.lock().unwrap().len() <= 2 * KEPT);
+        assert_eq!(console.bytes.lock().unwrap().len(), KEPT);
+        assert_eq!(console.tail(100), "\u{fffd}".repeat(33));
+    }
+
+    #[test]
+    fn controls_no_terminal() {
+        let mut console = Console::default();
+        console.write_all(b"\x1b]0;title\x07\tred\x9b\xc2\x9b\r\n").unwrap();
+        assert_eq!(console.tail(100), "\u{fffd}]0;title\u{fffd}\tred\u{fffd}\u{fffd}\n");
+        console.write_all(format!("{PANIC}{}\n", "ü\x1b".repeat(PANIC_MAX)).as_bytes()).unwrap();
+        let message = console.panic().unwrap();
+        assert!(message.len() <= PANIC_MAX && message.starts_with("ü\u{fffd}ü"), "{message}");
     }
 
     #[test]

@@ -3,3 +3,5 @@
 
 mod boot;
 mod fork;
+mod hostile;
+mod process;

@@ -1,0 +1,250 @@
+//! A machine's process, started as its launcher does it: a fork with the descriptors at their numbers, and nothing else.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::os::fd::{AsRawFd as _, FromRawFd as _, IntoRawFd as _, OwnedFd, RawFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use vmm::control::Client;
+use vmm::exit::{Exit, ExitReason};
+use vmm::spec::{Cpus, DiskFds, Fds, MachineSpec, MemoryMib, VERSION};
+
+/// What no machine here takes, on the slowest host.
+pub(crate) const DEADLINE: Duration = Duration::from_mins(3);
+/// For one answer on a socket.
+pub(crate) const ANSWER: Duration = Duration::from_mins(1);
+
+/// What differs between the machines of the tests.
+pub(crate) struct Launch<'a> {
+    pub kernel: &'a Path,
+    pub cmdline: &'a str,
+    pub cpus: u8,
+    /// Base and diff.
+    pub disk: Option<(&'a Path, &'a Path)>,
+    pub boot_timeout: Duration,
+    pub ttl: Option<Duration>,
+}
+
+/// A machine's process.
+pub(crate) struct Process {
+    pidfd: OwnedFd,
+    pid: libc::pid_t,
+    directory: tempfile::TempDir,
+    started: Instant,
+    /// The agent's place: whoever is joined to it is not read from.
+    _ready: UnixStream,
+    owner: Option<UnixStream>,
+}
+
+/// How a process has ended.
+#[derive(Debug)]
+pub(crate) struct End {
+    pub exit: Exit,
+    pub status: ExitStatus,
+    pub stderr: String,
+}
+
+impl Launch<'_> {
+    pub(crate) fn start(&self) -> Process {
+        let directory = tempfile::tempdir().unwrap();
+        let file = |name: &str| File::create_new(directory.path().join(name)).unwrap();
+        let listener = |name: &str| UnixListener::bind(directory.path().join(name)).unwrap();
+        let kvm = File::options().read(true).write(true).open("/dev/kvm").unwrap();
+        let (ready, its_ready) = UnixStream::pair().unwrap();
+        let (owner, its_owner) = UnixStream::pair().unwrap();
+        let mut parts: Vec<OwnedFd> = vec![
+            kvm.into(),
+            File::open(self.kernel).unwrap().into(),
+            listener("control").into(),
+            listener("vsock").into(),
+            its_ready.into(),
+            its_owner.into(),
+            file("exit.json").into(),
+        ];
+        if let Some((base, diff)) = self.disk {
+            parts.push(File::open(base).unwrap().into());
+            parts.push(File::options().read(true).write(true).open(diff).unwrap().into());
+        }
+        let spec = MachineSpec {
+            version: VERSION,
+            id: "test".to_owned(),
+            cpus: Cpus::try_from(self.cpus).unwrap(),
+            memory: MemoryMib::try_from(128).unwrap(),
+            cmdline: self.cmdline.to_owned(),
+            fds: Fds {
+                kvm: 4,
+                kernel: 5,
+                initramfs: None,
+                disk: self.disk.map(|_| DiskFds { base: 11, diff: 12 }),
+                lock: None,
+                control: 6,
+                vsock: 7,
+                ready: 8,
+                exit: Some(10),
+                owner: Some(9),
+            },
+            boot_timeout_ms: self.boot_timeout.as_millis() as u64,
+            ttl_ms: self.ttl.map(|ttl| ttl.as_millis() as u64),
+        };
+        let mut json = tempfile::tempfile().unwrap();
+        json.write_all(&serde_json::to_vec(&spec).unwrap()).unwrap();
+        std::io::Seek::rewind(&mut json).unwrap();
+        parts.insert(0, json.into());
+        let stderr = file("stderr");
+
+        // SAFETY: the child calls nothing that another thread of this process could hold a lock for but malloc, which the C
+        // library makes usable again.
+        let pid = match unsafe { libc::fork() } {
+            -1 => panic!("{}", std::io::Error::last_os_error()),
+            0 => become_machine(parts, stderr),
+            pid => pid,
+        };
+        // SAFETY: the child has not been waited for, so that the number is its own.
+        let pidfd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+        assert!(pidfd >= 0, "{}", std::io::Error::last_os_error());
+        // SAFETY: it has just been opened.
+        let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd as RawFd) };
+        Process { pidfd, pid, directory, started: Instant::now(), _ready: ready, owner: Some(owner) }
+    }
+}
+
+/// Puts `parts` at the numbers from 3 on. A panic, in whatever thread, ends the process as such.
+fn become_machine(parts: Vec<OwnedFd>, stderr: File) -> ! {
+    const PANICKED: i32 = 101;
+    // SAFETY: dup2 and fcntl touch no memory. What had the numbers before is the parent's, and is not used again here.
+    unsafe {
+        libc::dup2(stderr.as_raw_fd(), libc::STDERR_FILENO);
+        let high: Vec<RawFd> = parts
+            .into_iter()
+            .map(|part| libc::fcntl(part.into_raw_fd(), libc::F_DUPFD_CLOEXEC, 500))
+            .collect();
+        for (number, fd) in (3..).zip(high) {
+            libc::dup2(fd, number);
+        }
+    }
+    std::mem::forget(stderr);
+    std::panic::set_hook(Box::new(|info| {
+        let _ = writeln!(std::io::stderr(), "{info}");
+        // SAFETY: ends the process without the test harness, which belongs to the parent.
+        unsafe { libc::_exit(PANICKED) }
+    }));
+    let code = u8::from(vmm::process::main() != std::process::ExitCode::SUCCESS);
+    // SAFETY: as above.
+    unsafe { libc::_exit(code.into()) }
+}
+
+impl Process {
+    /// A client of its control socket; `None` once it has ended.
+    pub(crate) fn control(&self) -> Option<Client> {
+        Client::new(UnixStream::connect(self.directory.path().join("control")).ok()?, ANSWER).ok()
+    }
+
+    /// A connection to its vsock socket; `None` once it has ended.
+    pub(crate) fn vsock(&self) -> Option<UnixStream> {
+        let stream = UnixStream::connect(self.directory.path().join("vsock")).ok()?;
+        stream.set_read_timeout(Some(ANSWER)).unwrap();
+        stream.set_write_timeout(Some(ANSWER)).unwrap();
+        Some(stream)
+    }
+
+    /// Hangs up as the process's owner.
+    pub(crate) fn disown(&mut self) {
+        self.owner = None;
+    }
+
+    /// Whether the process ends within `time`.
+    pub(crate) fn ends_within(&self, time: Duration) -> bool {
+        let mut poll = libc::pollfd { fd: self.pidfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: one valid pollfd.
+        match unsafe { libc::poll(&raw mut poll, 1, time.as_millis() as i32) } {
+            -1 => panic!("{}", std::io::Error::last_os_error()),
+            ready => ready == 1,
+        }
+    }
+
+    /// Waits for the end.
+    ///
+    /// # Panics
+    /// The process does not end in time, panicked, was killed by a signal, or has not said why it has ended.
+    pub(crate) fn end(mut self) -> End {
+        let in_time = self.ends_within(DEADLINE.saturating_sub(self.started.elapsed()));
+        let status = self.reap();
+        let read = |name: &str| std::fs::read_to_string(self.directory.path().join(name)).unwrap();
+        let (stderr, exit) = (read("stderr"), read("exit.json"));
+        assert!(in_time, "the machine does not end: {stderr}");
+        assert!(status.signal().is_none() && status.code() < Some(2), "{status}: {stderr}");
+        let exit =
+            serde_json::from_str(&exit).unwrap_or_else(|e| panic!("exit.json: {e}: {exit:?}; {stderr}"));
+        End { exit, status, stderr }
+    }
+
+    /// Kills it if it has not ended.
+    fn reap(&mut self) -> ExitStatus {
+        let mut status = 0;
+        // SAFETY: the process has not been waited for, so that the number is its own.
+        unsafe {
+            libc::kill(self.pid, libc::SIGKILL);
+            libc::waitpid(self.pid, &raw mut status, 0);
+        }
+        self.pid = 0;
+        ExitStatus::from_raw(status)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if self.pid != 0 {
+            self.reap();
+        }
+    }
+}
+
+/// The guest's kernel, as it is built.
+pub(crate) fn guest_kernel() -> PathBuf {
+    if let Some(path) = std::env::var_os("VOIDRUN_KERNEL") {
+        return path.into();
+    }
+    let build = Path::new(env!("CARGO_MANIFEST_DIR")).join("../kernels/build");
+    let output =
+        Command::new(build).arg("guest").stderr(Stdio::inherit()).output().expect("running kernels/build");
+    assert!(output.status.success(), "kernels/build: {}", output.status);
+    String::from_utf8(output.stdout).unwrap().trim_end().into()
+}
+
+const CMDLINE: &str = "quiet loglevel=1 reboot=k panic=-1 earlyprintk=serial,0x3f8,nocfg,keep";
+
+fn boot(kernel: &Path) -> Process {
+    Launch { kernel, cmdline: CMDLINE, cpus: 2, disk: None, boot_timeout: DEADLINE, ttl: None }.start()
+}
+
+#[test]
+fn a_kernel_without_a_root_ends_in_a_panic_that_is_told() {
+    let end = boot(&guest_kernel()).end();
+    assert!(end.status.success(), "{end:?}");
+    let ExitReason::KernelPanic { message } = &end.exit.reason else { panic!("{end:?}") };
+    assert!(message.starts_with("VFS: Unable to mount root fs"), "{end:?}");
+    assert!(end.exit.console.contains(message.as_str()), "{end:?}");
+    assert_eq!(end.stderr, "");
+}
+
+#[test]
+fn a_machine_without_an_owner_ends() {
+    let mut process = boot(&guest_kernel());
+    process.control().expect("it runs").status().unwrap();
+    process.disown();
+    assert_eq!(process.end().exit.reason, ExitReason::Killed);
+}
+
+#[test]
+fn what_is_no_kernel_is_told() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let end = boot(file.path()).end();
+    assert_eq!(end.status.code(), Some(1));
+    let ExitReason::Failed { message } = &end.exit.reason else { panic!("{end:?}") };
+    assert!(message.contains("neither an ELF file nor a bzImage"), "{end:?}");
+    assert!(end.stderr.contains(message.as_str()), "{end:?}");
+}
