@@ -128,6 +128,10 @@ impl Machine {
         boot::prepare(&memory, &vcpus[0], &kernel, &spec.cmdline, parts.initramfs.as_ref(), &slots, cpus)?;
         let console = Console::default();
         let io_ports = Arc::new(Ports::new(SerialPort::new(console.clone())));
+        let interrupts = transports
+            .iter()
+            .map(|transport| (transport.info().name, transport.interrupt().clone()))
+            .collect();
         let bus = Arc::new(Bus::new(transports));
         let ending = Ending::new().map_err(host("creating an eventfd"))?;
         let prepare = || jail::enter_thread(Thread::Vcpu).map_err(io::Error::other);
@@ -140,6 +144,7 @@ impl Machine {
             vcpus,
             bus,
             workers,
+            interrupts,
             _vm: vm,
             console,
             ending,

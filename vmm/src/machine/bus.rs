@@ -32,11 +32,6 @@ impl Bus {
         }
     }
 
-    /// Every transport, for the lifecycle and the metrics. No vCPU can use its device meanwhile.
-    pub(crate) fn transports(&self) -> impl Iterator<Item = MutexGuard<'_, Transport>> {
-        self.transports.iter().map(lock)
-    }
-
     fn find(&self, address: u64) -> Option<(MutexGuard<'_, Transport>, u64)> {
         let offset = address.checked_sub(layout::VIRTIO_MMIO)?;
         let transport = self.transports.get(usize::try_from(offset / layout::VIRTIO_MMIO_SIZE).ok()?)?;

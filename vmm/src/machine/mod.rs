@@ -33,7 +33,7 @@ use crate::devices::vsock::Counters;
 use crate::devices::{Console, Worker, borrow};
 use crate::exit::{Exit, ExitReason};
 use crate::jail::{Layers, SelfReport};
-use crate::virtio::DeviceError;
+use crate::virtio::{DeviceError, Interrupt};
 use bus::Bus;
 use ending::Ending;
 use vcpu::Vcpus;
@@ -53,6 +53,9 @@ pub(crate) struct Machine {
     vcpus: Vcpus,
     bus: Arc<Bus>,
     workers: Vec<Arc<Worker>>,
+    /// Of each device, by its name. Its transport is not asked: a vCPU may hold that for as long as the device takes to reset,
+    /// and at once again.
+    interrupts: Vec<(&'static str, Interrupt)>,
     /// Holds what KVM keeps of the machine together: memory slots, interrupt controllers, eventfds.
     _vm: Vm,
     console: Console,
@@ -220,13 +223,13 @@ impl Machine {
     }
 
     fn metrics(&self) -> Result<Metrics, io::Error> {
-        let devices = self.bus.transports().map(|transport| {
-            let counters = transport.interrupt().counters();
+        let devices = self.interrupts.iter().map(|(device, interrupt)| {
+            let counters = interrupt.counters();
             let metrics = DeviceMetrics {
                 notifications: counters.notifications.load(Ordering::Relaxed),
                 interrupts: counters.interrupts.load(Ordering::Relaxed),
             };
-            (transport.info().name.to_owned(), metrics)
+            ((*device).to_owned(), metrics)
         });
         Ok(Metrics {
             exits: self.vcpus.exits(),

@@ -92,6 +92,7 @@ impl Hostile {
         let Self { scenario, cpus, boot_timeout, ttl, .. } = *self;
         let (seed, rounds) =
             (from_env("VOIDRUN_HOSTILE_SEED"), self.rounds * from_env("VOIDRUN_HOSTILE_ROUNDS"));
+        let boot_timeout = boot_timeout * from_env("VOIDRUN_HOSTILE_ROUNDS") as u32;
         let kernel = hostile_kernel();
         let directory = tempfile::tempdir().unwrap();
         let [base, diff] = ["base", "diff"].map(|name| directory.path().join(name));
@@ -227,7 +228,7 @@ fn answer(mut stream: UnixStream) -> Option<String> {
 
 #[test]
 fn console() {
-    let reason = Hostile::new("console", 40 << 10).ends();
+    let reason = Hostile::new("console", 40_000).ends();
     // What reaches a terminal moves no cursor.
     let told = ExitReason::KernelPanic { message: "\u{fffd}[31mred\u{fffd}".to_owned() };
     assert_eq!(reason, told);
@@ -246,5 +247,5 @@ fn a_guest_that_does_nothing_reaches_its_deadlines() {
         assert_eq!(hostile.ends(), ExitReason::Ttl { seconds: 2 });
     }
     let hostile = Hostile { boot_timeout: Duration::from_secs(3), ..Hostile::new("spin", 0) };
-    assert_eq!(hostile.ends(), ExitReason::BootTimeout { seconds: 3 });
+    assert!(matches!(hostile.ends(), ExitReason::BootTimeout { .. }));
 }

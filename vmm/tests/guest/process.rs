@@ -13,7 +13,7 @@ use vmm::control::Client;
 use vmm::exit::{Exit, ExitReason};
 use vmm::spec::{Cpus, DiskFds, Fds, MachineSpec, MemoryMib, VERSION};
 
-/// What no machine here takes, on the slowest host.
+/// What no machine of one round takes, on the slowest host.
 pub(crate) const DEADLINE: Duration = Duration::from_mins(3);
 /// For one answer on a socket.
 pub(crate) const ANSWER: Duration = Duration::from_mins(1);
@@ -34,7 +34,8 @@ pub(crate) struct Process {
     pidfd: OwnedFd,
     pid: libc::pid_t,
     directory: tempfile::TempDir,
-    started: Instant,
+    /// When it must have ended: it ends itself before, unless it hangs.
+    deadline: Instant,
     /// The agent's place: whoever is joined to it is not read from.
     _ready: UnixStream,
     owner: Option<UnixStream>,
@@ -108,7 +109,14 @@ impl Launch<'_> {
         assert!(pidfd >= 0, "{}", std::io::Error::last_os_error());
         // SAFETY: it has just been opened.
         let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd as RawFd) };
-        Process { pidfd, pid, directory, started: Instant::now(), _ready: ready, owner: Some(owner) }
+        Process {
+            pidfd,
+            pid,
+            directory,
+            deadline: Instant::now() + self.boot_timeout + ANSWER,
+            _ready: ready,
+            owner: Some(owner),
+        }
     }
 }
 
@@ -171,7 +179,7 @@ impl Process {
     /// # Panics
     /// The process does not end in time, panicked, was killed by a signal, or has not said why it has ended.
     pub(crate) fn end(mut self) -> End {
-        let in_time = self.ends_within(DEADLINE.saturating_sub(self.started.elapsed()));
+        let in_time = self.ends_within(self.deadline.saturating_duration_since(Instant::now()));
         let status = self.reap();
         let read = |name: &str| std::fs::read_to_string(self.directory.path().join(name)).unwrap();
         let (stderr, exit) = (read("stderr"), read("exit.json"));
