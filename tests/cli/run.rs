@@ -17,6 +17,7 @@ fn with_image() -> Voidrun {
 #[test]
 fn wrong_command_lines_are_not_the_commands_codes() {
     let voidrun = with_image();
+    let kernel = voidrun.path("kernel").display().to_string();
     for (arguments, word) in [
         (&["run"][..], "IMAGE"),
         (&["run", "--cpus", "0", "tool"], "between 1 and 32"),
@@ -25,8 +26,8 @@ fn wrong_command_lines_are_not_the_commands_codes() {
         (&["run", "-w", "relative", "tool"], "begins with /"),
         (&["run", "-v", "/src:/src", "tool"], "voidrun cp"),
         (&["run", "-it", "tool", "sh"], "not a terminal"),
-        (&["run", "--env-file", "/nonexistent", "tool"], "/nonexistent"),
-        (&["run", "UPPER", "sh"], "UPPER"),
+        (&["run", "--kernel", &kernel, "--env-file", "/nonexistent", "tool"], "/nonexistent"),
+        (&["run", "--kernel", &kernel, "UPPER", "sh"], "UPPER"),
     ] {
         voidrun.run(arguments).fails(125, &[word]);
         let home = voidrun.path("elsewhere").display().to_string();
