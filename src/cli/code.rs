@@ -39,17 +39,20 @@ pub(super) fn of(error: &CliError) -> &'static str {
         CliError::Login { source, .. } | CliError::Logout { source, .. } => of_registry(source),
         CliError::Registry(error) => of_registry(error),
         CliError::Store(error) => of_store(error),
-        CliError::Name(NameError::DefaultImage) => NOT_FOUND,
+        CliError::Name(NameError::DefaultImage) | CliError::Kernel(KernelError::Missing(_)) => NOT_FOUND,
         CliError::Name(_) | CliError::Usage(_) => USAGE,
         CliError::Config(_) => CONFIGURATION,
         CliError::Unusable(_) => UNUSABLE,
         CliError::Interrupted { .. } => INTERRUPTED,
         CliError::Launch { source, .. } => of_launch(source),
-        CliError::Kernel(KernelError::Missing(_)) => NOT_FOUND,
         CliError::Exec { source, .. } => of_exec(source),
         CliError::Ended(_) => MACHINE,
-        CliError::Kernel(_) | CliError::Sandbox(_) | CliError::Terminal(_) => IO,
-        CliError::Runtime(_) | CliError::Input { .. } | CliError::Output(_) => IO,
+        CliError::Kernel(_)
+        | CliError::Sandbox(_)
+        | CliError::Terminal(_)
+        | CliError::Runtime(_)
+        | CliError::Input { .. }
+        | CliError::Output(_) => IO,
     }
 }
 

@@ -109,8 +109,9 @@ impl CliError {
 
     /// Tells people of what does not keep a verb from its work.
     pub(crate) fn warn(&self) {
-        let causes: String = causes(self).iter().map(|cause| format!(": {cause}")).collect();
-        tell(&format!("warning: {self}{causes}"));
+        let mut texts = vec![self.to_string()];
+        texts.extend(causes(self));
+        tell(&format!("warning: {}", texts.join(": ")));
     }
 
     fn is_of_the_connection(&self) -> bool {

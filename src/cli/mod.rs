@@ -125,7 +125,7 @@ fn run(cli: Cli) -> Result<u8, CliError> {
     let config = Config::load(cli.home, |name| std::env::var_os(name))?;
     let context = Context { json: cli.json, config };
     let done = match cli.verb {
-        Verb::Run(args) => return run::run(*args, context),
+        Verb::Run(args) => return run::run(&args, context),
         Verb::Images(verb) => images::run(verb, &context),
         Verb::Login(args) => login::run(args, &context),
         Verb::Logout(args) => logout::run(&args, &context),

@@ -17,10 +17,11 @@ pub(crate) struct InvalidId(String);
 impl SandboxId {
     /// A new one. That nobody has it already is for the caller to see.
     pub(crate) fn random() -> std::io::Result<Self> {
-        let mut bytes = [0_u8; LENGTH / 2];
+        let mut bytes = [0; size_of::<u64>()];
         // So few bytes come whole or not at all (getrandom(2)).
         rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
-        Ok(Self(bytes.iter().map(|byte| format!("{byte:02x}")).collect()))
+        let digits = format!("{:016x}", u64::from_ne_bytes(bytes));
+        Ok(Self(digits[..LENGTH].to_owned()))
     }
 
     /// The digits.

@@ -40,7 +40,7 @@ const CMDLINE: &[&str] = &[
 ];
 
 /// A guest that boots at all is up in a second; one on an emulated CPU that many share takes far longer.
-const BOOT_TIMEOUT: Duration = Duration::from_secs(60);
+const BOOT_TIMEOUT: Duration = Duration::from_mins(1);
 /// The machine keeps the deadline itself; this much later we no longer trust it to.
 const SLACK: Duration = Duration::from_secs(10);
 
@@ -56,7 +56,7 @@ pub(crate) struct Launch<'a> {
     /// How much memory.
     pub(crate) memory: MemoryMib,
     /// What the kernel is told beside what it always is, behind that.
-    pub(crate) kernel_args: &'a str,
+    pub(crate) cmdline: &'a str,
 }
 
 /// A sandbox that has not come up. Nothing of it remains.
@@ -143,7 +143,7 @@ fn start(
     let base = launch.image.rootfs.try_clone().map_err(host("open the image again"))?;
     let config = Config { hostname: directory.id().to_string(), ..Config::default() };
     let initramfs = in_memory("initramfs", &agent::initramfs(&config))?;
-    let (owner, owned) = StdUnixStream::pair().map_err(host("make a pair of sockets"))?;
+    let (owner, its_owner) = StdUnixStream::pair().map_err(host("make a pair of sockets"))?;
     let (ready, theirs) = StdUnixStream::pair().map_err(host("make a pair of sockets"))?;
     ready.set_nonblocking(true).map_err(host("prepare a socket"))?;
     let ready = UnixStream::from_std(ready).map_err(host("prepare a socket"))?;
@@ -162,14 +162,14 @@ fn start(
         vsock: inherits.add(directory.listen(VSOCK)?),
         ready: inherits.add(theirs),
         exit: Some(inherits.add(directory.create_file(EXIT)?)),
-        owner: Some(inherits.add(owned)),
+        owner: Some(inherits.add(its_owner)),
     };
     let spec = MachineSpec {
         version: VERSION,
         id: directory.id().to_string(),
         cpus: launch.cpus,
         memory: launch.memory,
-        cmdline: [&CMDLINE.join(" "), launch.kernel_args].join(" ").trim_end().to_owned(),
+        cmdline: [&CMDLINE.join(" "), launch.cmdline].join(" ").trim_end().to_owned(),
         fds,
         boot_timeout_ms: BOOT_TIMEOUT.as_millis() as u64,
         ttl_ms: None,

@@ -16,8 +16,8 @@ pub(super) fn exec(
     tty: bool,
     here: impl Fn(&str) -> Option<OsString>,
 ) -> Result<Exec, CliError> {
-    let argv = argv(args.entrypoint.as_deref(), &args.command, image);
-    if argv.is_empty() {
+    let words = argv(args.entrypoint.as_deref(), &args.command, image);
+    if words.is_empty() {
         return Err(CliError::Usage(format!(
             "the image {} does not say what to run: name a command behind it, as in `voidrun run {0} /bin/sh`",
             args.image
@@ -38,7 +38,7 @@ pub(super) fn exec(
         timeout_ms: args.timeout.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
         tty: tty.then(window_size),
         stdin: args.interactive,
-        ..Exec::new(Command::Argv(argv))
+        ..Exec::new(Command::Argv(words))
     })
 }
 

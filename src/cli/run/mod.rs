@@ -44,6 +44,7 @@ Examples:
   voidrun run --memory 2g --cpus 2 --timeout 10m -e TOKEN -w /src code make test
   tar c . | voidrun run -i code tar t"
 )]
+#[allow(clippy::struct_excessive_bools, reason = "each is a flag")]
 pub(crate) struct Args {
     /// Pass standard input to the command
     #[arg(short, long)]
@@ -79,8 +80,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "PATH")]
     kernel: Option<PathBuf>,
     /// More for the kernel's command line
-    #[arg(long, value_name = "TEXT", default_value_t, hide = true)]
-    kernel_args: String,
+    #[arg(long = "kernel-args", value_name = "TEXT", default_value_t, hide = true)]
+    cmdline: String,
     /// What to run instead of the image's entrypoint; empty: the command alone
     #[arg(long, value_name = "PROGRAM")]
     entrypoint: Option<String>,
@@ -132,7 +133,7 @@ fn timeout(text: &str) -> Result<Duration, String> {
 }
 
 /// Returns the command's exit code.
-pub(super) fn run(args: Args, mut context: Context) -> Result<u8, CliError> {
+pub(super) fn run(args: &Args, mut context: Context) -> Result<u8, CliError> {
     let timings = Timings::new();
     if let Some(volume) = args.volume.first() {
         return Err(CliError::Usage(format!(
@@ -153,16 +154,16 @@ pub(super) fn run(args: Args, mut context: Context) -> Result<u8, CliError> {
 
     let store = context.store()?;
     let kernel = Kernel::find(&context.config.kernel, store.root())?;
-    let image = image(&args, &context, &store)?;
+    let image = image(args, &context, &store)?;
     timings.mark("image");
-    let exec = command::exec(&args, &image.record.config, tty, |name| std::env::var_os(name))?;
+    let exec = command::exec(args, &image.record.config, tty, |name| std::env::var_os(name))?;
     let sandboxes = Sandboxes::new(store.root());
     let machine = Launch {
         image: &image,
         kernel,
         cpus: args.cpus.unwrap_or(context.config.cpus.value),
         memory: args.memory.unwrap_or(context.config.memory.value).mib(),
-        kernel_args: &args.kernel_args,
+        cmdline: &args.cmdline,
     };
 
     // One thread is enough to move bytes, and starts sooner.

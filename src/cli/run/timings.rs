@@ -33,7 +33,7 @@ impl Timings {
         let steps = self.steps.borrow();
         let steps: serde_json::Map<_, _> = steps
             .iter()
-            .map(|(step, time)| ((*step).to_owned(), json!(time.as_micros() as f64 / 1000.0)))
+            .map(|(step, time)| ((*step).to_owned(), json!(time.as_secs_f64() * 1000.0)))
             .collect();
         let metrics = handle.control().and_then(|mut control| control.metrics());
         let metrics = match metrics {
