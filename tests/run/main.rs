@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
 mod command;
+mod doctor;
 mod life;
 mod machine;
 mod streams;

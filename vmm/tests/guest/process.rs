@@ -5,13 +5,15 @@ use std::io::Write as _;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, IntoRawFd as _, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::ExitStatusExt as _;
-use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
+use std::path::Path;
+use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use vmm::control::Client;
 use vmm::exit::{Exit, ExitReason};
 use vmm::spec::{Cpus, DiskFds, Fds, MachineSpec, MemoryMib, VERSION};
+
+use crate::guest_kernel;
 
 /// What no machine of one round takes, on the slowest host.
 pub(crate) const DEADLINE: Duration = Duration::from_mins(3);
@@ -211,19 +213,7 @@ impl Drop for Process {
     }
 }
 
-/// The guest's kernel, as it is built.
-pub(crate) fn guest_kernel() -> PathBuf {
-    if let Some(path) = std::env::var_os("VOIDRUN_KERNEL") {
-        return path.into();
-    }
-    let build = Path::new(env!("CARGO_MANIFEST_DIR")).join("../kernels/build");
-    let output =
-        Command::new(build).arg("guest").stderr(Stdio::inherit()).output().expect("running kernels/build");
-    assert!(output.status.success(), "kernels/build: {}", output.status);
-    String::from_utf8(output.stdout).unwrap().trim_end().into()
-}
-
-const CMDLINE: &str = "quiet loglevel=1 reboot=k panic=-1 earlyprintk=serial,0x3f8,nocfg,keep";
+const CMDLINE: &str = "pci=off quiet loglevel=1 reboot=k panic=-1 earlyprintk=serial,0x3f8,nocfg,keep";
 
 fn boot(kernel: &Path) -> Process {
     Launch { kernel, cmdline: CMDLINE, cpus: 2, disk: None, boot_timeout: DEADLINE, ttl: None }.start()

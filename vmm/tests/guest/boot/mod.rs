@@ -1,13 +1,13 @@
-//! Boots the real guest kernel, without devices. `VOIDRUN_KERNEL` names it, else `kernels/build` does.
+//! Boots the real guest kernel, without devices.
 
 mod init;
 mod machine;
 
 use std::fs::File;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::Path;
 use std::time::Instant;
 
+use crate::guest_kernel;
 use machine::{End, Guest, Machine, Trace};
 
 /// The messages of a panic, and nothing else. (`pci=off`: Linux loads no ACPI tables without CONFIG_PCI, and then looks for buses.)
@@ -15,17 +15,6 @@ const QUIET: &str = "pci=off quiet loglevel=1 reboot=k panic=-1 earlyprintk=seri
 /// Everything.
 const VERBOSE: &str = "pci=off reboot=k panic=-1 earlyprintk=serial,0x3f8,nocfg,keep";
 const NO_ROOT: &str = "VFS: Unable to mount root fs";
-
-fn kernel_path() -> PathBuf {
-    if let Some(path) = std::env::var_os("VOIDRUN_KERNEL") {
-        return path.into();
-    }
-    let build = Path::new(env!("CARGO_MANIFEST_DIR")).join("../kernels/build");
-    let output =
-        Command::new(build).arg("guest").stderr(Stdio::inherit()).output().expect("running kernels/build");
-    assert!(output.status.success(), "kernels/build: {}", output.status);
-    String::from_utf8(output.stdout).unwrap().trim_end().into()
-}
 
 fn open(path: &Path) -> File {
     File::open(path).unwrap_or_else(|error| panic!("opening {}: {error}", path.display()))
@@ -52,7 +41,7 @@ fn boot(guest: &Guest<'_>) -> (End, Trace) {
 
 #[test]
 fn panics_without_a_root_by_either_protocol_on_any_number_of_vcpus() {
-    let kernel = open(&kernel_path());
+    let kernel = open(&guest_kernel());
     for cpus in [1, 2, 4] {
         for pvh in [true, false] {
             let guest =
@@ -72,7 +61,7 @@ fn number(console: &str, before: &str) -> u64 {
 
 #[test]
 fn finds_all_vcpus_ram_and_devices() {
-    let kernel = open(&kernel_path());
+    let kernel = open(&guest_kernel());
     for (mib, cpus) in [(128, 1), (3584, 2), (4608, 4)] {
         for pvh in [true, false] {
             let guest =
@@ -98,7 +87,7 @@ fn finds_all_vcpus_ram_and_devices() {
 
 #[test]
 fn a_bzimage_boots() {
-    let kernel = open(&kernel_path().with_file_name("bzImage"));
+    let kernel = open(&guest_kernel().with_file_name("bzImage"));
     let guest =
         Guest { kernel: &kernel, pvh: false, cmdline: QUIET, initramfs: None, mib: 256, cpus: 2, devices: 0 };
     let (end, trace) = boot(&guest);
@@ -108,7 +97,7 @@ fn a_bzimage_boots() {
 
 #[test]
 fn init_switches_the_machine_off_and_resets_it() {
-    let kernel = open(&kernel_path());
+    let kernel = open(&guest_kernel());
     let cases = [
         (init::POWER_OFF, End::PowerOff, "reboot: Power down\r\n"),
         (init::RESTART, End::Reset, "reboot: Restarting system\r\n"),
@@ -130,7 +119,7 @@ fn init_switches_the_machine_off_and_resets_it() {
 /// Saved in the middle of the boot, again and again, and gone on with in a new machine.
 #[test]
 fn a_machine_goes_on_where_it_was_saved() {
-    let kernel = open(&kernel_path());
+    let kernel = open(&guest_kernel());
     for cpus in [1, 2] {
         let guest = Guest {
             kernel: &kernel,
@@ -157,7 +146,7 @@ fn a_machine_goes_on_where_it_was_saved() {
 
 #[test]
 fn a_new_generation_id_reseeds_the_random_numbers() {
-    let kernel = open(&kernel_path());
+    let kernel = open(&guest_kernel());
     let guest = Guest {
         kernel: &kernel,
         pvh: true,
