@@ -13,6 +13,7 @@ pub mod memory;
 pub mod probe;
 pub mod process;
 pub mod spec;
+mod vectored;
 pub mod virtio;
 
 /// Guest RAM. A clone refers to the same memory.

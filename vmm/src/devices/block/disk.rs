@@ -8,7 +8,7 @@ use rustix::fs::FallocateFlags;
 use vm_memory::VolatileSlice;
 
 use super::format::{BITMAP, DiskError, GRANULE, Layout};
-use super::vectored::{length, part, read_exact_at, write_all_at};
+use crate::vectored::{length, part, read_exact_at, write_all_at};
 
 /// A base image, which is only read, and the diff with what was written since. [`format`](super::format) draws the file.
 ///

@@ -3,7 +3,6 @@
 mod disk;
 mod format;
 mod request;
-mod vectored;
 
 #[cfg(test)]
 mod disk_tests;
@@ -31,9 +30,9 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use vm_memory::VolatileSlice;
 
 use self::request::{Body, MAX_DESCRIPTORS, Request, bytes};
-use self::vectored::{length, part};
 use super::State;
 use crate::GuestMemory;
+use crate::vectored::{length, part};
 use crate::virtio::{Active, Chain, ConfigSpace, Device, DeviceError, Events, Info, Saved};
 
 const QUEUE: usize = 0;

@@ -4,8 +4,8 @@ use virtio_bindings::virtio_blk::VIRTIO_BLK_S_IOERR;
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Bytes as _, GuestAddress, GuestMemory as _, GuestMemoryError, Permissions, VolatileSlice};
 
-use super::vectored::{length, part};
 use crate::GuestMemory;
+use crate::vectored::{length, part};
 use crate::virtio::{Chain, DeviceError};
 
 /// A driver must not make a chain that is longer than the queue, not in an indirect table either (section 2.7.5.3.1).

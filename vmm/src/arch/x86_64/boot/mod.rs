@@ -146,7 +146,7 @@ fn place_initramfs(memory: &GuestMemory, kernel: &Kernel, file: &File) -> Result
         return Err(BootError::InitramfsTooLarge { len, room });
     }
     let start = (memory::low_end(memory) - len) / PAGE * PAGE;
-    memory::copy_file(memory, start, file, 0, len)?;
+    memory::read_file(memory, start, file, 0, len)?;
     Ok(Range { start, len })
 }
 

@@ -44,6 +44,6 @@ pub(super) fn load(
     // It unpacks itself to its preferred address, or to where it is when that is higher, and needs init_size bytes there.
     let (preferred, needed) = (u64_at(start, 0x258), u64::from(u32_at(start, 0x260)));
     let end = fits(preferred.max(layout::HIGH_RAM), needed, ram_end)?.max(compressed_end);
-    memory::copy_file(memory, layout::HIGH_RAM, file, setup, len)?;
+    memory::read_file(memory, layout::HIGH_RAM, file, setup, len)?;
     Ok(Kernel { pvh: None, entry: layout::HIGH_RAM + ENTRY_64, setup_header: header, end })
 }

@@ -52,7 +52,7 @@ pub(super) fn load(memory: &GuestMemory, file: &File, header: &[u8]) -> Result<K
                 if loaded > ram_end {
                     return Err(KernelError::Damaged("its segments overlap"));
                 }
-                memory::map_file(memory, start, file, offset, in_file)?;
+                memory::read_file(memory, start, file, offset, in_file)?;
                 kernel.end = kernel.end.max(end);
                 entry_is_loaded |= (start..end).contains(&entry);
             }

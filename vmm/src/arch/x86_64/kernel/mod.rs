@@ -78,8 +78,6 @@ const SETUP_HEADER_END: usize = 0x290;
 impl Kernel {
     /// Loads `file` into `memory`, which is new.
     ///
-    /// Page-aligned segments of an ELF file are mapped, not copied: see [`map_file`](crate::memory::map_file) for what that asks of the file.
-    ///
     /// # Errors
     /// The file is no kernel for this machine, is damaged, or does not fit.
     pub fn load(memory: &GuestMemory, file: &File) -> Result<Self, KernelError> {

@@ -10,12 +10,12 @@ use vm_memory::VolatileSlice;
 const IOV_MAX: usize = 1024;
 
 /// How many bytes `slices` hold.
-pub(super) fn length(slices: &[VolatileSlice<'_>]) -> u64 {
+pub(crate) fn length(slices: &[VolatileSlice<'_>]) -> u64 {
     slices.iter().map(|slice| slice.len() as u64).sum()
 }
 
 /// `len` bytes of `slices` without the first `skip`; fewer where they end.
-pub(super) fn part<'a>(
+pub(crate) fn part<'a>(
     slices: &[VolatileSlice<'a>],
     mut skip: usize,
     mut len: usize,
@@ -34,7 +34,7 @@ pub(super) fn part<'a>(
 }
 
 /// Fills `slices` from `offset` on. The end of the file is an error.
-pub(super) fn read_exact_at(file: &File, slices: &[VolatileSlice<'_>], offset: u64) -> io::Result<()> {
+pub(crate) fn read_exact_at(file: &File, slices: &[VolatileSlice<'_>], offset: u64) -> io::Result<()> {
     transfer(slices, offset, io::ErrorKind::UnexpectedEof, |iovecs, offset| {
         // SAFETY: `transfer` gives no more than IOV_MAX iovecs, each of memory that stays mapped and may be written. Nothing
         // in this program holds a reference to it: guest memory is read and written through pointers alone.
@@ -43,7 +43,7 @@ pub(super) fn read_exact_at(file: &File, slices: &[VolatileSlice<'_>], offset: u
 }
 
 /// Writes all of `slices` at `offset`.
-pub(super) fn write_all_at(file: &File, slices: &[VolatileSlice<'_>], offset: u64) -> io::Result<()> {
+pub(crate) fn write_all_at(file: &File, slices: &[VolatileSlice<'_>], offset: u64) -> io::Result<()> {
     transfer(slices, offset, io::ErrorKind::WriteZero, |iovecs, offset| {
         // SAFETY: as for preadv above, and here the memory is only read.
         unsafe { libc::pwritev(file.as_raw_fd(), iovecs.as_ptr(), iovecs.len() as libc::c_int, offset) }
