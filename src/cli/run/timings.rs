@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
+use rustix::time::{ClockId, clock_gettime};
 use serde_json::json;
 
 use crate::cli::tell;
@@ -27,19 +28,27 @@ impl Timings {
         }
     }
 
-    /// One line of JSON on standard error: when each step was done, in ms since the start of the run; what the agent says of
-    /// its own start; what the machine has cost.
+    /// One line of JSON on standard error: when the run began, in ms of CLOCK_MONOTONIC; when each step was done, in ms since
+    /// then; what the agent says of its own start; what the machine has cost.
     pub(super) fn print(&self, handle: &Handle) {
         let steps = self.steps.borrow();
         let steps: serde_json::Map<_, _> = steps
             .iter()
             .map(|(step, time)| ((*step).to_owned(), json!(time.as_secs_f64() * 1000.0)))
             .collect();
+        let now = clock_gettime(ClockId::Monotonic);
+        let began = Duration::new(now.tv_sec as u64, now.tv_nsec as u32).saturating_sub(self.start.elapsed());
         let metrics = handle.control().and_then(|mut control| control.metrics());
         let metrics = match metrics {
             Ok(metrics) => json!(metrics),
             Err(error) => json!({ "error": error.to_string() }),
         };
-        tell(&json!({ "stepsMs": steps, "agent": handle.hello(), "metrics": metrics }).to_string());
+        let report = json!({
+            "monotonicMs": began.as_secs_f64() * 1000.0,
+            "stepsMs": steps,
+            "agent": handle.hello(),
+            "metrics": metrics,
+        });
+        tell(&report.to_string());
     }
 }
