@@ -1,8 +1,13 @@
-//! Builds the guest's agent, which the binary carries: for musl, because it is the only program in its initramfs.
+//! What the binary carries. The guest's agent, built for musl, because it is the only program in its initramfs. And in a
+//! release the guest's kernel, if VOIDRUN_EMBED_KERNEL names one.
 
 use std::env;
+use std::ffi::OsString;
+use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, exit};
+
+use sha2::{Digest as _, Sha256};
 
 const TARGET: &str = "x86_64-unknown-linux-musl";
 
@@ -10,14 +15,21 @@ fn main() {
     for path in ["agent", "protocol", "Cargo.toml", "Cargo.lock"] {
         println!("cargo::rerun-if-changed={path}");
     }
-    if let Err(why) = build() {
+    if let Err(why) = agent() {
         eprintln!("the guest's agent was not built: {why}");
+        exit(1);
+    }
+    if let Err(why) = kernel() {
+        eprintln!("the guest's kernel was not embedded: {why}");
         exit(1);
     }
 }
 
-fn build() -> Result<(), String> {
-    let variable = |name: &str| env::var_os(name).ok_or_else(|| format!("cargo did not set {name}"));
+fn variable(name: &str) -> Result<OsString, String> {
+    env::var_os(name).ok_or_else(|| format!("cargo did not set {name}"))
+}
+
+fn agent() -> Result<(), String> {
     let directory = PathBuf::from(variable("OUT_DIR")?).join("agent");
     let source = PathBuf::from(variable("CARGO_MANIFEST_DIR")?);
 
@@ -55,4 +67,33 @@ fn build() -> Result<(), String> {
     let binary = directory.join(TARGET).join("agent").join("voidrun-agent");
     println!("cargo::rustc-env=VOIDRUN_AGENT={}", binary.display());
     Ok(())
+}
+
+/// Compresses the kernel, and writes an expression of type `Option<Embedded>` for src/sandbox/embedded.rs to include.
+fn kernel() -> Result<(), String> {
+    const NAME: &str = "VOIDRUN_EMBED_KERNEL";
+    // The best that still unpacks within 8 MiB of window.
+    const LEVEL: i32 = 19;
+    println!("cargo::rerun-if-env-changed={NAME}");
+    let directory = PathBuf::from(variable("OUT_DIR")?);
+    let write = |name: &str, content: &[u8]| {
+        fs::write(directory.join(name), content).map_err(|error| format!("{name}: {error}"))
+    };
+    let Some(path) = env::var_os(NAME).filter(|path| !path.is_empty()).map(PathBuf::from) else {
+        return write("kernel.rs", b"None");
+    };
+    println!("cargo::rerun-if-changed={}", path.display());
+    let kernel = fs::read(&path).map_err(|error| format!("{NAME} is {}: {error}", path.display()))?;
+    if !kernel.starts_with(b"\x7fELF") {
+        return Err(format!("{NAME} is {}: this is no vmlinux", path.display()));
+    }
+    let sha256: String = Sha256::digest(&kernel).iter().map(|byte| format!("{byte:02x}")).collect();
+    let zstd = zstd::bulk::compress(&kernel, LEVEL).map_err(|error| format!("zstd: {error}"))?;
+    write("kernel.zst", &zstd)?;
+    let size = kernel.len();
+    let zstd = r#"include_bytes!(concat!(env!("OUT_DIR"), "/kernel.zst"))"#;
+    write(
+        "kernel.rs",
+        format!(r#"Some(Embedded {{ zstd: {zstd}, sha256: "{sha256}", size: {size} }})"#).as_bytes(),
+    )
 }

@@ -66,7 +66,7 @@ pub(crate) struct Config {
     pub(crate) gc_budget: Setting<Size>,
     /// What it does not touch.
     pub(crate) gc_grace: Setting<Duration>,
-    /// The guest's kernel; without it the store's.
+    /// The guest's kernel; without it this binary's, else the store's.
     pub(crate) kernel: Setting<Option<PathBuf>>,
     /// The vCPUs of a sandbox.
     pub(crate) cpus: Setting<Cpus>,

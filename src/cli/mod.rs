@@ -1,6 +1,7 @@
 //! The command line: one verb a file. Results go to standard output, everything else to standard error.
 
 mod code;
+mod completions;
 mod config;
 mod doctor;
 mod error;
@@ -59,6 +60,7 @@ enum Verb {
   voidrun config
   VOIDRUN_HOME=/srv/voidrun voidrun config --json")]
     Config,
+    Completions(completions::Args),
 }
 
 /// What every verb needs.
@@ -131,6 +133,7 @@ fn run(cli: Cli) -> Result<u8, CliError> {
         Verb::Logout(args) => logout::run(&args, &context),
         Verb::Doctor(args) => doctor::run(&args, &context),
         Verb::Config => config::run(&context),
+        Verb::Completions(args) => completions::run(&args),
     };
     done.map(|()| 0)
 }

@@ -6,6 +6,7 @@
 
 mod connect;
 mod directory;
+mod embedded;
 mod exec;
 mod frames;
 mod handle;

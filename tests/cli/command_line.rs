@@ -134,3 +134,37 @@ fn configuration_is_shown_with_its_origin() {
     voidrun.configure("defaultimage = 'x'\n");
     voidrun.run(&["images", "ls"]).fails(1, &["config.toml:1:", "did you mean `default_image`?"]);
 }
+
+/// bash accepts what is printed for it, and completes by it.
+#[test]
+fn completions() {
+    let voidrun = Voidrun::new();
+    let script = voidrun.run(&["completions", "bash"]).ok().stdout;
+    let path = voidrun.file("voidrun.bash", script.as_bytes());
+    // As readline calls it: the command, the word to complete, the word before.
+    let complete = |words: &[&str]| {
+        let program = r#"set -eu
+            source "$1"
+            shift
+            COMP_WORDS=("$@") COMP_CWORD=$(($# - 1))
+            _voidrun "$1" "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD - 1]}" || true
+            echo "${COMPREPLY[*]}""#;
+        let mut bash = std::process::Command::new("bash");
+        bash.args(["--norc", "-c", program, "bash", &path, "voidrun"]).args(words);
+        Ran::from(bash.output().unwrap()).ok().stdout.trim_end().to_owned()
+    };
+    assert_eq!(complete(&["im"]), "images");
+    assert_eq!(complete(&["images", "imp"]), "import");
+    assert_eq!(complete(&["completions", "f"]), "fish");
+    assert_eq!(complete(&["run", "--mem"]), "--memory");
+    assert_eq!(complete(&["run", "--pull", "n"]), "never");
+    // The machine's own role, and options that the help does not show.
+    assert_eq!(complete(&["vm"]), "");
+    assert_eq!(complete(&["run", "--vol"]), "");
+    for (shell, begins) in [("zsh", "#compdef voidrun\n"), ("fish", "# Print an optspec")] {
+        let script = voidrun.run(&["completions", shell]).ok().stdout;
+        assert!(script.starts_with(begins) && script.contains("memory"), "{shell}: {script}");
+        assert!(!script.contains("kernel-args") && !script.contains("vmm"), "{shell}: {script}");
+    }
+    voidrun.run(&["completions", "csh"]).fails(2, &["bash, zsh, fish"]);
+}

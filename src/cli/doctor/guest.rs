@@ -15,10 +15,16 @@ pub(super) fn check(setting: &Setting<Option<PathBuf>>, home: &Path) -> Vec<Find
     const CHECK: &str = "guest.kernel";
     const REMEDY: &str = "`./kernels/build` makes a kernel and prints its path. Name it with --kernel, VOIDRUN_KERNEL or \
                           `kernel` in the configuration, or copy it to kernels/vmlinux in the store.";
-    let finding = match Kernel::find(setting, home) {
-        Ok(kernel) => match load(&kernel.file) {
-            Ok(()) => Finding::ok(CHECK, kernel.path.display().to_string()),
-            Err(why) => Finding::failed(CHECK, format!("{}: {why}", kernel.path.display()), REMEDY),
+    let finding = match Kernel::look(setting, home) {
+        Ok(kernel) => match (load(&kernel.file), kernel.embedded) {
+            (Ok(()), false) => Finding::ok(CHECK, kernel.path.display().to_string()),
+            (Ok(()), true) => Finding::ok(CHECK, embedded(&kernel.path)),
+            (Err(why), false) => Finding::failed(CHECK, format!("{}: {why}", kernel.path.display()), REMEDY),
+            (Err(why), true) => Finding::failed(
+                CHECK,
+                format!("{}: {why}", embedded(&kernel.path)),
+                format!("rm -f {}\nThe next run unpacks it again.", kernel.path.display()),
+            ),
         },
         Err(KernelError::Missing(path)) => {
             Finding::failed(CHECK, format!("none is named, and {} is not there", path.display()), REMEDY)
@@ -26,6 +32,12 @@ pub(super) fn check(setting: &Setting<Option<PathBuf>>, home: &Path) -> Vec<Find
         Err(error) => Finding::failed(CHECK, chain(&error), REMEDY),
     };
     vec![finding]
+}
+
+/// `path` is its place in the store.
+fn embedded(path: &Path) -> String {
+    let when = if path.exists() { "unpacked to" } else { "which the first run unpacks to" };
+    format!("the one in this binary, {when} {}", path.display())
 }
 
 /// Loads it as a machine does; the text says why that fails.

@@ -36,7 +36,7 @@ pub(crate) struct Args {
     /// Only the checks of this group; can be given again
     #[arg(long, value_name = "GROUP")]
     check: Vec<Group>,
-    /// The guest kernel to look at, as `run` takes it [default: $VOIDRUN_KERNEL, else kernel in the configuration, else the store's]
+    /// The guest kernel to look at, as `run` takes it [default: $VOIDRUN_KERNEL, else kernel in the configuration, else this binary's, else the store's]
     #[arg(long, value_name = "PATH")]
     kernel: Option<PathBuf>,
 }

@@ -76,7 +76,7 @@ pub(crate) struct Args {
     /// End the command after this time, as 30s or 5m [default: never]
     #[arg(long, value_name = "TIME", value_parser = timeout)]
     timeout: Option<Duration>,
-    /// The guest's kernel, a vmlinux or bzImage [default: $VOIDRUN_KERNEL, else kernel in the configuration, else the store's]
+    /// The guest's kernel, a vmlinux or bzImage [default: $VOIDRUN_KERNEL, else kernel in the configuration, else this binary's, else the store's]
     #[arg(long, value_name = "PATH")]
     kernel: Option<PathBuf>,
     /// More for the kernel's command line
