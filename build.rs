@@ -3,6 +3,7 @@
 
 use std::env;
 use std::ffi::OsString;
+use std::fmt::Write as _;
 use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, exit};
@@ -87,7 +88,10 @@ fn kernel() -> Result<(), String> {
     if !kernel.starts_with(b"\x7fELF") {
         return Err(format!("{NAME} is {}: this is no vmlinux", path.display()));
     }
-    let sha256: String = Sha256::digest(&kernel).iter().map(|byte| format!("{byte:02x}")).collect();
+    let mut sha256 = String::new();
+    for byte in Sha256::digest(&kernel) {
+        let _ = write!(sha256, "{byte:02x}");
+    }
     let zstd = zstd::bulk::compress(&kernel, LEVEL).map_err(|error| format!("zstd: {error}"))?;
     write("kernel.zst", &zstd)?;
     let size = kernel.len();
