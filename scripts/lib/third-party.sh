@@ -1,13 +1,13 @@
 # shellcheck shell=bash
 # Sourced by scripts/dist: which libraries of others are in the binary, and their licences.
 
-# third_party TRIPLE: prints the crates that voidrun and the guest's agent are linked from, and the licences' texts, each once.
+# third_party TRIPLE WORK: prints the crates that voidrun and the guest's agent are linked from, and the licences' texts, each once.
+# WORK is a directory to be made, for what is collected on the way.
 third_party() {
-    local triple=$1 crate name version license manifest file text
+    local triple=$1 texts=$2 crate name version license manifest file text
     local -A licenses directories
     local -a linked
-    local texts
-    texts=$(mktemp --directory)
+    mkdir "$texts"
     while IFS=$'\t' read -r name version license manifest; do
         licenses[$name $version]=$license
         directories[$name $version]=${manifest%/*}
@@ -41,5 +41,4 @@ END
         echo
         cat "${text%.crates}"
     done
-    rm -r "$texts"
 }
