@@ -1,0 +1,186 @@
+import { withoutNulls } from "./absent.js";
+import { runCode, type CodeResult, type RunCodeOptions } from "./code.js";
+import { Commands } from "./commands.js";
+import { NotFoundError } from "./errors.js";
+import type { ExitEvent, StreamHandlers } from "./events.js";
+import { exec, followHandled, type ExecRequest, type ExecResult } from "./exec.js";
+import { Files } from "./files.js";
+import type { Api, CallOptions } from "./http.js";
+import { Pty } from "./pty.js";
+
+/** A port of the sandbox that the host can reach. */
+export interface Port {
+  protocol: "http" | "tcp" | "udp";
+  /** In the guest. */
+  port: number;
+  hostAddress?: string;
+  hostPort?: number;
+  /** Where it is reached; the daemon says so. */
+  url?: string;
+}
+
+/** What the guest may reach. */
+export interface Network {
+  mode: "none" | "public" | "allow";
+  allow?: string[];
+  deny?: string[];
+}
+
+/** What can be said of a new sandbox; what is absent is the daemon's default. */
+export interface CreateOptions extends CallOptions {
+  /** Lower-case letters, digits and `-`; a generated one where it is absent. */
+  name?: string | undefined;
+  /** `code` where it is absent. */
+  image?: string | undefined;
+  /** Processors. */
+  cpu?: number | undefined;
+  /** Memory in MiB. */
+  mem?: number | undefined;
+  /** Disk in MiB. */
+  diskMB?: number | undefined;
+  /** Environment of every command. */
+  envVars?: Record<string, string> | undefined;
+  labels?: Record<string, string> | undefined;
+  ports?: Port[] | undefined;
+  network?: Network | undefined;
+  /** Seconds until the sandbox is ended. */
+  ttl?: number | undefined;
+  /** Seconds without use until it is ended. */
+  idleTimeout?: number | undefined;
+  autoSleep?: boolean | undefined;
+  /** Whether the image is pulled: where it is missing, never, or always. */
+  pull?: "missing" | "never" | "always" | undefined;
+}
+
+/** What the daemon says of a sandbox. */
+export interface SandboxInfo {
+  id: string;
+  name: string;
+  image: string;
+  cpu: number;
+  /** MiB. */
+  mem: number;
+  /** MiB. */
+  diskMB: number;
+  /** Coarse, for clients of the hosted API; `state` is exact. */
+  status: "running" | "snapshotted" | "error" | "killed" | "deleted";
+  state: "creating" | "running" | "paused" | "stopped" | "sleeping" | "failed";
+  /** Why the machine has ended. */
+  exitReason?: string;
+  /** RFC 3339. */
+  createdAt: string;
+  createdBy?: string;
+  orgId?: string;
+  envVars?: Record<string, string>;
+  labels?: Record<string, string>;
+  ports?: Port[];
+  autoSleep?: boolean;
+}
+
+/** What `POST`, `GET` and `PATCH` of a sandbox answer. */
+export interface SandboxAnswer {
+  data: SandboxInfo;
+}
+
+/** A virtual machine with commands, code, files and terminals. `await using` removes it at the end of the scope. */
+export class Sandbox {
+  readonly id: string;
+  readonly commands: Commands;
+  readonly files: Files;
+  readonly pty: Pty;
+  #info: SandboxInfo;
+  readonly #api: Api;
+  readonly #path: string;
+
+  /** @internal */
+  constructor(api: Api, info: SandboxInfo) {
+    this.id = info.id;
+    this.#info = withoutNulls(info);
+    this.#api = api;
+    this.#path = sandboxPath(info.id);
+    this.commands = new Commands(api, this.#path);
+    this.files = new Files(api, this.#path);
+    this.pty = new Pty(api, this.#path);
+  }
+
+  get name(): string {
+    return this.#info.name;
+  }
+
+  /** What the daemon has said last; `refresh` asks anew. */
+  get info(): SandboxInfo {
+    return this.#info;
+  }
+
+  async refresh({ signal }: CallOptions = {}): Promise<SandboxInfo> {
+    const answer = await this.#api.call<SandboxAnswer>("GET", this.#path, { signal });
+    this.#info = withoutNulls(answer.data);
+    return this.#info;
+  }
+
+  /** Runs a command to its end and returns what it printed. One that fails is a result, not an error. */
+  exec(request: ExecRequest, options: CallOptions = {}): Promise<ExecResult> {
+    return exec(this.#api, `${this.#path}/exec`, request, options);
+  }
+
+  /**
+   * Runs a command and hands on what it prints, as it prints it. The promise is settled when the command has ended,
+   * with its exit. What fails is told to `onError`, where there is one; then the promise is resolved without an exit.
+   */
+  execStream(
+    request: ExecRequest,
+    handlers: StreamHandlers = {},
+    options: CallOptions = {},
+  ): Promise<ExitEvent | undefined> {
+    return followHandled(this.#api.events(`${this.#path}/exec-stream`, request, options), handlers, options);
+  }
+
+  /** Runs code of any size. Code that fails is a result, not an error. */
+  runCode(code: string, options: RunCodeOptions = {}): Promise<CodeResult> {
+    return runCode(this.#api, `${this.#path}/code`, code, options);
+  }
+
+  /** Boots a stopped sandbox; its disk is as it was. */
+  start(options: CallOptions = {}): Promise<void> {
+    return this.#turn("start", options);
+  }
+
+  /** Powers off and keeps the disk. */
+  stop(options: CallOptions = {}): Promise<void> {
+    return this.#turn("stop", options);
+  }
+
+  /** Halts the processors; memory stays. */
+  pause(options: CallOptions = {}): Promise<void> {
+    return this.#turn("pause", options);
+  }
+
+  resume(options: CallOptions = {}): Promise<void> {
+    return this.#turn("resume", options);
+  }
+
+  /** Ends it and removes its disk. */
+  async remove({ signal }: CallOptions = {}): Promise<void> {
+    await this.#api.call("DELETE", this.#path, { signal });
+  }
+
+  /** As `remove`, but it may be gone already. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    try {
+      await this.remove();
+    } catch (error) {
+      if (!(error instanceof NotFoundError)) throw error;
+    }
+  }
+
+  async #turn(verb: string, options: CallOptions): Promise<void> {
+    await this.#api.call("POST", `${this.#path}/${verb}`, options);
+    await this.refresh(options);
+  }
+}
+
+/** The path of a sandbox by its id, an id's prefix or its name. */
+export function sandboxPath(id: string): string {
+  if (!id) throw new TypeError("the id or name of the sandbox is empty");
+  return `/sandboxes/${encodeURIComponent(id)}`;
+}
