@@ -57,6 +57,13 @@ need_packages() {
 
 # What each job needs. A C compiler is for the crates with C inside (ring, zstd).
 need_build_packages() { need_packages gcc libc6-dev; }
+need_node() {
+    local found
+    command -v node >/dev/null && command -v npm >/dev/null || need_packages nodejs npm
+    found=$(node --version)
+    [[ $found =~ ^v([0-9]+) ]] && ((BASH_REMATCH[1] >= 20)) ||
+        fail "the SDK needs Node.js 20 or newer, and $found was found. Get it from https://nodejs.org, put it into PATH and run this again."
+}
 need_image_packages() {
     need_packages mmdebstrap debian-archive-keyring umoci jq gzip
     ((EUID == 0)) || need_packages uidmap

@@ -18,11 +18,11 @@ const INSTALL = `Unpack the release, put the program into PATH or its path into 
 
 /** Connects each request to the daemon's Unix socket, and starts the daemon where there is none. */
 export class DaemonAgent extends Agent {
-  readonly #socketPath: string;
+  readonly #socketPath: () => string;
   /** One start for all requests that wait for it. */
   #starting: Promise<void> | undefined;
 
-  constructor(socketPath: string) {
+  constructor(socketPath: () => string) {
     // A connection a request: cheap on a Unix socket, and none is ever found dead when a daemon was started anew.
     super({ keepAlive: false });
     this.#socketPath = socketPath;
@@ -40,22 +40,15 @@ export class DaemonAgent extends Agent {
 
   async #connectOrStart(): Promise<Socket> {
     try {
-      return await connect(this.#socketPath);
+      return await connect(this.#socketPath());
     } catch (error) {
       const code = (error as NodeJS.ErrnoException).code;
-      if (code !== "ENOENT" && code !== "ECONNREFUSED") throw unreachable(this.#socketPath, error);
+      if (code !== "ENOENT" && code !== "ECONNREFUSED") throw error;
     }
     this.#starting ??= startDaemon().finally(() => (this.#starting = undefined));
     await this.#starting;
-    return connect(this.#socketPath).catch((error: unknown) => {
-      throw unreachable(this.#socketPath, error);
-    });
+    return connect(this.#socketPath());
   }
-}
-
-function unreachable(socketPath: string, cause: unknown): Error {
-  if (cause instanceof ConnectionError) return cause;
-  return new ConnectionError(`no connection to the daemon at ${socketPath}: ${(cause as Error).message}`, { cause });
 }
 
 async function connect(socketPath: string): Promise<Socket> {
@@ -84,8 +77,8 @@ function dial(path: string): Promise<Socket> {
 /** Anyone can make a directory in /tmp: what listens in somebody else's is not our daemon. */
 async function checkOwner(directory: string): Promise<void> {
   const found = await lstat(directory);
-  if (!found.isDirectory() || found.uid !== process.getuid?.() || (found.mode & 0o022) !== 0) {
-    throw new ConnectionError(`${directory} is not a directory of yours that only you can write to: remove it`);
+  if (!found.isDirectory() || found.uid !== process.geteuid?.() || (found.mode & 0o077) !== 0) {
+    throw new ConnectionError(`${directory} is not a directory that is yours alone (mode 0700): remove it`);
   }
 }
 

@@ -1,3 +1,7 @@
+import { createHash } from "node:crypto";
+import { realpathSync, statSync } from "node:fs";
+import { isAbsolute, join, resolve } from "node:path";
+
 import { VoidRunError } from "./errors.js";
 
 /** How a client finds the daemon. Nothing has to be given. */
@@ -8,8 +12,8 @@ export interface VoidRunOptions {
   apiUrl?: string | undefined;
 }
 
-/** Where the daemon is. */
-export type Endpoint = { socketPath: string } | { url: URL; apiKey: string | undefined };
+/** Where the daemon is. A socket's path is asked for anew at each use: it may depend on what is there. */
+export type Endpoint = { socketPath: () => string } | { url: URL; apiKey: string | undefined };
 
 type Environment = Record<string, string | undefined>;
 
@@ -22,7 +26,10 @@ export function resolveEndpoint(options: VoidRunOptions, environment: Environmen
       return { url: parseUrl(source, address), apiKey };
     }
   }
-  return { socketPath: socketPath(environment) };
+  const user = process.geteuid?.();
+  if (user === undefined) throw new VoidRunError("voidrun runs on Linux; elsewhere apiUrl has to name its address");
+  const { XDG_RUNTIME_DIR: runtime, VOIDRUN_HOME: store } = environment;
+  return { socketPath: () => join(socketDirectory(runtime, user), socketName(store)) };
 }
 
 /** An address without a path means this client's own API, `/v1`. */
@@ -35,10 +42,25 @@ function parseUrl(source: string, address: string): URL {
   return url;
 }
 
-function socketPath(environment: Environment): string {
-  const runtime = environment["XDG_RUNTIME_DIR"];
-  // A relative one is to be ignored, says the specification.
-  if (runtime?.startsWith("/")) return `${runtime}/voidrun/voidrun.sock`;
-  if (!process.getuid) throw new VoidRunError("voidrun runs on Linux; elsewhere apiUrl has to name its address");
-  return `/tmp/voidrun-${process.getuid()}/voidrun.sock`;
+/** In the session's directory where that is the user's, else in one in /tmp. */
+function socketDirectory(runtime: string | undefined, user: number): string {
+  const other = `/tmp/voidrun-${user}`;
+  if (!runtime || !isAbsolute(runtime)) return other;
+  try {
+    return statSync(runtime).uid === user ? join(runtime, "voidrun") : other;
+  } catch {
+    return other;
+  }
+}
+
+/** A store that is not the default one has a daemon, and a socket, of its own. */
+function socketName(store: string | undefined): string {
+  if (!store) return "voidrun.sock";
+  let path = resolve(store);
+  try {
+    path = realpathSync(path);
+  } catch {
+    // It is not there yet; the daemon makes it.
+  }
+  return `voidrun-${createHash("sha256").update(path).digest("hex").slice(0, 12)}.sock`;
 }

@@ -10,22 +10,22 @@ export interface ExitEvent {
   /** The guest had no memory left for it. */
   oomKilled?: boolean;
   /** The signal that has ended it. */
-  signal?: number | string;
+  signal?: number;
   durationMs?: number;
 }
 
 /** Told what a command prints, as it prints it. Each is awaited before more is read: a slow one slows the command. */
 export interface OutputHandlers {
   /** Text of standard output. No character is ever cut in two; bytes that are not UTF-8 become U+FFFD. */
-  onStdout?: ((data: string) => void | Promise<void>) | undefined;
+  onStdout?: ((data: string) => unknown) | undefined;
   /** Text of standard error. */
-  onStderr?: ((data: string) => void | Promise<void>) | undefined;
+  onStderr?: ((data: string) => unknown) | undefined;
 }
 
 export interface StreamHandlers extends OutputHandlers {
-  onExit?: ((exit: ExitEvent) => void | Promise<void>) | undefined;
+  onExit?: ((exit: ExitEvent) => unknown) | undefined;
   /** Told what has failed, in place of a rejected promise. Not told of an abort, nor of errors of the handlers. */
-  onError?: ((error: Error) => void | Promise<void>) | undefined;
+  onError?: ((error: Error) => unknown) | undefined;
 }
 
 /** A line of the wire. */

@@ -28,7 +28,7 @@ export interface FileEvent {
 
 export interface WatchOptions extends CallOptions {
   /** Told each event; awaited before the next. */
-  onEvent: (event: FileEvent) => void | Promise<void>;
+  onEvent: (event: FileEvent) => unknown;
   /** What is below subdirectories too; false where it is absent. */
   recursive?: boolean | undefined;
   /** Without directories whose name begins with a dot; true where it is absent. */

@@ -99,7 +99,7 @@ export class Api {
   /** A WebSocket; messages go to `onMessage` one after the other. */
   async webSocket(
     path: string,
-    onMessage: (data: Buffer) => void | Promise<void>,
+    onMessage: (data: Buffer) => unknown,
     { query, signal }: { query?: Query } & CallOptions,
   ): Promise<Connection> {
     signal?.throwIfAborted();
@@ -162,7 +162,7 @@ export class Api {
 
   #translate(what: string, error: unknown): Error {
     if (error instanceof VoidRunError) return error;
-    const where = "url" in this.#endpoint ? this.#endpoint.url.host : this.#endpoint.socketPath;
+    const where = "url" in this.#endpoint ? this.#endpoint.url.host : this.#endpoint.socketPath();
     const why = (error as Error).message || (error as NodeJS.ErrnoException).code;
     return new ConnectionError(`${what}: the connection to the daemon at ${where} failed: ${why}`, { cause: error });
   }

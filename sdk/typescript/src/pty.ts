@@ -21,7 +21,7 @@ export interface ConnectOptions extends CallOptions {
   /** A session of `createSession`, which goes on when the connection ends; else a new shell, which does not. */
   sessionId?: string | undefined;
   /** Told what the terminal shows; awaited before the next. No character is ever cut in two. */
-  onData: (data: string) => void | Promise<void>;
+  onData: (data: string) => unknown;
 }
 
 /** Terminals of a sandbox. */

@@ -19,7 +19,7 @@ export class Connection {
   /** Why it was closed. */
   readonly #code: Promise<number>;
 
-  constructor(socket: WebSocket, onMessage: (data: Buffer) => void | Promise<void>, signal: AbortSignal | undefined) {
+  constructor(socket: WebSocket, onMessage: (data: Buffer) => unknown, signal: AbortSignal | undefined) {
     this.#socket = socket;
     this.#code = new Promise((resolve) => socket.once("close", resolve));
     this.closed = this.#receive(onMessage, signal);
@@ -45,7 +45,7 @@ export class Connection {
     clearTimeout(late);
   }
 
-  async #receive(onMessage: (data: Buffer) => void | Promise<void>, signal: AbortSignal | undefined): Promise<void> {
+  async #receive(onMessage: (data: Buffer) => unknown, signal: AbortSignal | undefined): Promise<void> {
     const abort = () => this.#socket.terminate();
     signal?.addEventListener("abort", abort);
     if (signal?.aborted) abort();
@@ -73,7 +73,7 @@ export class Connection {
 export function openWebSocket(
   url: string,
   options: ClientOptions,
-  onMessage: (data: Buffer) => void | Promise<void>,
+  onMessage: (data: Buffer) => unknown,
   signal: AbortSignal | undefined,
 ): Promise<Connection> {
   return new Promise((resolve, reject) => {

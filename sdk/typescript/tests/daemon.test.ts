@@ -1,11 +1,14 @@
 import assert from "node:assert/strict";
-import { chmod, mkdir, readFile, rm, writeFile } from "node:fs/promises";
+import { createHash } from "node:crypto";
+import { chmod, mkdir, readFile, rm, symlink, writeFile } from "node:fs/promises";
 import { createConnection } from "node:net";
 import { join } from "node:path";
 import { afterEach, test } from "node:test";
 
 import { DaemonError, VoidRun } from "@voidrun/sdk";
 
+// Not of the package's interface: nothing but an environment can be asked for it.
+import { resolveEndpoint } from "../dist/endpoint.js";
 import { json, runtimeDirectory, Wire } from "./server.js";
 
 const PATH = process.env["PATH"]!;
@@ -80,7 +83,10 @@ test("a daemon that cannot be started: why, in its own words", async () => {
   await assert.rejects(new VoidRun().listSandboxes(), { message: /was ended by SIGKILL: it said nothing/ });
   // One that says it runs, and does not.
   process.env["VOIDRUN_BIN"] = await program(directory, "");
-  await assert.rejects(new VoidRun().listSandboxes(), { name: "ConnectionError", message: /no connection .* ENOENT/ });
+  await assert.rejects(new VoidRun().listSandboxes(), {
+    name: "ConnectionError",
+    message: /voidrun\.sock failed: .*ENOENT/,
+  });
   await rm(directory, { recursive: true });
 });
 
@@ -102,12 +108,39 @@ test("a program that is not there: how to install it", async () => {
   await rm(directory, { recursive: true });
 });
 
-test("a directory that others can write to is not trusted", async () => {
+test("a directory that others can look into is not trusted", async () => {
   await using wire = await Wire.serve((_, response) => json(response, 200, { data: [], meta: {} }));
   const directory = join(process.env["XDG_RUNTIME_DIR"]!, "voidrun");
   await new VoidRun().listSandboxes();
-  await chmod(directory, 0o722);
-  await assert.rejects(new VoidRun().listSandboxes(), { name: "ConnectionError", message: /only you can write to/ });
+  await chmod(directory, 0o710);
+  await assert.rejects(new VoidRun().listSandboxes(), { name: "ConnectionError", message: /yours alone/ });
+  assert.equal(wire.received.length, 1);
+});
+
+test("each store has a daemon of its own, and without a session's directory there is one in /tmp", async () => {
+  await using wire = await Wire.serve((_, response) => json(response, 200, { data: [], meta: {} }));
+  const directory = process.env["XDG_RUNTIME_DIR"]!;
+  const socket = (name: string) => join(directory, "voidrun", name);
+  process.env["VOIDRUN_HOME"] = join(directory, "link");
+  try {
+    await symlink(directory, process.env["VOIDRUN_HOME"]);
+    const key = createHash("sha256").update(directory).digest("hex").slice(0, 12);
+    await symlink(socket("voidrun.sock"), socket(`voidrun-${key}.sock`));
+    await new VoidRun().listSandboxes();
+    await rm(process.env["VOIDRUN_HOME"]);
+    process.env["VOIDRUN_BIN"] = await program(directory, "");
+    await assert.rejects(new VoidRun().listSandboxes(), { message: /voidrun-[0-9a-f]{12}\.sock failed: .*ENOENT/ });
+  } finally {
+    delete process.env["VOIDRUN_HOME"];
+  }
+  for (const unusable of ["", "relative", "/nonexistent", undefined]) {
+    if (unusable === undefined) delete process.env["XDG_RUNTIME_DIR"];
+    else process.env["XDG_RUNTIME_DIR"] = unusable;
+    // Not asked: a daemon may run there.
+    const endpoint = resolveEndpoint({}, process.env);
+    assert.ok("socketPath" in endpoint);
+    assert.equal(endpoint.socketPath(), `/tmp/voidrun-${process.geteuid!()}/voidrun.sock`);
+  }
   assert.equal(wire.received.length, 1);
 });
 

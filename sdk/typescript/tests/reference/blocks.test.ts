@@ -1,14 +1,8 @@
 import assert from "node:assert/strict";
-import { execFile } from "node:child_process";
-import { mkdir, rm, writeFile } from "node:fs/promises";
-import { join } from "node:path";
 import { test } from "node:test";
-import { fileURLToPath } from "node:url";
-import { promisify } from "node:util";
 
+import { typeCheck } from "../typecheck.js";
 import { extractBlocks, readReference, restoreIndentation } from "./extract.js";
-
-const PACKAGE = fileURLToPath(new URL("../../", import.meta.url));
 
 test("the twelve blocks are found, whole, and nothing else", async () => {
   const reference = await readReference();
@@ -46,24 +40,8 @@ test("one function's indentation is all that is restored", async () => {
 });
 
 test("every block type-checks against the SDK's types", async () => {
-  const directory = join(PACKAGE, "build/reference/blocks");
-  await rm(directory, { recursive: true, force: true });
-  await mkdir(directory, { recursive: true });
-  const files: string[] = [];
-  for (const [index, block] of extractBlocks(await readReference()).entries()) {
-    files.push(join(directory, `${index + 1}.ts`));
-    await writeFile(files.at(-1)!, restoreIndentation(block));
-  }
-  const wrong = join(directory, "wrong.ts");
-  await writeFile(wrong, `import { VoidRun } from "@voidrun/sdk";\nnew VoidRun().getSandbox(1);\n`);
-
-  const options = "--ignoreConfig --strict --exactOptionalPropertyTypes --noEmit --target es2022 --module nodenext";
-  const tsc = (...sources: string[]) =>
-    promisify(execFile)(
-      process.execPath,
-      [join(PACKAGE, "node_modules/typescript/bin/tsc"), ...options.split(" "), "--types", "node", ...sources],
-      { cwd: PACKAGE },
-    ).catch((error: { stdout: string }) => error);
-  assert.equal((await tsc(...files)).stdout, "");
-  assert.match((await tsc(wrong)).stdout, /wrong\.ts\(2,26\): error TS2345/);
+  const blocks = extractBlocks(await readReference()).map(restoreIndentation);
+  assert.equal(await typeCheck("reference", blocks), "");
+  const wrong = 'import { VoidRun } from "@voidrun/sdk";\nnew VoidRun().getSandbox(1);\n';
+  assert.match(await typeCheck("wrong", [wrong]), /1\.ts\(2,26\): error TS2345/);
 });
