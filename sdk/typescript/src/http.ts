@@ -1,6 +1,6 @@
 import http from "node:http";
 import https from "node:https";
-import { Readable } from "node:stream";
+import { pipeline, Readable } from "node:stream";
 
 import { DaemonAgent } from "./daemon.js";
 import type { Endpoint } from "./endpoint.js";
@@ -93,6 +93,8 @@ export class Api {
       throw this.#translate(`${method} ${path}`, error);
     } finally {
       clearTimeout(timer);
+      // An upload may still go on, though it was answered.
+      deadline.abort();
     }
   }
 
@@ -131,17 +133,19 @@ export class Api {
     return new Promise((resolve, reject) => {
       const send = target.protocol === "https:" ? https.request : http.request;
       const sent = send(target, { method, path: this.#path(path, query), headers, agent: this.#agent ?? false });
-      const end = () => sent.destroy(new Error("aborted"));
+      // Without a connection yet, the request itself would say nothing until there is one.
+      const end = () => {
+        sent.destroy();
+        reject(new Error("aborted"));
+      };
       signal?.addEventListener("abort", end);
       deadline.addEventListener("abort", end);
       sent.once("close", () => signal?.removeEventListener("abort", end));
       sent.on("error", reject);
       sent.once("response", resolve);
       if (body === undefined || typeof body === "string" || body instanceof Uint8Array) sent.end(body);
-      else
-        Readable.from(body)
-          .once("error", (error) => sent.destroy(error))
-          .pipe(sent);
+      // Where the content fails, the request is ended without an error of its own.
+      else pipeline(Readable.from(body), sent, (error) => error && reject(error));
     });
   }
 

@@ -46,9 +46,6 @@ export class Connection {
   }
 
   async #receive(onMessage: (data: Buffer) => unknown, signal: AbortSignal | undefined): Promise<void> {
-    const abort = () => this.#socket.terminate();
-    signal?.addEventListener("abort", abort);
-    if (signal?.aborted) abort();
     try {
       // The stream is what pauses the socket while a handler is at work; in object mode it keeps messages whole.
       for await (const message of createWebSocketStream(this.#socket, { readableObjectMode: true })) {
@@ -63,7 +60,6 @@ export class Connection {
       signal?.throwIfAborted();
       throw error;
     } finally {
-      signal?.removeEventListener("abort", abort);
       this.#socket.terminate();
     }
   }
@@ -85,12 +81,12 @@ export function openWebSocket(
     });
     const abort = () => socket.terminate();
     signal?.addEventListener("abort", abort);
+    socket.once("close", () => signal?.removeEventListener("abort", abort));
     socket.once("error", reject);
     socket.once("unexpected-response", (_request, response: IncomingMessage) => {
       failure(response).then(reject, reject);
     });
     socket.once("open", () => {
-      signal?.removeEventListener("abort", abort);
       socket.off("error", reject);
       resolve(new Connection(socket, onMessage, signal));
     });

@@ -90,6 +90,19 @@ test("a daemon that cannot be started: why, in its own words", async () => {
   await rm(directory, { recursive: true });
 });
 
+test("an abort does not wait for a daemon that takes its time", async () => {
+  const directory = await runtimeDirectory();
+  process.env["VOIDRUN_BIN"] = await program(directory, `echo $$ >"${directory}/pid"\nexec sleep 30`);
+  const began = Date.now();
+  const signal = AbortSignal.timeout(500);
+  const sandboxes = new VoidRun().listSandboxes({ signal });
+  await assert.rejects(sandboxes, { name: "TimeoutError" });
+  await assert.rejects(new VoidRun().createSandbox({ signal }), { name: "TimeoutError" });
+  assert.ok(Date.now() - began < 10_000);
+  process.kill(Number(await readFile(join(directory, "pid"), "utf8")));
+  await rm(directory, { recursive: true });
+});
+
 test("a program that is not there: how to install it", async () => {
   const directory = await runtimeDirectory();
   process.env["PATH"] = join(directory, "empty");

@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { once } from "node:events";
+import type { ServerResponse } from "node:http";
 import { test } from "node:test";
 import { setTimeout as delay } from "node:timers/promises";
 
@@ -228,4 +229,22 @@ test("an upload whose source fails, fails", async () => {
     throw new Error("the source is gone");
   })();
   await assert.rejects(sandbox.files.upload("/f", source), { name: "ConnectionError", message: /the source is gone/ });
+});
+
+test("an upload that is refused while it goes on: why, and nothing more is read", async () => {
+  const { wire, sandbox } = await serveSandbox(() => assert.fail("the request never becomes whole"));
+  await using _ = wire;
+  wire.server.removeAllListeners("request");
+  wire.server.on("request", (_, response: ServerResponse) => json(response, 507, { detail: "/f: no space left" }));
+  let over!: () => void;
+  const ended = new Promise<void>((resolve) => (over = resolve));
+  const source = (async function* () {
+    try {
+      for (;;) yield new Uint8Array(1 << 16);
+    } finally {
+      over();
+    }
+  })();
+  await assert.rejects(sandbox.files.upload("/f", source), { name: "LimitError", detail: "/f: no space left" });
+  await ended;
 });
