@@ -59,9 +59,9 @@ need_packages() {
 need_build_packages() { need_packages gcc libc6-dev; }
 need_node() {
     local found
-    command -v node >/dev/null && command -v npm >/dev/null || need_packages nodejs npm
+    if ! command -v node >/dev/null || ! command -v npm >/dev/null; then need_packages nodejs npm; fi
     found=$(node --version)
-    [[ $found =~ ^v([0-9]+) ]] && ((BASH_REMATCH[1] >= 20)) ||
+    [[ $found =~ ^v(2[0-9]|[3-9][0-9])\. ]] ||
         fail "the SDK needs Node.js 20 or newer, and $found was found. Get it from https://nodejs.org, put it into PATH and run this again."
 }
 need_image_packages() {
