@@ -72,7 +72,8 @@ const EXPECTED: Expectation[] = [
   { name: "Environment Variables", stdout: "API Key: secret-key-123\nDebug: true\n\n" },
   {
     name: "Background Processes",
-    stdout: /^Process PID: (\d+)\nRunning processes: \[\n[^]*pid: \1,\n *command: 'npm run dev',[^]*\nExit code: 0\n$/,
+    stdout:
+      /^Process PID: (\d+)\nRunning processes: \[\n(?=[^]* command: 'npm run dev')[^]* pid: \1\b[^]*\n\]\nExit code: 0\n$/,
   },
   {
     name: "Error Handling",
