@@ -6,11 +6,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process, pidfd_send_signal};
 
-use crate::{Ran, Store, dies, readable, scratch_image, variable};
-
-fn count(name: &str, otherwise: usize) -> usize {
-    std::env::var(name).map_or(otherwise, |text| text.parse().unwrap())
-}
+use crate::{Ran, Store, count, dies, readable, scratch_image, variable};
 
 fn signal(child: &Child, signal: Signal) {
     kill_process(Pid::from_child(child), signal).unwrap();

@@ -4,8 +4,11 @@
 //! Each test has a store of its own that shares the images.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
+mod agent;
 mod command;
+mod crash;
 mod doctor;
+mod guest;
 mod life;
 mod machine;
 mod streams;
@@ -25,11 +28,16 @@ use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
 /// How long a machine may take to die; far more than it does, also on an emulated CPU.
-const DEATH: Duration = Duration::from_secs(60);
+const DEATH: Duration = Duration::from_mins(1);
 
 fn variable(name: &str) -> PathBuf {
     let value = std::env::var_os(name).filter(|value| !value.is_empty());
     value.unwrap_or_else(|| panic!("{name} is not set: these tests are run by scripts/test")).into()
+}
+
+/// How often something is done.
+fn count(name: &str, otherwise: usize) -> usize {
+    std::env::var(name).map_or(otherwise, |text| text.parse().expect(name))
 }
 
 /// A store with the images of the common one, and sandboxes of its own.
@@ -53,6 +61,13 @@ impl Store {
 
     fn path(&self) -> &Path {
         self.dir.path()
+    }
+
+    /// The file system of an image.
+    fn rootfs(&self, image: &str) -> PathBuf {
+        let inspected = self.command(&["images", "inspect", image, "--json"]).output().unwrap();
+        let image: serde_json::Value = serde_json::from_str(&Ran::from(inspected).text()).unwrap();
+        image["rootfs"].as_str().unwrap().into()
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
