@@ -7,10 +7,11 @@ use vmm::probe::{self, ProbeError};
 
 #[test]
 fn tells_a_software_kvm_apart() {
-    let Ok(kvm) = File::options().read(true).write(true).open("/dev/kvm") else {
-        println!("/dev/kvm cannot be opened: nothing to probe");
-        return;
-    };
+    let kvm = File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm")
+        .expect("/dev/kvm is there, and open to this user");
     let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap();
     let flags = cpuinfo.lines().find(|line| line.starts_with("flags")).unwrap();
     let has_virtualization = flags.split_whitespace().any(|flag| matches!(flag, "svm" | "vmx"));

@@ -15,37 +15,41 @@ use std::time::Duration;
 /// Longer than anything takes here; a hang is a failure, not a wait.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// The agent under test; `None`, and a line that says so, where this user may not make cgroups.
-pub(crate) fn agent() -> Option<&'static Arc<Agent>> {
-    static AGENT: OnceLock<Option<Arc<Agent>>> = OnceLock::new();
-    AGENT
-        .get_or_init(|| {
-            let Some(directory) = cgroup() else {
-                eprintln!("skipped: no cgroup v2 directory that this user may write to");
-                return None;
-            };
-            Some(Agent::new(Cgroups::new(directory)).unwrap())
-        })
-        .as_ref()
+/// The agent under test.
+pub(crate) fn agent() -> &'static Arc<Agent> {
+    static AGENT: OnceLock<Arc<Agent>> = OnceLock::new();
+    AGENT.get_or_init(|| Agent::new(Cgroups::new(cgroup())).unwrap())
 }
 
 /// A new cgroup for this process's agent, in the unified hierarchy wherever it is mounted.
-fn cgroup() -> Option<PathBuf> {
+fn cgroup() -> PathBuf {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
-    let mount = mounts.lines().find(|line| line.contains(" - cgroup2 "))?.split(' ').nth(4)?;
+    let mount = mounts.lines().find(|line| line.contains(" - cgroup2 ")).expect("a mounted cgroup2");
+    let mount = mount.split(' ').nth(4).unwrap();
     let own = fs::read_to_string("/proc/self/cgroup").unwrap();
-    let own = own.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    let own = own.lines().find_map(|line| line.strip_prefix("0::/")).expect("a cgroup of version 2");
     let parent = PathBuf::from(mount).join(own);
     // Of tests that have ended: a process cannot remove its own while its last commands are ending.
-    for entry in fs::read_dir(&parent).ok()?.flatten() {
+    for entry in fs::read_dir(&parent).unwrap().flatten() {
         let name = entry.file_name().into_string().unwrap_or_default();
         if name.strip_prefix("voidrun-test-").is_some_and(|pid| !is_alive(pid)) {
             remove(&entry.path());
         }
     }
     let directory = parent.join(format!("voidrun-test-{}", std::process::id()));
-    fs::create_dir(&directory).ok()?;
-    Some(directory)
+    if let Err(error) = fs::create_dir(&directory) {
+        panic!(
+            "{}: {error}: these tests make cgroups: run them as root, or within \
+             `systemd-run --user --scope --property Delegate=yes`",
+            directory.display()
+        );
+    }
+    directory
+}
+
+/// For tests that are somebody else in turn.
+pub(crate) fn assert_root() {
+    assert!(rustix::process::geteuid().is_root(), "only root can become somebody else");
 }
 
 /// Ends what is in a cgroup and removes it, but for what is just ending.
@@ -80,14 +84,14 @@ impl Outcome {
 
 impl Host {
     /// A stream with this request on it.
-    pub(crate) fn ask(request: &Request) -> Option<Self> {
+    pub(crate) fn ask(request: &Request) -> Self {
         let (ours, theirs) = UnixStream::pair().unwrap();
         ours.set_read_timeout(Some(DEADLINE)).unwrap();
         ours.set_write_timeout(Some(DEADLINE)).unwrap();
-        agent::serve::serve_in_thread(agent()?, theirs.into());
+        agent::serve::serve_in_thread(agent(), theirs.into());
         let mut host = Self { socket: ours, decoder: Decoder::new(Sender::Agent) };
         host.message(request);
-        Some(host)
+        host
     }
 
     pub(crate) fn message<T: Control>(&mut self, message: &T) {
@@ -169,23 +173,23 @@ pub(crate) fn argv(argv: &[&str]) -> Exec {
 }
 
 /// Starts a command and waits for its Started frame.
-pub(crate) fn start(exec: Exec) -> Option<(Host, u32)> {
-    let mut host = Host::ask(&Request::Exec(exec))?;
+pub(crate) fn start(exec: Exec) -> (Host, u32) {
+    let mut host = Host::ask(&Request::Exec(exec));
     let Started { pid } = host.expect();
-    Some((host, pid))
+    (host, pid)
 }
 
 /// Runs a command to its end.
-pub(crate) fn run(exec: Exec) -> Option<Outcome> {
-    start(exec).map(|(host, _)| host.outcome())
+pub(crate) fn run(exec: Exec) -> Outcome {
+    start(exec).0.outcome()
 }
 
 /// Runs a command that is refused.
-pub(crate) fn refused(exec: Exec) -> Option<Error> {
-    let mut host = Host::ask(&Request::Exec(exec))?;
+pub(crate) fn refused(exec: Exec) -> Error {
+    let mut host = Host::ask(&Request::Exec(exec));
     let error = host.expect();
     assert_eq!(host.next(), None);
-    Some(error)
+    error
 }
 
 /// Waits, in bounds, for a condition that nothing announces.
