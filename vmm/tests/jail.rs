@@ -462,13 +462,13 @@ fn the_process_knows_what_it_uses() {
 
             // Pages of the program's file are shared with the other tests that run just now, and are counted to fewer of them
             // when one ends: hence the width.
-            let (pss, private) = (report.pss_kib().unwrap(), report.private_kib().unwrap());
+            let (pss, private) = (report.pss_kib().unwrap(), report.own_kib(&[]).unwrap());
             let block = std::hint::black_box(vec![1_u8; 64 << 20]);
             let grown = |now: u64, before: u64| {
                 assert!((before + (48 << 10)..before + (80 << 10)).contains(&now), "{before} {now}");
             };
             grown(report.pss_kib().unwrap(), pss);
-            grown(report.private_kib().unwrap(), private);
+            grown(report.own_kib(&[]).unwrap(), private);
             drop(block);
         })
         .well();

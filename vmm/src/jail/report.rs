@@ -36,15 +36,14 @@ impl SelfReport {
     /// The proportional set size in KiB: a page that N processes map counts as an N-th. The kernel walks all page tables
     /// for it, guest RAM included.
     pub fn pss_kib(&self) -> io::Result<u64> {
-        self.sum(&["Pss"])
+        // Some twenty-five lines of at most forty bytes, and a head; the kernel gives them whole when there is room for them.
+        let mut text = [0; 4096];
+        let length = rustix::io::pread(&self.memory, &mut text, 0)?;
+        let text = std::str::from_utf8(&text[..length]).map_err(|_| strange())?;
+        field(text, "Pss").ok_or_else(strange)
     }
 
-    /// KiB of pages that no other process maps, with guest RAM. Costs as much as [`pss_kib`](Self::pss_kib).
-    pub fn private_kib(&self) -> io::Result<u64> {
-        self.sum(&["Private_Clean", "Private_Dirty"])
-    }
-
-    /// [`private_kib`](Self::private_kib) without what is mapped in `ram`: ranges of addresses in this process.
+    /// KiB of pages that no other process maps, without what is mapped in `ram`: ranges of addresses in this process.
     pub fn own_kib(&self, ram: &[Range<u64>]) -> io::Result<u64> {
         rustix::fs::seek(&self.mappings, SeekFrom::Start(0))?;
         let mut text = Vec::new();
@@ -69,15 +68,6 @@ impl SelfReport {
             count += usize::from(!entry?.file_name().to_bytes().starts_with(b"."));
         }
         Ok(count)
-    }
-
-    /// The sum of the named fields.
-    fn sum(&self, names: &[&str]) -> io::Result<u64> {
-        // Some twenty-five lines of at most forty bytes, and a head; the kernel gives them whole when there is room for them.
-        let mut text = [0; 4096];
-        let length = rustix::io::pread(&self.memory, &mut text, 0)?;
-        let text = std::str::from_utf8(&text[..length]).map_err(|_| strange())?;
-        names.iter().map(|name| field(text, name).ok_or_else(strange)).sum()
     }
 }
 
