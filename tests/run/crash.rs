@@ -1,16 +1,17 @@
-//! Machines whose process is killed while they write, and whose disk another machine then finds.
+//! Machines whose host fails them: their process is killed while they write, and another machine then finds their disk; or
+//! the host's disk is full.
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read as _;
 use std::os::unix::fs::FileExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use protocol::FrameType;
 
-use crate::guest::{Guest, python};
+use crate::guest::{Guest, python, shell};
 use crate::{Store, count};
 
 /// Writers in the guest.
@@ -79,6 +80,41 @@ fn what_was_synced_survives_a_kill() {
     guest.power_off();
     is_whole(&merge(&base, &diff, store.path()));
     println!("{kills} kills; files that were said to be there: {said:?}");
+}
+
+#[test]
+fn a_full_host_is_an_io_error_and_told() {
+    let store = Store::new();
+    let small = SmallDisk::mount(store.path().join("small"));
+    let guest = Guest::boot(&store.rootfs("code"), &small.0.join("diff"), 512);
+    let outcome = guest.run(shell("dd if=/dev/zero of=/root/big bs=1M count=128 conv=fsync"));
+    let said = String::from_utf8(outcome.stderr).unwrap();
+    assert!(outcome.exit.exit_code == Some(1) && said.contains("Input/output error"), "{said}");
+    let log = guest.log();
+    assert!(log.contains("writing the disk failed") && log.contains("No space left on device"), "{log}");
+    assert_eq!(log.matches("writing").count(), 1, "{log}");
+    // The machine itself goes on.
+    assert_eq!(guest.shell("echo fine"), b"fine\n");
+}
+
+/// A file system of the host that is soon full.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn mount(path: PathBuf) -> Self {
+        std::fs::create_dir(&path).unwrap();
+        let mount =
+            Command::new("mount").args(["-t", "tmpfs", "-o", "size=32m", "small"]).arg(&path).status();
+        assert!(mount.unwrap().success(), "only root can mount");
+        Self(path)
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // A directory that stays mounted is what the test's directory then fails to be removed for.
+        let _ = Command::new("umount").arg(&self.0).status();
+    }
 }
 
 /// Lets the guest write, and kills its machine at some moment.
@@ -165,7 +201,7 @@ fn finds(guest: &Guest, said: &Said) {
 
 /// The file system of `base` with what is in `diff`, as one file: of the base its metadata alone, which is what e2fsck
 /// reads. By the description of the diff's format, and not by the code of the device.
-fn merge(base: &Path, diff: &Path, directory: &Path) -> std::path::PathBuf {
+fn merge(base: &Path, diff: &Path, directory: &Path) -> PathBuf {
     let merged = directory.join("merged");
     let _ = std::fs::remove_file(&merged);
     let done = Command::new("/sbin/e2image").arg("-r").args([base, &merged]).output().unwrap();

@@ -170,6 +170,11 @@ impl Guest {
         assert_eq!(exit.reason, vmm::exit::ExitReason::Shutdown, "{}", self.exit_and_log());
     }
 
+    /// What the machine's process has said.
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.directory.path().join("log")).unwrap()
+    }
+
     fn exit_and_log(&self) -> String {
         let read = |name: &str| std::fs::read_to_string(self.directory.path().join(name)).unwrap();
         read("exit.json") + &read("log")

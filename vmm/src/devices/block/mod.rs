@@ -1,6 +1,7 @@
 //! The block device (section 5.2): a [`Disk`] that the guest sees as one plain disk.
 
 mod disk;
+mod failures;
 mod format;
 mod request;
 
@@ -15,7 +16,6 @@ pub use disk::Disk;
 pub use format::{DiskError, GRANULE};
 
 use std::fs::File;
-use std::io;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -29,6 +29,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use vm_memory::VolatileSlice;
 
+use self::failures::Failures;
 use self::request::{Body, MAX_DESCRIPTORS, Request, bytes};
 use super::State;
 use crate::GuestMemory;
@@ -67,6 +68,7 @@ const FEATURES: u64 = 1 << VIRTIO_BLK_F_SIZE_MAX
 #[derive(Debug)]
 pub struct Block {
     disk: Disk,
+    failures: Failures,
     config: Arc<ConfigSpace>,
     active: Option<Active>,
 }
@@ -89,7 +91,7 @@ impl Block {
     pub fn new(base: File, diff: File) -> Result<Self, DiskError> {
         let disk = Disk::open(base, diff)?;
         let config = Arc::new(ConfigSpace::read_only(configuration(disk.size())));
-        Ok(Self { disk, config, active: None })
+        Ok(Self { disk, failures: Failures::default(), config, active: None })
     }
 
     fn state(&self) -> BlockState {
@@ -119,7 +121,9 @@ impl Device for Block {
         let Some(active) = &mut self.active else { return Ok(()) };
         // A driver that cannot flush expects that what is written is there (section 5.2.6.2).
         let write_through = active.features & 1 << VIRTIO_BLK_F_FLUSH == 0;
-        active.drain(QUEUE, |memory, chain| handle(&mut self.disk, write_through, memory, chain))
+        active.drain(QUEUE, |memory, chain| {
+            handle(&mut self.disk, &mut self.failures, write_through, memory, chain)
+        })
     }
 
     fn pause(&mut self) -> Result<(), DeviceError> {
@@ -163,13 +167,14 @@ fn configuration(size: u64) -> Vec<u8> {
 /// Does what `chain` asks, and tells how many bytes of it are written, from the first on.
 fn handle(
     disk: &mut Disk,
+    failures: &mut Failures,
     write_through: bool,
     memory: &GuestMemory,
     chain: Chain,
 ) -> Result<u32, DeviceError> {
     let request = Request::parse(memory, chain)?;
     let (result, room) = match &request.body {
-        Ok(body) => (execute(disk, write_through, body), length(&body.writable)),
+        Ok(body) => (execute(disk, failures, write_through, body), length(&body.writable)),
         Err(status) => (Err(*status), u64::MAX),
     };
     request.answer(result.err().unwrap_or(VIRTIO_BLK_S_OK as u8))?;
@@ -182,11 +187,17 @@ fn handle(
 }
 
 /// Gives how many bytes of `body.writable` are filled, or the status that says why not.
-fn execute(disk: &mut Disk, write_through: bool, body: &Body<'_>) -> Result<u64, u8> {
+fn execute(
+    disk: &mut Disk,
+    failures: &mut Failures,
+    write_through: bool,
+    body: &Body<'_>,
+) -> Result<u64, u8> {
+    let mut status = |error| failures.status(body.kind, &error);
     let written = match body.kind {
         VIRTIO_BLK_T_IN => {
             let offset = checked(body, &body.writable, &body.readable)?;
-            disk.read(offset, &body.writable).map_err(status)?;
+            disk.read(offset, &body.writable).map_err(&mut status)?;
             return Ok(length(&body.writable));
         }
         VIRTIO_BLK_T_GET_ID => {
@@ -246,15 +257,4 @@ fn range(body: &Body<'_>) -> Result<(u64, u64), u8> {
 /// The byte at which `sector` begins; whether it is on the disk, the disk knows.
 fn offset(sector: u64) -> Result<u64, u8> {
     sector.checked_mul(SECTOR).ok_or(VIRTIO_BLK_S_IOERR as u8)
-}
-
-/// What the driver is told of an error of the host.
-#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
-fn status(error: io::Error) -> u8 {
-    // A guest that learns that zeroing is unsupported writes zeros instead.
-    if error.raw_os_error() == Some(libc::EOPNOTSUPP) {
-        VIRTIO_BLK_S_UNSUPP as u8
-    } else {
-        VIRTIO_BLK_S_IOERR as u8
-    }
 }
