@@ -20,9 +20,7 @@ use vm_memory::VolatileSlice;
 use super::connections::Pair;
 use super::packet::{Buffers, Header, Op, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
 use super::socket;
-
-/// What the guest may send ahead of the client's reading, in bytes.
-pub(super) const BUFFER: usize = 64 << 10;
+use super::to_host::{BUFFER, ToHost};
 
 /// A connection.
 #[derive(Debug)]
@@ -53,20 +51,6 @@ enum Phase {
     Open,
     /// The guest has forgotten the connection, and the client has not read everything yet.
     Flushing,
-}
-
-/// From the guest. Counters are modulo 2^32.
-#[derive(Debug, Default)]
-struct ToHost {
-    /// What the socket did not take, from `start` on; at most [`BUFFER`] bytes.
-    buffer: Vec<u8>,
-    start: usize,
-    received: u32,
-    forwarded: u32,
-    /// `forwarded` as the guest knows it.
-    told: u32,
-    /// The guest sends no more.
-    ended: bool,
 }
 
 /// To the guest. Counters are modulo 2^32.
@@ -149,16 +133,14 @@ impl Connection {
     /// As if so much had gone both ways already.
     #[cfg(test)]
     pub(super) fn count_from(&mut self, counter: u32) {
-        let ToHost { received, forwarded, told, .. } = &mut self.to_host;
-        (*received, *forwarded, *told) = (counter, counter, counter);
+        self.to_host.count_from(counter);
         (self.to_guest.sent, self.to_guest.fwd_cnt) = (counter, counter);
     }
 
     /// How many bytes it keeps for its client.
     #[cfg(any(test, fuzzing))]
     pub(super) fn kept(&self) -> usize {
-        assert!(self.to_host.buffer.capacity() <= BUFFER);
-        self.to_host.buffer.len() - self.to_host.start
+        self.to_host.kept()
     }
 
     pub(super) fn socket(&self) -> &UnixStream {
@@ -193,7 +175,7 @@ impl Connection {
 
     /// Whether the client is to read before the guest may send on.
     pub(super) fn is_buffering(&self) -> bool {
-        !self.to_host.buffer.is_empty()
+        self.to_host.is_buffering()
     }
 
     /// The socket is ready. A client that has gone with data still on its way to the guest has `patience` for each part of it.
@@ -202,12 +184,12 @@ impl Connection {
         if flags.intersects(EventFlags::HUP | EventFlags::ERR) && !self.hung_up {
             self.hung_up = true;
             // Without its own end of file this may be the guest's end of file and the client's, of which neither has gone.
-            if !self.to_host.ended && self.phase == Phase::Open {
+            if !self.to_host.has_ended() && self.phase == Phase::Open {
                 self.deadline = Some(Instant::now() + patience);
             }
         }
-        if flags.contains(EventFlags::OUT) {
-            self.flush();
+        if flags.contains(EventFlags::OUT) && self.to_host.flush(&self.socket).is_err() {
+            self.fail();
         }
         self.verdict()
     }
@@ -226,11 +208,11 @@ impl Connection {
                     verdict => verdict,
                 };
             }
-            (Phase::Open, Op::Data) => {
-                if !self.receive(payload) {
-                    return Verdict::Reset;
-                }
-            }
+            (Phase::Open, Op::Data) => match self.to_host.receive(&self.socket, payload) {
+                Ok(true) => {}
+                Ok(false) => return Verdict::Reset,
+                Err(_) => self.fail(),
+            },
             (Phase::Open, Op::Shutdown) => self.shut_down(header.flags),
             (Phase::Open, Op::CreditUpdate) => {}
             (Phase::Open, Op::CreditRequest) => self.owed = self.owed.or(Some(Op::CreditUpdate)),
@@ -255,7 +237,7 @@ impl Connection {
 
     /// Whether both directions have ended.
     fn is_over(&self) -> bool {
-        let to_host_ended = self.hung_up || (self.to_host.ended && !self.is_buffering());
+        let to_host_ended = self.hung_up || (self.to_host.has_ended() && !self.is_buffering());
         to_host_ended && self.to_guest.end != End::Open
     }
 
@@ -263,7 +245,7 @@ impl Connection {
     fn fail(&mut self) {
         self.hung_up = true;
         self.to_guest.end = End::Refused;
-        self.to_host.buffer = Vec::new();
+        self.to_host.discard();
     }
 
     fn accepted(&mut self) {
@@ -282,67 +264,15 @@ impl Connection {
             // Fails where the client has gone, which is told by an event.
             let _ = self.socket.shutdown(Shutdown::Read);
         }
-        if flags & SHUTDOWN_SEND != 0 && !self.to_host.ended {
-            self.to_host.ended = true;
-            self.end_writing();
+        if flags & SHUTDOWN_SEND != 0 {
+            self.to_host.end(&self.socket);
         }
-    }
-
-    /// The client's end of file, behind everything that the guest has sent.
-    fn end_writing(&mut self) {
-        if self.to_host.ended && !self.is_buffering() {
-            let _ = self.socket.shutdown(Shutdown::Write);
-        }
-    }
-
-    /// Data of the guest. Tells whether it had the credit, and had not ended.
-    fn receive(&mut self, payload: &[VolatileSlice<'_>]) -> bool {
-        let len = payload.iter().map(VolatileSlice::len).sum::<usize>() as u32;
-        let ahead = self.to_host.received.wrapping_sub(self.to_host.told);
-        // Both are at most 64 KiB.
-        if ahead + len > BUFFER as u32 || self.to_host.ended {
-            return false;
-        }
-        self.to_host.received = self.to_host.received.wrapping_add(len);
-        for slice in payload {
-            let mut sent = 0;
-            if !self.is_buffering() {
-                match socket::send_from_guest(&self.socket, slice) {
-                    Ok(bytes) => sent = bytes,
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                    Err(_) => {
-                        self.fail();
-                        return true;
-                    }
-                }
-                self.to_host.forwarded = self.to_host.forwarded.wrapping_add(sent as u32);
-            }
-            self.to_host.keep(slice, sent);
-        }
-        true
-    }
-
-    /// The socket takes data again.
-    fn flush(&mut self) {
-        while self.is_buffering() {
-            match socket::send(&self.socket, &self.to_host.buffer[self.to_host.start..]) {
-                Ok(sent) => self.to_host.flushed(sent),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(_) => return self.fail(),
-            }
-        }
-        self.end_writing();
     }
 
     /// How much the guest can take, in bytes. What it says is not trusted to make sense: the least is none.
     fn credit(&self) -> u32 {
         let on_its_way = self.to_guest.sent.wrapping_sub(self.to_guest.fwd_cnt);
         self.to_guest.buf_alloc.saturating_sub(on_its_way)
-    }
-
-    /// Half of the buffer has become free since the guest was told: it cannot wait for more than that.
-    fn owes_credit(&self) -> bool {
-        self.to_host.forwarded.wrapping_sub(self.to_host.told) >= (BUFFER / 2) as u32
     }
 
     /// Whether it may have a packet for the guest.
@@ -354,7 +284,7 @@ impl Connection {
                 let to_guest = &self.to_guest;
                 let readable = to_guest.readable && (self.credit() > 0 || !to_guest.asked);
                 self.owed.is_some()
-                    || self.owes_credit()
+                    || self.to_host.owes_credit()
                     || to_guest.end == End::Seen
                     || (to_guest.end == End::Open && readable)
             }
@@ -384,7 +314,7 @@ impl Connection {
                     self.to_guest.end = End::Told;
                     header.flags = SHUTDOWN_SEND;
                     Op::Shutdown
-                } else if self.owes_credit() {
+                } else if self.to_host.owes_credit() {
                     Op::CreditUpdate
                 } else {
                     return Next::Nothing;
@@ -394,8 +324,7 @@ impl Connection {
         };
         header.op = op as u16;
         header.buf_alloc = BUFFER as u32;
-        header.fwd_cnt = self.to_host.forwarded;
-        self.to_host.told = self.to_host.forwarded;
+        header.fwd_cnt = self.to_host.tell();
         Next::Packet(header)
     }
 
@@ -436,32 +365,5 @@ impl Connection {
         *len = total as u32;
         self.to_guest.sent = self.to_guest.sent.wrapping_add(total as u32);
         (total > 0).then_some(Op::Data)
-    }
-}
-
-impl ToHost {
-    /// Keeps `slice` from `offset` on.
-    fn keep(&mut self, slice: &VolatileSlice<'_>, offset: usize) {
-        let Ok(rest) = slice.offset(offset) else { return };
-        if rest.is_empty() {
-            return;
-        }
-        // Exactly so much: a vector that grows by itself takes up to twice as much.
-        self.buffer.drain(..self.start);
-        self.start = 0;
-        self.buffer.reserve_exact(BUFFER - self.buffer.len());
-        let end = self.buffer.len();
-        self.buffer.resize(end + rest.len(), 0);
-        rest.copy_to(&mut self.buffer[end..]);
-    }
-
-    /// The socket has taken `sent` bytes of what was kept.
-    fn flushed(&mut self, sent: usize) {
-        self.forwarded = self.forwarded.wrapping_add(sent as u32);
-        self.start += sent;
-        if self.start == self.buffer.len() {
-            self.buffer = Vec::new();
-            self.start = 0;
-        }
     }
 }

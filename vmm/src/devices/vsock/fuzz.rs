@@ -107,7 +107,7 @@ pub fn guest(data: &[u8]) {
             }
         }
         for (_, connection) in device.connections.iter() {
-            assert!(connection.kept() <= super::connection::BUFFER);
+            assert!(connection.kept() <= super::to_host::BUFFER);
         }
     }
 }

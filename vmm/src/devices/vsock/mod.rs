@@ -19,6 +19,7 @@ pub mod fuzz;
 mod greeting;
 mod packet;
 mod socket;
+mod to_host;
 mod transport;
 
 #[cfg(test)]

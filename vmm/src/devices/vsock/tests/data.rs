@@ -7,8 +7,8 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use super::super::Pair;
-use super::super::connection::BUFFER;
 use super::super::packet::{Header, Op, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
+use super::super::to_host::BUFFER;
 use super::guest::{Machine, data, from_guest, ops, pattern, read, shutdown};
 
 /// Sends `bytes` as a guest that keeps to its credit, while the client reads; tells what the client has read.

@@ -6,8 +6,8 @@ use std::os::unix::net::UnixStream;
 
 use proptest::prelude::*;
 
-use super::super::connection::BUFFER;
 use super::super::packet::{Header, Op, SHUTDOWN_SEND};
+use super::super::to_host::BUFFER;
 use super::super::{Pair, fuzz};
 use super::guest::{Machine, from_guest, pattern, read};
 
