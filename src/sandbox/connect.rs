@@ -19,8 +19,8 @@ pub(crate) enum ConnectError {
     /// The machine's socket failed.
     #[error("cannot reach the machine")]
     Io(#[from] io::Error),
-    /// The machine has ended the connection: nobody listens there.
-    #[error("nobody listens on the guest's port {0}")]
+    /// The machine has ended the connection: nobody listens there, or it has as many as it takes.
+    #[error("the guest's port {0} takes no connection: nobody listens there, or too many are open")]
     Refused(u32),
     /// The machine answered something else.
     #[error("the machine answered a connection to the guest's port {port} with {answer:?}")]
@@ -39,17 +39,21 @@ pub(super) async fn connect(socket: &Path, port: u32) -> Result<UnixStream, Conn
 }
 
 async fn open(socket: &Path, port: u32) -> Result<UnixStream, ConnectError> {
-    let mut stream = UnixStream::connect(socket).await?;
-    stream.write_all(format!("CONNECT {port}\n").as_bytes()).await?;
+    ask(UnixStream::connect(socket).await?, port).await
+}
+
+async fn ask(mut stream: UnixStream, port: u32) -> Result<UnixStream, ConnectError> {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    let failed = |error: io::Error| match error.kind() {
+        // The last where the machine has not even read the line.
+        UnexpectedEof | ConnectionReset | BrokenPipe => ConnectError::Refused(port),
+        _ => error.into(),
+    };
+    stream.write_all(format!("CONNECT {port}\n").as_bytes()).await.map_err(failed)?;
     // Byte for byte: what follows the line belongs to the guest.
     let mut answer = Vec::new();
     while answer.last() != Some(&b'\n') && answer.len() < LONGEST_ANSWER {
-        match stream.read_u8().await {
-            Ok(byte) => answer.push(byte),
-            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Err(ConnectError::Refused(port)),
-            Err(e) if e.kind() == io::ErrorKind::ConnectionReset => return Err(ConnectError::Refused(port)),
-            Err(e) => return Err(e.into()),
-        }
+        answer.push(stream.read_u8().await.map_err(failed)?);
     }
     let answer = String::from_utf8_lossy(&answer).into_owned();
     let number = answer.strip_prefix("OK ").and_then(|rest| rest.strip_suffix('\n'));
@@ -88,6 +92,13 @@ mod tests {
         let mut rest = String::new();
         stream.read_to_string(&mut rest).await.unwrap();
         assert_eq!(rest, "hello");
+    }
+
+    #[tokio::test]
+    async fn a_machine_that_has_hung_up_refuses() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        drop(theirs);
+        assert!(matches!(ask(ours, 1024).await, Err(ConnectError::Refused(1024))));
     }
 
     #[tokio::test]
