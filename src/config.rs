@@ -15,6 +15,7 @@ use crate::size::{Memory, Size};
 
 const DEFAULT_BUDGET: Size = Size(20 << 30);
 const DEFAULT_GRACE: Duration = Duration::from_hours(1);
+const DEFAULT_SANDBOXES: usize = 256;
 
 /// A value and its origin.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,6 +73,10 @@ pub(crate) struct Config {
     pub(crate) cpus: Setting<Cpus>,
     /// The memory of a sandbox.
     pub(crate) memory: Setting<Memory>,
+    /// So many sandboxes may there be in the daemon's care.
+    pub(crate) max_sandboxes: Setting<usize>,
+    /// So much memory may those that run have together.
+    pub(crate) max_memory: Setting<Size>,
 }
 
 /// The configuration file.
@@ -87,6 +92,15 @@ struct File {
     gc: Gc,
     #[serde(default)]
     run: Run,
+    #[serde(default)]
+    limits: Limits,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Limits {
+    sandboxes: Option<usize>,
+    memory: Option<Size>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -184,8 +198,16 @@ impl Config {
             kernel,
             cpus: setting(file.run.cpus, Cpus::default()),
             memory: setting(file.run.memory, Memory::default()),
+            max_sandboxes: setting(file.limits.sandboxes, DEFAULT_SANDBOXES),
+            max_memory: setting(file.limits.memory, memory_of_this_machine()),
         })
     }
+}
+
+/// A guest takes only what it touches, so all of it may be given away.
+fn memory_of_this_machine() -> Size {
+    let info = rustix::system::sysinfo();
+    Size(u64::from(info.mem_unit).saturating_mul(info.totalram))
 }
 
 impl File {

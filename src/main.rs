@@ -1,10 +1,14 @@
 //! voidrun: untrusted code in a real virtual machine, as easily as calling a function.
 
 mod agent;
+mod api;
 mod cli;
+mod client;
 mod config;
+mod daemon;
 mod sandbox;
 mod size;
+mod socket;
 
 use std::process::ExitCode;
 

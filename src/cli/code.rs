@@ -11,6 +11,7 @@ use rootfs_builder::source::SourceError;
 use rootfs_builder::store::StoreError;
 
 use super::error::CliError;
+use crate::client::ClientError;
 use crate::sandbox::{ExecError, KernelError, LaunchError};
 
 const NOT_FOUND: &str = "notFound";
@@ -30,6 +31,12 @@ const NO_KVM: &str = "noKvm";
 const MACHINE: &str = "machine";
 /// This host does not run machines.
 const UNUSABLE: &str = "unusable";
+/// The daemon cannot be asked.
+const DAEMON: &str = "daemon";
+/// The sandbox is in another state, or the name is taken.
+const CONFLICT: &str = "conflict";
+/// There are enough sandboxes, or they have enough memory.
+const LIMIT: &str = "limit";
 /// What has no better name.
 const FAILED: &str = "failed";
 
@@ -46,6 +53,8 @@ pub(super) fn of(error: &CliError) -> &'static str {
         CliError::Interrupted { .. } => INTERRUPTED,
         CliError::Launch { source, .. } => of_launch(source),
         CliError::Exec { source, .. } => of_exec(source),
+        CliError::Client(error) => of_client(error),
+        CliError::Daemon(_) => FAILED,
         CliError::Ended(_) => MACHINE,
         CliError::Kernel(_)
         | CliError::Sandbox(_)
@@ -71,6 +80,19 @@ fn of_exec(error: &ExecError) -> &'static str {
     match refused.code {
         ErrorCode::NotFound => NOT_FOUND,
         ErrorCode::Internal | ErrorCode::Other => FAILED,
+        _ => USAGE,
+    }
+}
+
+fn of_client(error: &ClientError) -> &'static str {
+    match error.kind() {
+        "" => DAEMON,
+        "notFound" | "imageNotFound" | "commandNotFound" | "noSuchProcess" | "noKernel" => NOT_FOUND,
+        "wrongState" | "nameTaken" | "processEnded" => CONFLICT,
+        "limit" => LIMIT,
+        "noKvm" => NO_KVM,
+        "machine" => MACHINE,
+        "failed" | "ending" => FAILED,
         _ => USAGE,
     }
 }

@@ -35,6 +35,8 @@ pub(super) fn run(context: &Context) -> Result<(), CliError> {
         row("kernel", json!(config.kernel.value), config.kernel.origin),
         row("run.cpus", json!(config.cpus.value), config.cpus.origin),
         row("run.memory", json!(config.memory.value.to_string()), config.memory.origin),
+        plain(row, "limits.sandboxes", &config.max_sandboxes),
+        row("limits.memory", json!(config.max_memory.value.to_string()), config.max_memory.origin),
     ];
     context.print(&View { file: file.clone(), settings }, |view| {
         let mut rows = vec![["SETTING", "VALUE", "ORIGIN"].map(str::to_owned).to_vec()];

@@ -10,7 +10,9 @@ use rootfs_builder::registry::RegistryError;
 use rootfs_builder::store::StoreError;
 
 use super::{code, tell};
+use crate::client::ClientError;
 use crate::config::ConfigError;
+use crate::daemon::ServeError;
 use crate::sandbox::{DirectoryError, Ending, ExecError, KernelError, LaunchError};
 
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +50,10 @@ pub(crate) enum CliError {
     Exec { what: String, source: Box<ExecError> },
     #[error("the machine has ended before the command did")]
     Ended(#[source] Ending),
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    #[error("the daemon cannot serve")]
+    Daemon(#[from] ServeError),
     #[error("cannot use the terminal")]
     Terminal(#[source] io::Error),
     #[error("cannot start")]
@@ -101,6 +107,11 @@ impl CliError {
             Self::Exec { source, .. } => match &**source {
                 ExecError::Refused(refused) if refused.code == ErrorCode::NotFound => 127,
                 ExecError::Refused(refused) if refused.code == ErrorCode::NotExecutable => 126,
+                _ => 125,
+            },
+            Self::Client(error) => match error.kind() {
+                "commandNotFound" => 127,
+                "commandNotExecutable" => 126,
                 _ => 125,
             },
             _ => 125,

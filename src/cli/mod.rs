@@ -3,13 +3,24 @@
 mod code;
 mod completions;
 mod config;
+mod create;
+mod daemon;
 mod doctor;
+mod environment;
 mod error;
+mod exec;
+mod image;
 mod images;
+mod inspect;
+mod life;
 mod login;
 mod logout;
 mod progress;
+mod ps;
+mod rm;
 mod run;
+mod session;
+mod values;
 
 use std::ffi::OsString;
 use std::io::Write as _;
@@ -47,6 +58,16 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Verb {
     Run(Box<run::Args>),
+    Create(Box<create::Args>),
+    Exec(exec::Args),
+    Ps(ps::Args),
+    Inspect(inspect::Args),
+    Stop(life::StopArgs),
+    Start(life::StartArgs),
+    Pause(life::PauseArgs),
+    Resume(life::ResumeArgs),
+    Rm(rm::Args),
+    Daemon(daemon::Args),
     /// Pull, list and remove images
     #[command(subcommand)]
     Images(images::Verb),
@@ -75,7 +96,7 @@ pub(crate) fn main() -> ExitCode {
         Err(error) => return unparsed(&error),
     };
     let json = cli.json;
-    let runs = matches!(cli.verb, Verb::Run(_));
+    let runs = matches!(cli.verb, Verb::Run(_) | Verb::Exec(_));
     match run(cli) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
@@ -104,7 +125,7 @@ fn unparsed(error: &clap::Error) -> ExitCode {
     }
     ExitCode::from(match wrong {
         // 2 could be the code of the command that was to run.
-        true if verb(std::env::args_os().skip(1)).is_some_and(|verb| verb == "run") => 125,
+        true if verb(std::env::args_os().skip(1)).is_some_and(|verb| verb == "run" || verb == "exec") => 125,
         true => 2,
         false => 0,
     })
@@ -128,6 +149,16 @@ fn run(cli: Cli) -> Result<u8, CliError> {
     let context = Context { json: cli.json, config };
     let done = match cli.verb {
         Verb::Run(args) => return run::run(&args, context),
+        Verb::Exec(args) => return exec::run(args, &context),
+        Verb::Create(args) => create::run(*args, &context),
+        Verb::Ps(args) => ps::run(&args, &context),
+        Verb::Inspect(args) => inspect::run(&args, &context),
+        Verb::Stop(args) => life::stop(&args, &context),
+        Verb::Start(args) => life::start(&args, &context),
+        Verb::Pause(args) => life::pause(&args, &context),
+        Verb::Resume(args) => life::resume(&args, &context),
+        Verb::Rm(args) => rm::run(&args, &context),
+        Verb::Daemon(args) => daemon::run(&args, context),
         Verb::Images(verb) => images::run(verb, &context),
         Verb::Login(args) => login::run(args, &context),
         Verb::Logout(args) => logout::run(&args, &context),

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! sandboxes/<id>/lock          held (flock) by the process of the machine for as long as it lives
-//!                spec.json     what the sandbox was made of
+//!                spec.json     what the sandbox was made of, see [`super::record`]
 //!                disk.diff     what the guest has written to its disk
 //!                exit.json     why the machine has ended; empty until then, and if it was killed
 //!                vmm.log       what the process of the machine has said
@@ -12,27 +12,26 @@
 //!
 //! Whoever makes a sandbox locks it before anybody else can look at it, and hands that very descriptor to the process of the
 //! machine: a lock that can be taken means that nobody runs the sandbox any more. It is taken before anything is removed.
+//! One that is kept is started again by whoever takes that lock; what its record says of it is never believed against the lock.
 //! The directory `sandboxes` has a lock of its own, on itself: shared while a sandbox is made and has no locked lock yet,
 //! exclusive while the leftovers of the dead are looked for.
 
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io;
+use std::io::{self, Read as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-use rootfs_builder::image::Digest;
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
-use serde::{Deserialize, Serialize};
-use vmm::spec::{Cpus, MemoryMib};
 
 use super::id::SandboxId;
-use super::launch::Launch;
+use super::record::{Fate, Record};
 
 const LOCK: &str = "lock";
 const SPEC: &str = "spec.json";
-const RECORD_VERSION: u32 = 1;
+/// A longer record is none, in bytes.
+const MAX_RECORD: u64 = 4 << 20;
 
 /// A directory that cannot be made, read or removed.
 #[derive(Debug, thiserror::Error)]
@@ -58,34 +57,17 @@ pub(crate) struct Directory {
     fd: OwnedFd,
 }
 
-/// `spec.json`. The store's garbage collection reads `image`.
-#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct Record {
-    version: u32,
-    /// The derivation of the image whose file system the sandbox has.
-    image: Digest,
-    /// What the image was called.
-    image_name: String,
-    kernel: PathBuf,
-    cpus: Cpus,
-    memory_mib: MemoryMib,
-    /// Whether it is nobody's any more once its machine has ended.
-    ephemeral: bool,
-}
-
-impl Record {
-    pub(crate) fn new(launch: &Launch<'_>) -> Self {
-        Self {
-            version: RECORD_VERSION,
-            image: launch.image.reference.image,
-            image_name: launch.image.reference.name.to_string(),
-            kernel: launch.kernel.path.clone(),
-            cpus: launch.cpus,
-            memory_mib: launch.memory,
-            ephemeral: true,
-        }
-    }
+/// An attempt to take a sandbox's lock.
+#[derive(Debug)]
+pub(crate) enum Claim {
+    /// Nobody runs the sandbox, and nobody can while this is held.
+    Ours(OwnedFd),
+    /// Somebody runs it.
+    Held,
+    /// Somebody has begun to remove it, or died before the lock was made: see [`Sandboxes::sweep`].
+    NoLock,
+    /// Whoever had the lock before has removed this directory, and another may have got the name.
+    Replaced,
 }
 
 impl DirectoryError {
@@ -144,22 +126,35 @@ impl Sandboxes {
             }
             Err(e) => return Err(DirectoryError::new("lock", &self.root)(e)),
         };
-        for entry in std::fs::read_dir(&self.root).map_err(DirectoryError::new("list", &self.root))? {
+        for directory in self.list()? {
+            if directory.fate() != Some(Fate::Keep) {
+                directory.remove()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Those that there are, whatever state they are in.
+    pub(crate) fn list(&self) -> Result<Vec<Directory>, DirectoryError> {
+        let entries = match std::fs::read_dir(&self.root) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) => return Err(DirectoryError::new("list", &self.root)(e)),
+        };
+        let mut directories = Vec::new();
+        for entry in entries {
             let entry = entry.map_err(DirectoryError::new("list", &self.root))?;
             let Some(id) = entry.file_name().to_str().and_then(|name| name.parse::<SandboxId>().ok()) else {
                 continue;
             };
             match Directory::open(id, entry.path()) {
-                Ok(directory) if directory.is_to_keep() => {}
-                Ok(directory) => {
-                    directory.remove()?;
-                }
+                Ok(directory) => directories.push(directory),
                 // Its owner has removed it in the meantime.
                 Err(e) if e.source.kind() == io::ErrorKind::NotFound => {}
                 Err(e) => return Err(e),
             }
         }
-        Ok(())
+        Ok(directories)
     }
 
     /// A lock on the directory itself, which is never replaced.
@@ -214,39 +209,76 @@ impl Directory {
         DirectoryError { action, path: self.path.clone(), source }
     }
 
-    pub(crate) fn write_record(&self, record: &Record) -> Result<(), DirectoryError> {
-        let file = self.create_file(SPEC)?;
-        serde_json::to_writer(file, record)
-            .map_err(|e| DirectoryError::new("write", &self.path(SPEC))(e.into()))
+    /// The file `name` of an earlier machine, or a new one, to read and write.
+    pub(crate) fn keep_file(&self, name: &str) -> Result<File, DirectoryError> {
+        let path = self.path(name);
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        options.open(&path).map_err(DirectoryError::new("open", &path))
     }
 
-    /// Of a sandbox without a whole record the machine has never been started.
-    fn is_to_keep(&self) -> bool {
-        let record = std::fs::read(self.path(SPEC)).ok();
-        record
-            .and_then(|json| serde_json::from_slice::<Record>(&json).ok())
-            .is_some_and(|record| !record.ephemeral)
+    /// Removes what an earlier machine has left under `name`. The lock has to be ours.
+    pub(crate) fn clear(&self, name: &str) -> Result<(), DirectoryError> {
+        match std::fs::remove_file(self.path(name)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                Err(DirectoryError::new("remove", &self.path(name))(e))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whole or not at all: a reader finds the record of before, or this one.
+    pub(crate) fn write_record(&self, record: &Record) -> Result<(), DirectoryError> {
+        let write = || {
+            let mut file = tempfile::NamedTempFile::new_in(&self.path)?;
+            serde_json::to_writer(&mut file, record)?;
+            file.as_file().sync_data()?;
+            file.persist(self.path(SPEC)).map_err(|e| e.error)?;
+            Ok(())
+        };
+        write().map_err(DirectoryError::new("write", &self.path(SPEC)))
+    }
+
+    /// The record; an error as well where it is of a version that this program does not know.
+    pub(crate) fn read_record(&self) -> Result<Record, DirectoryError> {
+        let read = || Record::parse(&self.record_bytes()?).map_err(io::Error::other);
+        read().map_err(DirectoryError::new("read", &self.path(SPEC)))
+    }
+
+    /// What is to become of it once nobody runs it. Of a sandbox without a whole record the machine has never been started.
+    pub(crate) fn fate(&self) -> Option<Fate> {
+        Fate::parse(&self.record_bytes().ok()?)
+    }
+
+    fn record_bytes(&self) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        File::open(self.path(SPEC))?.take(MAX_RECORD).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Takes the lock, if nobody has it.
+    pub(crate) fn claim(&self) -> Result<Claim, DirectoryError> {
+        let lock = match File::open(self.path(LOCK)) {
+            Ok(lock) => lock,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Claim::NoLock),
+            Err(e) => return Err(DirectoryError::new("open", &self.path(LOCK))(e)),
+        };
+        match rustix::io::retry_on_intr(|| flock(&lock, FlockOperation::NonBlockingLockExclusive)) {
+            Ok(()) if is_at(&lock, &self.path(LOCK)) => Ok(Claim::Ours(lock.into())),
+            Ok(()) => Ok(Claim::Replaced),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(Claim::Held),
+            Err(e) => Err(DirectoryError::new("lock", &self.path(LOCK))(e.into())),
+        }
     }
 
     /// Removes it, unless somebody runs the sandbox. Returns whether it is gone.
     pub(crate) fn remove(&self) -> Result<bool, DirectoryError> {
-        let lock = match File::open(self.path(LOCK)) {
-            Ok(lock) => Some(lock),
-            // Somebody has begun to remove it, or died before the lock was made: see `Sandboxes::sweep`.
-            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
-            Err(e) => return Err(DirectoryError::new("open", &self.path(LOCK))(e)),
+        let _lock = match self.claim()? {
+            Claim::Ours(lock) => Some(lock),
+            Claim::NoLock => None,
+            Claim::Held => return Ok(false),
+            Claim::Replaced => return Ok(true),
         };
-        if let Some(lock) = &lock {
-            match rustix::io::retry_on_intr(|| flock(lock, FlockOperation::NonBlockingLockExclusive)) {
-                Ok(()) => {}
-                Err(rustix::io::Errno::WOULDBLOCK) => return Ok(false),
-                Err(e) => return Err(DirectoryError::new("lock", &self.path(LOCK))(e.into())),
-            }
-            // Whoever had the lock before may have removed this directory, and another have got the name.
-            if !is_at(lock, &self.path(LOCK)) {
-                return Ok(true);
-            }
-        }
         match std::fs::remove_dir_all(&self.path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => {
                 Err(DirectoryError::new("remove", &self.path)(e))

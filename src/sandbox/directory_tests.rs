@@ -1,6 +1,8 @@
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, Command, Stdio};
 
+use rootfs_builder::image::Digest;
+
 use super::*;
 
 fn sandboxes() -> (tempfile::TempDir, Sandboxes) {
@@ -10,15 +12,11 @@ fn sandboxes() -> (tempfile::TempDir, Sandboxes) {
 }
 
 fn record(ephemeral: bool) -> Record {
-    Record {
-        version: RECORD_VERSION,
-        image: Digest::of(b"image"),
-        image_name: "tool".into(),
-        kernel: "/vmlinux".into(),
-        cpus: Cpus::default(),
-        memory_mib: MemoryMib::default(),
-        ephemeral,
-    }
+    let record = serde_json::json!({
+        "version": 1, "image": Digest::of(b"image"), "imageName": "tool", "config": { "platform": "linux/amd64" },
+        "diskBytes": 4096, "kernel": "/vmlinux", "cpus": 1, "memoryMib": 1024, "ephemeral": ephemeral, "createdAtMs": 0,
+    });
+    serde_json::from_value(record).unwrap()
 }
 
 /// Another process that has `lock` as its standard input, as the process of a machine has its own.
@@ -119,6 +117,41 @@ fn sockets_below_a_path_that_is_too_long_for_an_address() {
     let _listener = directory.listen("control.sock").unwrap();
     assert!(directory.path("control.sock").exists());
     std::os::unix::net::UnixStream::connect(directory.socket("control.sock")).unwrap();
+}
+
+#[test]
+fn a_lock_is_claimed_by_one() {
+    let (_dir, sandboxes) = sandboxes();
+    let (directory, lock) = sandboxes.create().unwrap();
+    assert!(matches!(directory.claim().unwrap(), Claim::Held));
+    drop(lock);
+    let Claim::Ours(lock) = directory.claim().unwrap() else { panic!() };
+    assert!(matches!(directory.claim().unwrap(), Claim::Held));
+    assert!(!directory.remove().unwrap());
+    drop(lock);
+    assert!(directory.remove().unwrap());
+    assert!(matches!(directory.claim().unwrap(), Claim::NoLock));
+}
+
+#[test]
+fn records_are_replaced_whole_and_those_of_a_newer_release_are_kept() {
+    let (_dir, sandboxes) = sandboxes();
+    let (directory, lock) = sandboxes.create().unwrap();
+    assert_eq!(directory.fate(), None);
+    directory.write_record(&record(false)).unwrap();
+    assert_eq!((directory.read_record().unwrap(), directory.fate()), (record(false), Some(Fate::Keep)));
+    let mut removed = record(false);
+    removed.removed = true;
+    directory.write_record(&removed).unwrap();
+    assert_eq!(directory.fate(), Some(Fate::Remove));
+    assert_eq!(std::fs::read_dir(directory.path("")).unwrap().count(), 2, "a temporary file is left");
+
+    std::fs::write(directory.path("spec.json"), br#"{"version":2,"ephemeral":false}"#).unwrap();
+    let error = std::error::Error::source(&directory.read_record().unwrap_err()).unwrap().to_string();
+    assert!(error.contains("version 2"), "{error}");
+    drop(lock);
+    sandboxes.sweep().unwrap();
+    assert!(directory.path("spec.json").exists());
 }
 
 #[test]

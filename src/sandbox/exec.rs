@@ -2,18 +2,20 @@
 
 use protocol::{
     AGENT_PORT, Error as AgentError, Exit, Frame, FrameError, FrameType, HEADER, MAX_PAYLOAD, Request,
-    Started, WindowSize, encode,
+    Sender, Started, WindowSize, encode,
 };
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
 use super::connect::ConnectError;
-use super::frames::{FrameReader, StreamError};
+use super::frames::{FrameReader, Received, StreamError};
 use super::handle::Handle;
 
-/// A command that runs. It is killed, with all its children, when both halves are dropped, or [`Input`] alone.
-#[derive(Debug)]
+/// More of a list is not taken, in commands and in bytes of each: a guest that means harm could tell of them for ever.
+const MAX_PROCESSES: usize = 2048;
+const MAX_COMMAND: usize = 4096;
+
+/// A command that runs. It is killed, with all its children, when both halves are dropped.
 pub(crate) struct Exec {
     /// Its main process in the guest.
     pub(crate) pid: u32,
@@ -23,16 +25,18 @@ pub(crate) struct Exec {
     pub(crate) output: Output,
 }
 
+/// The two directions of a command's stream: to the guest, or to a daemon that passes on.
+type Reader = Box<dyn AsyncRead + Send + Unpin>;
+type Writer = Box<dyn AsyncWrite + Send + Unpin>;
+
 /// What goes to a command.
-#[derive(Debug)]
 pub(crate) struct Input {
-    stream: OwnedWriteHalf,
+    stream: Writer,
 }
 
 /// What comes from a command.
-#[derive(Debug)]
 pub(crate) struct Output {
-    frames: FrameReader<OwnedReadHalf>,
+    frames: FrameReader<Reader>,
 }
 
 /// One thing that comes from a command.
@@ -78,36 +82,77 @@ impl From<std::io::Error> for ExecError {
 impl Handle {
     /// Starts a command.
     pub(crate) async fn exec(&self, exec: protocol::Exec) -> Result<Exec, ExecError> {
-        let (mut frames, input) = self.request(&Request::Exec(exec)).await?;
-        let answer = frames.next().await?;
-        if answer.kind == FrameType::Error {
-            return Err(ExecError::Refused(answer.message()?));
-        }
-        let Started { pid } = answer.message()?;
-        Ok(Exec { pid, input: Input { stream: input }, output: Output { frames } })
+        self.started(&Request::Exec(exec)).await
+    }
+
+    /// The output of a detached command, from what is kept of it on. Its input goes nowhere.
+    pub(crate) async fn attach(&self, pid: u32) -> Result<Exec, ExecError> {
+        self.started(&Request::Attach { pid }).await
     }
 
     /// Signals a command. On a stream of its own: on that of the command it would wait behind input that nobody reads.
     pub(crate) async fn signal(&self, pid: u32, signal: i32) -> Result<(), ExecError> {
-        let (mut frames, _input) = self.request(&Request::Kill { pid, signal: Some(signal) }).await?;
-        let answer = frames.next().await?;
-        match answer.kind {
-            FrameType::Error => Err(ExecError::Refused(answer.message()?)),
-            FrameType::Done => Ok(()),
-            found => Err(FrameError::Unexpected { found, expected: FrameType::Done }.into()),
-        }
+        self.ask(&Request::Kill { pid, signal: Some(signal) }).await
     }
 
-    async fn request(
-        &self,
-        request: &Request,
-    ) -> Result<(FrameReader<OwnedReadHalf>, OwnedWriteHalf), ExecError> {
+    /// A request that is answered by its being done.
+    pub(crate) async fn ask(&self, request: &Request) -> Result<(), ExecError> {
+        let (mut frames, _input) = self.request(request).await?;
+        let answer = accepted(frames.next().await?)?;
+        expect(FrameType::Done, answer.kind)
+    }
+
+    /// The end of a command, when it has come.
+    pub(crate) async fn wait(&self, pid: u32) -> Result<Exit, ExecError> {
+        let (mut frames, _input) = self.request(&Request::Wait { pid }).await?;
+        Ok(accepted(frames.next().await?)?.message()?)
+    }
+
+    /// The commands that run, and the last detached ones that have ended.
+    pub(crate) async fn processes(&self) -> Result<Vec<protocol::Process>, ExecError> {
+        let (mut frames, _input) = self.request(&Request::List).await?;
+        let mut processes = Vec::new();
+        while processes.len() < MAX_PROCESSES {
+            let answer = accepted(frames.next().await?)?;
+            if answer.kind == FrameType::Done {
+                break;
+            }
+            let mut process: protocol::Process = answer.message()?;
+            process.command.truncate(process.command.floor_char_boundary(MAX_COMMAND));
+            processes.push(process);
+        }
+        Ok(processes)
+    }
+
+    async fn started(&self, request: &Request) -> Result<Exec, ExecError> {
+        let (frames, input) = self.request(request).await?;
+        Exec::begun(frames, input).await
+    }
+
+    async fn request(&self, request: &Request) -> Result<(FrameReader<Reader>, Writer), ExecError> {
         let bytes = encode(request).map_err(ExecError::TooLong)?;
         let stream: UnixStream = self.connect(AGENT_PORT).await?;
         let (reader, mut writer) = stream.into_split();
         writer.write_all(&bytes).await?;
-        Ok((FrameReader::new(reader), writer))
+        Ok((FrameReader::new(Box::new(reader) as _, Sender::Agent), Box::new(writer)))
     }
+}
+
+impl Exec {
+    /// A command whose start was asked for: waits until it runs, or why it does not.
+    pub(crate) async fn begun(mut frames: FrameReader<Reader>, stream: Writer) -> Result<Self, ExecError> {
+        let Started { pid } = accepted(frames.next().await?)?.message()?;
+        Ok(Self { pid, input: Input { stream }, output: Output { frames } })
+    }
+}
+
+/// An answer that is no refusal.
+fn accepted(answer: Received) -> Result<Received, ExecError> {
+    if answer.kind == FrameType::Error { Err(ExecError::Refused(answer.message()?)) } else { Ok(answer) }
+}
+
+fn expect(expected: FrameType, found: FrameType) -> Result<(), ExecError> {
+    if found == expected { Ok(()) } else { Err(FrameError::Unexpected { found, expected }.into()) }
 }
 
 impl Input {
@@ -129,7 +174,8 @@ impl Input {
         Ok(self.stream.write_all(&encode(&size)?).await?)
     }
 
-    async fn frame(&mut self, kind: FrameType, payload: &[u8]) -> Result<(), ExecError> {
+    /// A frame as somebody else has made it.
+    pub(crate) async fn frame(&mut self, kind: FrameType, payload: &[u8]) -> Result<(), ExecError> {
         // In one piece: each write is a notification of the guest.
         let mut bytes = Vec::with_capacity(HEADER + payload.len());
         Frame { kind, payload }.encode(&mut bytes)?;

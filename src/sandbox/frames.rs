@@ -1,22 +1,22 @@
-//! Frames of the agent, read from a stream.
+//! Frames, read from a stream: of the agent, or of somebody who speaks to it through us.
 
 use std::io;
 
 use protocol::{Control, Decoder, Frame, FrameError, FrameType, Sender};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
-/// What comes from the agent over one stream.
+/// What one side sends over one stream.
 #[derive(Debug)]
-pub(super) struct FrameReader<R> {
+pub(crate) struct FrameReader<R> {
     stream: R,
     decoder: Decoder,
 }
 
 /// One frame.
 #[derive(Debug)]
-pub(super) struct Received {
-    pub(super) kind: FrameType,
-    pub(super) payload: Vec<u8>,
+pub(crate) struct Received {
+    pub(crate) kind: FrameType,
+    pub(crate) payload: Vec<u8>,
 }
 
 /// A stream to the agent that is of no further use.
@@ -34,12 +34,13 @@ pub(crate) enum StreamError {
 }
 
 impl<R: AsyncRead + Unpin> FrameReader<R> {
-    pub(super) fn new(stream: R) -> Self {
-        Self { stream, decoder: Decoder::new(Sender::Agent) }
+    /// Reads what `sender` sends.
+    pub(crate) fn new(stream: R, sender: Sender) -> Self {
+        Self { stream, decoder: Decoder::new(sender) }
     }
 
     /// The next frame. Dropped before it returns, nothing is lost.
-    pub(super) async fn next(&mut self) -> Result<Received, StreamError> {
+    pub(crate) async fn next(&mut self) -> Result<Received, StreamError> {
         loop {
             if let Some(frame) = self.decoder.next_frame()? {
                 return Ok(Received { kind: frame.kind, payload: frame.payload.to_vec() });
@@ -58,7 +59,7 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
 
 impl Received {
     /// The control message in it.
-    pub(super) fn message<T: Control>(&self) -> Result<T, FrameError> {
+    pub(crate) fn message<T: Control>(&self) -> Result<T, FrameError> {
         Frame { kind: self.kind, payload: &self.payload }.message()
     }
 }
@@ -74,7 +75,7 @@ mod tests {
         Frame { kind: FrameType::Stdout, payload: b"hello" }.encode(&mut bytes).unwrap();
         for cut in 1..bytes.len() {
             let (first, second) = bytes.split_at(cut);
-            let mut reader = FrameReader::new(first.chain(second));
+            let mut reader = FrameReader::new(first.chain(second), Sender::Agent);
             assert_eq!(reader.next().await.unwrap().message::<Started>().unwrap(), Started { pid: 7 });
             assert_eq!(reader.next().await.unwrap().payload, b"hello");
             assert!(matches!(reader.next().await, Err(StreamError::End)));
@@ -85,6 +86,9 @@ mod tests {
     async fn what_the_host_alone_sends_is_refused() {
         let mut bytes = Vec::new();
         Frame { kind: FrameType::Stdin, payload: b"x" }.encode(&mut bytes).unwrap();
-        assert!(matches!(FrameReader::new(&bytes[..]).next().await, Err(StreamError::Frame(_))));
+        assert!(matches!(
+            FrameReader::new(&bytes[..], Sender::Agent).next().await,
+            Err(StreamError::Frame(_))
+        ));
     }
 }

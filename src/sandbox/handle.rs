@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::os::unix::net::UnixStream as StdUnixStream;
+use std::sync::Arc;
 use std::time::Duration;
 
 use protocol::Hello;
@@ -26,14 +27,16 @@ const CONTROL_TIMEOUT: Duration = Duration::from_secs(5);
 const LOG_TAIL: u64 = 4096;
 const CONSOLE_LINES: usize = 20;
 
-/// A machine and everything that belongs to it. Dropped, the machine is killed and nothing of the sandbox remains.
+/// A machine and everything that belongs to it. Of an ephemeral sandbox nothing remains when this is dropped; the machine of
+/// one that is kept runs on.
 #[derive(Debug)]
 pub(crate) struct Handle {
-    pub(super) directory: Directory,
+    pub(super) directory: Arc<Directory>,
     pub(super) process: Process,
-    /// The machine ends when this is closed, as it is by our death.
-    pub(super) _owner: StdUnixStream,
-    /// The first stream of the agent; it stays open for as long as the sandbox lives.
+    pub(super) ephemeral: bool,
+    /// The machine of an ephemeral sandbox ends when this is closed, as it is by our death.
+    pub(super) _owner: Option<StdUnixStream>,
+    /// The first stream of the agent, where we have started the machine; it stays open.
     pub(super) agent: Option<(UnixStream, Hello)>,
 }
 
@@ -67,46 +70,51 @@ impl Handle {
     /// Returns when the machine has ended, and why it has.
     pub(crate) async fn ended(&self) -> io::Result<Ending> {
         self.process.ended().await?;
-        Ok(self.ending())
-    }
-
-    /// Why the machine has ended.
-    fn ending(&self) -> Ending {
-        let exit = std::fs::read(self.directory.path(EXIT)).ok();
-        match exit.and_then(|json| serde_json::from_slice::<Exit>(&json).ok()) {
-            Some(Exit { reason, console }) => Ending { reason: Some(reason), console, log: String::new() },
-            None => Ending { reason: None, console: String::new(), log: self.log_tail().unwrap_or_default() },
-        }
-    }
-
-    fn log_tail(&self) -> io::Result<String> {
-        let mut log = std::fs::File::open(self.directory.path(LOG))?;
-        let length = log.metadata()?.len();
-        log.seek(SeekFrom::Start(length.saturating_sub(LOG_TAIL)))?;
-        let mut tail = Vec::new();
-        log.take(LOG_TAIL).read_to_end(&mut tail)?;
-        Ok(String::from_utf8_lossy(&tail).into_owned())
+        Ok(Ending::of(&self.directory))
     }
 
     /// Kills the machine and removes everything. Blocks for the some ms that this takes.
-    pub(crate) fn remove(self) -> Result<(), DirectoryError> {
-        self.destroy()
+    pub(crate) fn remove(&self) -> Result<(), DirectoryError> {
+        self.end().map_err(|e| self.directory.error("end the machine of", e))?;
+        self.directory.remove().map(drop)
     }
 
-    fn destroy(&self) -> Result<(), DirectoryError> {
-        let died = self.process.kill().and_then(|()| self.process.wait(DEATH));
-        if !died.map_err(|e| self.directory.error("end the machine of", e))? {
-            return Err(self.directory.error("end the machine of", io::ErrorKind::TimedOut.into()));
-        }
-        self.directory.remove().map(drop)
+    /// Kills the machine. Blocks until it is gone.
+    pub(crate) fn end(&self) -> io::Result<()> {
+        self.process.kill()?;
+        if self.process.wait(DEATH)? { Ok(()) } else { Err(io::ErrorKind::TimedOut.into()) }
     }
 }
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        // What stays is removed by the next command.
-        let _ = self.destroy();
+        if self.ephemeral {
+            // What stays is removed by the next command.
+            let _ = self.remove();
+        }
     }
+}
+
+impl Ending {
+    /// That of the last machine of a sandbox.
+    pub(super) fn of(directory: &Directory) -> Self {
+        let exit = std::fs::read(directory.path(EXIT)).ok();
+        let exit = exit.and_then(|json| serde_json::from_slice::<Exit>(&json).ok());
+        if let Some(Exit { reason, console }) = exit {
+            return Self { reason: Some(reason), console, log: String::new() };
+        }
+        let log = log_tail(directory).unwrap_or_default();
+        Self { reason: None, console: String::new(), log }
+    }
+}
+
+fn log_tail(directory: &Directory) -> io::Result<String> {
+    let mut log = std::fs::File::open(directory.path(LOG))?;
+    let length = log.metadata()?.len();
+    log.seek(SeekFrom::Start(length.saturating_sub(LOG_TAIL)))?;
+    let mut tail = Vec::new();
+    log.take(LOG_TAIL).read_to_end(&mut tail)?;
+    Ok(String::from_utf8_lossy(&tail).into_owned())
 }
 
 impl fmt::Display for Ending {

@@ -4,19 +4,20 @@ use std::fs::File;
 use std::io::{self, Seek as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
+use std::sync::Arc;
 use std::time::Duration;
 
-use protocol::{Config, Hello};
-use rootfs_builder::store::Image;
+use protocol::{Config, Hello, Sender};
 use rustix::fs::{MemfdFlags, memfd_create};
 use tokio::net::UnixStream;
-use vmm::spec::{Cpus, DiskFds, Fds, MachineSpec, MemoryMib, VERSION};
+use vmm::spec::{DiskFds, Fds, MachineSpec, VERSION};
 
-use super::directory::{Directory, DirectoryError, Record, Sandboxes};
+use super::directory::{Directory, DirectoryError, Sandboxes};
 use super::frames::{FrameReader, StreamError};
 use super::handle::{CONTROL, EXIT, Ending, Handle, LOG, VSOCK};
 use super::kernel::Kernel;
 use super::process::{Descriptors, Process, spawn};
+use super::record::Record;
 use crate::agent;
 
 /// What the kernel is told, beside the machine's devices, which ACPI describes.
@@ -44,22 +45,20 @@ const BOOT_TIMEOUT: Duration = Duration::from_mins(1);
 /// The machine keeps the deadline itself; this much later we no longer trust it to.
 const SLACK: Duration = Duration::from_secs(10);
 
-/// What a sandbox is made of.
+/// What a machine is made of.
 #[derive(Debug)]
 pub(crate) struct Launch<'a> {
+    /// What the sandbox is.
+    pub(crate) record: &'a Record,
     /// Its root file system; nothing is written to it.
-    pub(crate) image: &'a Image,
+    pub(crate) rootfs: &'a File,
     /// What it boots.
     pub(crate) kernel: Kernel,
-    /// How many vCPUs.
-    pub(crate) cpus: Cpus,
-    /// How much memory.
-    pub(crate) memory: MemoryMib,
     /// What the kernel is told beside what it always is, behind that.
     pub(crate) cmdline: &'a str,
 }
 
-/// A sandbox that has not come up. Nothing of it remains.
+/// A machine that has not come up. Nothing of it runs.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LaunchError {
     /// The machine has no KVM, or does not show it.
@@ -101,27 +100,46 @@ fn host(action: &'static str) -> impl FnOnce(io::Error) -> LaunchError {
     move |source| LaunchError::Host { action, source }
 }
 
-/// Makes a sandbox and waits until its agent has come up. `step` hears of every step when it is done. Dropped before it
-/// returns, nothing remains.
+/// Makes a sandbox and waits until its agent has come up. `step` hears of every step when it is done. After an error nothing
+/// remains; nor does anything of an ephemeral sandbox if this is dropped before it returns.
 pub(crate) async fn launch(
     sandboxes: &Sandboxes,
     launch: Launch<'_>,
-    step: &mut dyn FnMut(&'static str),
+    step: &mut impl FnMut(&'static str),
 ) -> Result<Handle, LaunchError> {
-    let kvm = open_kvm()?;
     let (directory, lock) = sandboxes.create()?;
-    let started = match start(&directory, lock, kvm, launch) {
-        Ok(started) => started,
+    let directory = Arc::new(directory);
+    let booted = match directory.write_record(launch.record) {
+        Ok(()) => boot(&directory, lock, launch, step).await,
+        Err(error) => Err(error.into()),
+    };
+    if booted.is_err() {
+        // What stays is removed by the next command.
+        let _ = directory.remove();
+    }
+    booted
+}
+
+/// Starts the machine of a sandbox, on the disk that an earlier one has left if there was one, and waits until its agent has
+/// come up. `lock` is the sandbox's.
+pub(crate) async fn boot(
+    directory: &Arc<Directory>,
+    lock: OwnedFd,
+    launch: Launch<'_>,
+    step: &mut impl FnMut(&'static str),
+) -> Result<Handle, LaunchError> {
+    let ephemeral = launch.record.ephemeral;
+    let Started { process, owner, ready } = start(directory, lock, open_kvm()?, launch)?;
+    let directory = Arc::clone(directory);
+    let mut handle = Handle { directory, process, ephemeral, _owner: owner, agent: None };
+    step("spawned");
+    match come_up(&handle, ready).await {
+        Ok(agent) => handle.agent = Some(agent),
         Err(error) => {
-            // What stays is removed by the next command.
-            let _ = directory.remove();
+            handle.end().map_err(host("end the machine"))?;
             return Err(error);
         }
-    };
-    let Started { process, owner, ready } = started;
-    let mut handle = Handle { directory, process, _owner: owner, agent: None };
-    step("spawned");
-    handle.agent = Some(come_up(&handle, ready).await?);
+    }
     step("ready");
     Ok(handle)
 }
@@ -129,7 +147,7 @@ pub(crate) async fn launch(
 /// A process with our ends of what connects us.
 struct Started {
     process: Process,
-    owner: StdUnixStream,
+    owner: Option<StdUnixStream>,
     ready: UnixStream,
 }
 
@@ -139,15 +157,20 @@ fn start(
     kvm: File,
     launch: Launch<'_>,
 ) -> Result<Started, LaunchError> {
-    directory.write_record(&Record::new(&launch))?;
-    let base = launch.image.rootfs.try_clone().map_err(host("open the image again"))?;
+    let record = launch.record;
+    let base = launch.rootfs.try_clone().map_err(host("open the image again"))?;
     let config = Config { hostname: directory.id().to_string(), ..Config::default() };
     let initramfs = in_memory("initramfs", &agent::initramfs(&config))?;
-    let (owner, its_owner) = StdUnixStream::pair().map_err(host("make a pair of sockets"))?;
+    // A sandbox that is kept outlives us.
+    let owner = if record.ephemeral { Some(StdUnixStream::pair()) } else { None };
+    let (owner, its_owner) = owner.transpose().map_err(host("make a pair of sockets"))?.unzip();
     let (ready, theirs) = StdUnixStream::pair().map_err(host("make a pair of sockets"))?;
     ready.set_nonblocking(true).map_err(host("prepare a socket"))?;
     let ready = UnixStream::from_std(ready).map_err(host("prepare a socket"))?;
 
+    for name in [CONTROL, VSOCK, EXIT, LOG] {
+        directory.clear(name)?;
+    }
     let mut inherits = Descriptors::default();
     let fds = Fds {
         kvm: inherits.add(kvm),
@@ -155,24 +178,24 @@ fn start(
         initramfs: Some(inherits.add(initramfs)),
         disk: Some(DiskFds {
             base: inherits.add(base),
-            diff: inherits.add(directory.create_file("disk.diff")?),
+            diff: inherits.add(directory.keep_file("disk.diff")?),
         }),
         lock: Some(inherits.add(lock)),
         control: inherits.add(directory.listen(CONTROL)?),
         vsock: inherits.add(directory.listen(VSOCK)?),
         ready: inherits.add(theirs),
         exit: Some(inherits.add(directory.create_file(EXIT)?)),
-        owner: Some(inherits.add(its_owner)),
+        owner: its_owner.map(|owner| inherits.add(owner)),
     };
     let spec = MachineSpec {
         version: VERSION,
         id: directory.id().to_string(),
-        cpus: launch.cpus,
-        memory: launch.memory,
+        cpus: record.cpus,
+        memory: record.memory_mib,
         cmdline: [&CMDLINE.join(" "), launch.cmdline].join(" ").trim_end().to_owned(),
         fds,
         boot_timeout_ms: BOOT_TIMEOUT.as_millis() as u64,
-        ttl_ms: None,
+        ttl_ms: record.ttl_ms,
     };
     let spec = serde_json::to_vec(&spec).map_err(|e| host("write the machine's specification")(e.into()))?;
     let spec = in_memory("spec", &spec)?;
@@ -203,7 +226,7 @@ fn in_memory(name: &'static str, content: &[u8]) -> Result<File, LaunchError> {
 /// Waits for the agent's first words, or for the end of the machine.
 async fn come_up(handle: &Handle, ready: UnixStream) -> Result<(UnixStream, Hello), LaunchError> {
     let limit = BOOT_TIMEOUT + SLACK;
-    let mut reader = FrameReader::new(ready);
+    let mut reader = FrameReader::new(ready, Sender::Agent);
     let first = tokio::select! {
         biased;
         first = reader.next() => first,

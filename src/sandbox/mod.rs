@@ -1,9 +1,10 @@
 //! A sandbox as the host sees it: a directory, a process that runs its machine and holds its lock, and streams to the agent
 //! in it.
 //!
-//! [`launch`] makes one of an image and returns when its agent has come up; [`Handle::exec`] runs a command in it. The
-//! directory belongs to whoever holds the lock in it, see [`directory`]; that the process has ended is known from its pidfd.
+//! [`launch()`] makes one of an image and returns when its agent has come up; [`Handle::exec`] runs a command in it. A sandbox that
+//! is kept outlives whoever has made it: [`adopt()`] finds it again, and [`boot`] starts it anew on its disk. The directory belongs to whoever holds the lock in it, see [`directory`]; that the process has ended is known from its pidfd.
 
+mod adopt;
 mod connect;
 mod directory;
 mod embedded;
@@ -14,10 +15,13 @@ mod id;
 mod kernel;
 mod launch;
 mod process;
+mod record;
 
-pub(crate) use directory::{DirectoryError, Sandboxes};
+pub(crate) use adopt::{AdoptError, Found, adopt};
+pub(crate) use directory::{Claim, Directory, DirectoryError, Sandboxes};
 pub(crate) use exec::{Event, Exec, ExecError, Input, Output};
-pub(crate) use frames::StreamError;
+pub(crate) use frames::{FrameReader, StreamError};
 pub(crate) use handle::{Ending, Handle};
 pub(crate) use kernel::{Kernel, KernelError};
-pub(crate) use launch::{Launch, LaunchError, launch};
+pub(crate) use launch::{Launch, LaunchError, boot, launch};
+pub(crate) use record::{Fate, Record};

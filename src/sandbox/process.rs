@@ -66,7 +66,7 @@ pub(super) fn spawn(spec: OwnedFd, descriptors: Descriptors, log: File) -> io::R
 }
 
 impl Process {
-    fn new(pidfd: OwnedFd) -> io::Result<Self> {
+    pub(super) fn new(pidfd: OwnedFd) -> io::Result<Self> {
         // SAFETY: an `OwnedFd` has the same number for as long as it lives, and nobody else closes it; it lives in the `AsyncFd`,
         // which is never taken apart.
         Ok(Self { pidfd: unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE)? } })

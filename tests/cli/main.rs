@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod command_line;
+mod daemon;
 mod doctor;
 mod processes;
 mod registry;

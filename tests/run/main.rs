@@ -9,169 +9,22 @@ mod command;
 mod crash;
 mod doctor;
 mod guest;
+#[path = "../support/guests.rs"]
+mod guests;
 mod life;
 mod machine;
 mod streams;
 mod terminal;
 
 use std::fs::File;
-use std::io::{BufRead as _, BufReader, Read as _};
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::{PermissionsExt as _, symlink};
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::time::Duration;
+use std::io::Read as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
-/// How long a machine may take to die; far more than it does, also on an emulated CPU.
-const DEATH: Duration = Duration::from_mins(1);
-
-fn variable(name: &str) -> PathBuf {
-    let value = std::env::var_os(name).filter(|value| !value.is_empty());
-    value.unwrap_or_else(|| panic!("{name} is not set: these tests are run by scripts/test")).into()
-}
-
-/// How often something is done.
-fn count(name: &str, otherwise: usize) -> usize {
-    std::env::var(name).map_or(otherwise, |text| text.parse().expect(name))
-}
-
-/// A store with the images of the common one, and sandboxes of its own.
-struct Store {
-    dir: tempfile::TempDir,
-}
-
-impl Store {
-    fn new() -> Self {
-        let store = Self::empty();
-        for shared in ["blobs", "images", "refs", "store.json"] {
-            symlink(variable("VOIDRUN_HOME").join(shared), store.path().join(shared)).unwrap();
-        }
-        store
-    }
-
-    /// Without images.
-    fn empty() -> Self {
-        Self { dir: tempfile::tempdir().unwrap() }
-    }
-
-    fn path(&self) -> &Path {
-        self.dir.path()
-    }
-
-    /// The file system of an image.
-    fn rootfs(&self, image: &str) -> PathBuf {
-        let inspected = self.command(&["images", "inspect", image, "--json"]).output().unwrap();
-        let image: serde_json::Value = serde_json::from_str(&Ran::from(inspected).text()).unwrap();
-        image["rootfs"].as_str().unwrap().into()
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_voidrun"));
-        command
-            .args(arguments)
-            .env_clear()
-            .env("HOME", self.path())
-            .env("VOIDRUN_HOME", self.path())
-            .env("VOIDRUN_KERNEL", variable("VOIDRUN_KERNEL"))
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        command
-    }
-
-    /// `voidrun run` to its end; nothing of it remains.
-    #[track_caller]
-    fn run(&self, arguments: &[&str]) -> Ran {
-        let ran = Ran::from(self.start(arguments).wait_with_output().unwrap());
-        self.is_clean();
-        ran
-    }
-
-    fn start(&self, arguments: &[&str]) -> Child {
-        self.command(&[&["run"], arguments].concat()).spawn().unwrap()
-    }
-
-    /// A run whose command has written the line `up`; the rest of its output.
-    fn up(&self, arguments: &[&str]) -> (Child, BufReader<std::process::ChildStdout>) {
-        let mut child = self.start(arguments);
-        let mut output = BufReader::new(child.stdout.take().unwrap());
-        let mut line = String::new();
-        output.read_line(&mut line).unwrap();
-        if line != "up\n" {
-            panic!("{line:?}: {:?}", child.wait_with_output());
-        }
-        (child, output)
-    }
-
-    fn sandboxes(&self) -> Vec<PathBuf> {
-        let Ok(entries) = std::fs::read_dir(self.path().join("sandboxes")) else { return Vec::new() };
-        entries.map(|entry| entry.unwrap().path()).collect()
-    }
-
-    #[track_caller]
-    fn is_clean(&self) {
-        assert_eq!(self.sandboxes(), Vec::<PathBuf>::new());
-    }
-
-    /// The process of the only machine.
-    fn machine(&self) -> OwnedFd {
-        let [sandbox] = &self.sandboxes()[..] else { panic!("{:?}", self.sandboxes()) };
-        let stream = UnixStream::connect(sandbox.join("control.sock")).unwrap();
-        vmm::control::Client::new(stream, DEATH).unwrap().into_pidfd()
-    }
-}
-
-/// Waits for the death of a machine's process.
-#[track_caller]
-fn dies(process: &OwnedFd) {
-    let limit = Timespec { tv_sec: DEATH.as_secs() as i64, tv_nsec: 0 };
-    let ready = poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&limit)).unwrap();
-    assert_eq!(ready, 1, "the machine lives on");
-}
-
-/// What a run has left.
-#[derive(Debug)]
-struct Ran {
-    code: Option<i32>,
-    stdout: Vec<u8>,
-    stderr: String,
-}
-
-impl From<Output> for Ran {
-    fn from(output: Output) -> Self {
-        let stderr = String::from_utf8(output.stderr).unwrap();
-        Self { code: output.status.code(), stdout: output.stdout, stderr }
-    }
-}
-
-impl Ran {
-    /// It has printed this and nothing else.
-    #[track_caller]
-    fn prints(&self, text: &str) {
-        let stdout = String::from_utf8_lossy(&self.stdout);
-        assert_eq!((self.code, &*stdout, &*self.stderr), (Some(0), text, ""));
-    }
-
-    #[track_caller]
-    fn text(self) -> String {
-        assert_eq!((self.code, &*self.stderr), (Some(0), ""));
-        String::from_utf8(self.stdout).unwrap()
-    }
-
-    /// It ended with this code, and said all of `words` on standard error.
-    #[track_caller]
-    fn ends(&self, code: i32, words: &[&str]) {
-        assert_eq!(self.code, Some(code), "{self:?}");
-        for word in words {
-            assert!(self.stderr.contains(word), "{word:?} is not in {self:?}");
-        }
-    }
-}
+use guests::{DEATH, Ran, Store, count, dies, variable};
 
 fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()

@@ -79,6 +79,14 @@ impl Store {
         self.open_image(reference)
     }
 
+    /// Opens the root file system of an image that a sandbox refers to, whatever its name means by now.
+    pub fn rootfs(&self, derivation: &Digest) -> Result<File, StoreError> {
+        let _lock = self.lock_store(Mode::Shared)?;
+        let record = self.image_record(derivation)?.ok_or(StoreError::Gone(*derivation))?;
+        let opened = self.open_rootfs(derivation, &record)?;
+        opened.map(|(_, rootfs)| rootfs).ok_or(StoreError::Gone(*derivation))
+    }
+
     /// Every reference, by name.
     pub fn list(&self) -> Result<Listing, StoreError> {
         let _lock = self.lock_store(Mode::Shared)?;

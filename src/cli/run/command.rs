@@ -5,9 +5,10 @@ use std::ffi::OsString;
 use protocol::{Command, Exec};
 use rootfs_builder::image::ImageConfig;
 
-use super::terminal::window_size;
-use super::{Args, environment};
+use super::Args;
+use crate::cli::environment;
 use crate::cli::error::CliError;
+use crate::cli::session::window_size;
 
 /// The request to the agent. `here` is this environment.
 pub(super) fn exec(
@@ -23,11 +24,7 @@ pub(super) fn exec(
             args.image
         )));
     }
-    let mut changes = Vec::new();
-    for file in &args.env_file {
-        changes.extend(environment::read_file(file)?);
-    }
-    changes.extend(args.env.iter().cloned());
+    let changes = environment::given(&args.env_file, &args.env)?;
     let or_image = |given: &Option<String>, image: &str| {
         given.clone().or_else(|| (!image.is_empty()).then(|| image.to_owned()))
     };

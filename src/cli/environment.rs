@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use crate::cli::error::CliError;
@@ -29,8 +29,18 @@ impl FromStr for Variable {
     }
 }
 
+/// The variables of `--env-file` and then those of `-e`.
+pub(super) fn given(files: &[PathBuf], variables: &[Variable]) -> Result<Vec<Variable>, CliError> {
+    let mut all = Vec::new();
+    for file in files {
+        all.extend(read_file(file)?);
+    }
+    all.extend(variables.iter().cloned());
+    Ok(all)
+}
+
 /// The variables of docker's `--env-file`: one a line, as it stands; empty lines and those that begin with `#` do not count.
-pub(super) fn read_file(path: &Path) -> Result<Vec<Variable>, CliError> {
+fn read_file(path: &Path) -> Result<Vec<Variable>, CliError> {
     let text = std::fs::read_to_string(path)
         .map_err(|source| CliError::Input { what: path.display().to_string(), source })?;
     let lines = text.strip_prefix('\u{feff}').unwrap_or(&text).lines().map(str::trim_start).enumerate();

@@ -4,6 +4,9 @@
 //! terminal's size are, and signals are. Each waits for the guest alone, so that a command which reads nothing, or
 //! a reader of our output which is slow, holds up nobody else.
 
+mod signals;
+mod terminal;
+
 use std::convert::Infallible;
 use std::future::pending;
 use std::io;
@@ -14,10 +17,14 @@ use tokio::io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Mutex;
 
-use super::signals::Signals;
-use super::terminal::{RawMode, window_size};
-use super::timings::Timings;
-use crate::cli::error::{CliError, Interrupt};
+pub(super) use signals::Signals;
+use terminal::RawMode;
+pub(super) use terminal::window_size;
+
+use super::error::{CliError, Interrupt};
+use super::tell;
+use crate::api::types;
+use crate::client::Remote;
 use crate::sandbox::{Event, Exec, ExecError, Handle, Input, Output, StreamError};
 
 /// The agent keeps the deadline, and gives what it ends two seconds; this much later we no longer trust it to.
@@ -25,12 +32,24 @@ const SLACK: Duration = Duration::from_secs(5);
 /// The stream of a command ends a little before the process of its machine.
 const ENDING: Duration = Duration::from_secs(5);
 
+/// Where a command runs.
+pub(super) enum Command<'a> {
+    /// In a machine of this process.
+    Here { handle: &'a Handle, exec: protocol::Exec },
+    /// In a sandbox of the daemon.
+    There { remote: &'a Remote, exec: types::Exec },
+}
+
 /// A command to run.
 pub(super) struct Session<'a> {
-    pub(super) handle: &'a Handle,
-    pub(super) exec: protocol::Exec,
+    pub(super) command: Command<'a>,
+    /// What it is, for people.
+    pub(super) what: String,
+    pub(super) stdin: bool,
+    pub(super) tty: bool,
     pub(super) timeout: Option<Duration>,
-    pub(super) timings: &'a Timings,
+    /// Told of the steps: `started`, `output`, `exited`.
+    pub(super) mark: &'a dyn Fn(&'static str),
 }
 
 /// How it went.
@@ -46,41 +65,93 @@ pub(super) enum Outcome {
     NobodyReads,
 }
 
+impl Command<'_> {
+    async fn start(&self, what: &str) -> Result<Exec, CliError> {
+        match self {
+            Self::Here { handle, exec } => match handle.exec(exec.clone()).await {
+                Ok(exec) => Ok(exec),
+                Err(error) => Err(self.failed(error, what).await),
+            },
+            Self::There { remote, exec } => Ok(remote.exec(exec).await?),
+        }
+    }
+
+    async fn signal(&self, pid: u32, signal: i32) {
+        // One that does not answer is what a second signal is for.
+        match self {
+            Self::Here { handle, .. } => drop(handle.signal(pid, signal).await),
+            Self::There { remote, .. } => drop(remote.signal(pid, signal).await),
+        }
+    }
+
+    /// Why a stream to the agent broke off: the end of the machine, if that is what it was. A daemon has found out already.
+    async fn failed(&self, error: ExecError, what: &str) -> CliError {
+        if let Self::Here { handle, .. } = self
+            && let ExecError::Connect(_) | ExecError::Stream(StreamError::Io(_) | StreamError::End) = &error
+            && let Ok(Ok(ending)) = tokio::time::timeout(ENDING, handle.ended()).await
+        {
+            return CliError::Ended(ending);
+        }
+        CliError::Exec { what: what.to_owned(), source: error.into() }
+    }
+}
+
 impl Session<'_> {
     /// Runs the command. When it returns, the terminal is as it was.
     pub(super) async fn run(self, signals: &mut Signals) -> Result<Outcome, CliError> {
-        let what = match &self.exec.command {
-            protocol::Command::Argv(argv) => argv.join(" "),
-            protocol::Command::Shell(line) => line.clone(),
-        };
-        let failed = |source: ExecError| CliError::Exec { what: what.clone(), source: source.into() };
-        let (stdin, tty) = (self.exec.stdin, self.exec.tty.is_some());
-        let started = tokio::select! {
-            started = self.handle.exec(self.exec) => started,
+        let Self { command, what, stdin, tty, timeout, mark } = self;
+        let Exec { pid, input, mut output } = tokio::select! {
+            started = command.start(&what) => started?,
             signal = signals.next() => return Ok(Outcome::Killed(signal)),
         };
-        let Exec { pid, input, mut output } = match started {
-            Ok(exec) => exec,
-            Err(error) => return Err(cause(self.handle, error).await.unwrap_or_else(failed)),
-        };
-        self.timings.mark("started");
+        mark("started");
         let input = Mutex::new(input);
         let _raw = if stdin && tty { RawMode::enter().map_err(CliError::Terminal)? } else { None };
 
         let result = tokio::select! {
             biased;
-            result = write_output(&mut output, self.timings) => result,
-            signal = forward_signals(self.handle, pid, signals) => return Ok(Outcome::Killed(signal)),
-            () = deadline(self.timeout) => return Ok(Outcome::Deadline),
+            result = write_output(&mut output, mark) => result,
+            signal = forward_signals(&command, pid, signals) => return Ok(Outcome::Killed(signal)),
+            () = deadline(timeout) => return Ok(Outcome::Deadline),
             never = follow_window(&input, tty) => match never? {},
             never = read_input(&input, stdin) => match never? {},
         };
-        self.timings.mark("exited");
+        mark("exited");
         match result {
             Ok(exit) => Ok(Outcome::Exit(exit)),
             Err(Failure::Output(e)) if e.kind() == io::ErrorKind::BrokenPipe => Ok(Outcome::NobodyReads),
             Err(Failure::Output(e)) => Err(CliError::Output(e)),
-            Err(Failure::Exec(error)) => Err(cause(self.handle, error).await.unwrap_or_else(failed)),
+            Err(Failure::Exec(error)) => Err(command.failed(error, &what).await),
+        }
+    }
+}
+
+impl Outcome {
+    /// Tells people what they have to know of it; returns the exit code.
+    pub(super) fn exit_code(self, timeout: Option<Duration>) -> u8 {
+        let tell_of_timeout = || {
+            let time = humantime::format_duration(timeout.unwrap_or_default());
+            tell(&format!("the command was ended after {time} (--timeout)"));
+            124
+        };
+        match self {
+            Self::Exit(exit) => {
+                if exit.oom_killed {
+                    tell(
+                        "the sandbox was short of memory and the kernel has killed a process in it: --memory gives it more",
+                    );
+                }
+                if exit.timed_out {
+                    return tell_of_timeout();
+                }
+                // What a guest sends is no exit code before it has been looked at.
+                let code = exit.exit_code.or(exit.signal.map(|signal| signal.saturating_add(128)));
+                code.and_then(|code| u8::try_from(code).ok()).unwrap_or(125)
+            }
+            Self::Deadline => tell_of_timeout(),
+            Self::Killed(signal) => signal.exit_code(),
+            // As a program that SIGPIPE has ended.
+            Self::NobodyReads => 128 + 13,
         }
     }
 }
@@ -90,17 +161,7 @@ enum Failure {
     Output(io::Error),
 }
 
-/// Why a stream to the agent broke off: the end of the machine, if that is what it was.
-async fn cause(handle: &Handle, error: ExecError) -> Result<CliError, ExecError> {
-    if let ExecError::Connect(_) | ExecError::Stream(StreamError::Io(_) | StreamError::End) = &error
-        && let Ok(Ok(ending)) = tokio::time::timeout(ENDING, handle.ended()).await
-    {
-        return Ok(CliError::Ended(ending));
-    }
-    Err(error)
-}
-
-async fn write_output(output: &mut Output, timings: &Timings) -> Result<Exit, Failure> {
+async fn write_output(output: &mut Output, mark: &dyn Fn(&'static str)) -> Result<Exit, Failure> {
     let (mut stdout, mut stderr) = (tokio::io::stdout(), tokio::io::stderr());
     loop {
         match output.next().await.map_err(Failure::Exec)? {
@@ -108,7 +169,7 @@ async fn write_output(output: &mut Output, timings: &Timings) -> Result<Exit, Fa
             Event::Stderr(bytes) => write(&mut stderr, &bytes).await?,
             Event::Exit(exit) => return Ok(exit),
         }
-        timings.mark("output");
+        mark("output");
     }
 }
 
@@ -146,7 +207,7 @@ async fn follow_window(input: &Mutex<Input>, tty: bool) -> Result<Infallible, Cl
 }
 
 /// Passes the first signal on to the command; returns with the second one, and at once when the terminal is gone.
-async fn forward_signals(handle: &Handle, pid: u32, signals: &mut Signals) -> Interrupt {
+async fn forward_signals(command: &Command<'_>, pid: u32, signals: &mut Signals) -> Interrupt {
     let first = signals.next().await;
     if matches!(first, Interrupt::Hup) {
         return first;
@@ -154,8 +215,7 @@ async fn forward_signals(handle: &Handle, pid: u32, signals: &mut Signals) -> In
     tokio::select! {
         second = signals.next() => second,
         never = async {
-            // A guest that does not answer is what the second signal is for.
-            let _ = handle.signal(pid, first.number()).await;
+            command.signal(pid, first.number()).await;
             pending::<Infallible>().await
         } => match never {},
     }

@@ -1,11 +1,11 @@
-//! The signals that ask `voidrun run` to end.
+//! The signals that ask a command line to end.
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::cli::error::{CliError, Interrupt};
 
 /// From its making on none of them ends this process by itself.
-pub(super) struct Signals {
+pub(in crate::cli) struct Signals {
     hangup: Signal,
     interrupt: Signal,
     quit: Signal,
@@ -13,7 +13,7 @@ pub(super) struct Signals {
 }
 
 impl Signals {
-    pub(super) fn new() -> Result<Self, CliError> {
+    pub(in crate::cli) fn new() -> Result<Self, CliError> {
         let listen = |kind| signal(kind).map_err(CliError::Runtime);
         Ok(Self {
             hangup: listen(SignalKind::hangup())?,
@@ -24,7 +24,7 @@ impl Signals {
     }
 
     /// The next one. Dropped before it returns, none is lost.
-    pub(super) async fn next(&mut self) -> Interrupt {
+    pub(in crate::cli) async fn next(&mut self) -> Interrupt {
         tokio::select! {
             _ = self.hangup.recv() => Interrupt::Hup,
             _ = self.interrupt.recv() => Interrupt::Int,

@@ -9,7 +9,7 @@ use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetat
 const USUAL: WindowSize = WindowSize { rows: 24, cols: 80 };
 
 /// The size of the terminal at standard output, or else at standard input.
-pub(super) fn window_size() -> WindowSize {
+pub(in crate::cli) fn window_size() -> WindowSize {
     let size = tcgetwinsize(io::stdout()).or_else(|_| tcgetwinsize(io::stdin()));
     match size {
         Ok(size) if size.ws_row > 0 && size.ws_col > 0 => WindowSize { rows: size.ws_row, cols: size.ws_col },
@@ -19,13 +19,13 @@ pub(super) fn window_size() -> WindowSize {
 
 /// Standard input's terminal, raw until this is dropped, by a panic as well. Signals that end the program end it by way of
 /// `main`, so that this is dropped then, too.
-pub(super) struct RawMode {
+pub(in crate::cli) struct RawMode {
     before: Termios,
 }
 
 impl RawMode {
     /// `None` where standard input is no terminal.
-    pub(super) fn enter() -> io::Result<Option<Self>> {
+    pub(in crate::cli) fn enter() -> io::Result<Option<Self>> {
         let terminal = io::stdin();
         if !terminal.is_terminal() {
             return Ok(None);

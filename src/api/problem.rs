@@ -1,0 +1,119 @@
+//! Errors on the wire: problem documents (RFC 9457), with the members that the published clients read beside them.
+
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use protocol::ErrorCode;
+use rootfs_builder::reference::NameError;
+use rootfs_builder::store::StoreError;
+use serde_json::json;
+
+use crate::daemon::{DaemonError, chain};
+use crate::sandbox::{ExecError, LaunchError};
+
+/// An answer that is an error.
+#[derive(Debug)]
+pub(crate) struct Problem {
+    status: StatusCode,
+    /// What it is, for programs: the end of `type`. An interface: kinds are added, not changed.
+    kind: &'static str,
+    /// What failed, on what, why, and what to do.
+    detail: String,
+}
+
+impl Problem {
+    pub(super) fn new(status: StatusCode, kind: &'static str, detail: impl Into<String>) -> Self {
+        Self { status, kind, detail: detail.into() }
+    }
+
+    /// A request that is understood and cannot be carried out: `field` is what is wrong with it.
+    pub(super) fn field(field: &str, wrong: impl std::fmt::Display) -> Self {
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid", format!("{field}: {wrong}"))
+    }
+
+    pub(super) fn detail(&self) -> &str {
+        &self.detail
+    }
+
+    pub(super) fn bad_request(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "badRequest", detail)
+    }
+
+    /// `what` is part of the API and not built yet.
+    pub(super) fn not_implemented(what: &str) -> Self {
+        Self::new(StatusCode::NOT_IMPLEMENTED, "notImplemented", format!("{what} is not there yet"))
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let Self { status, kind, detail } = self;
+        let title = status.canonical_reason().unwrap_or("Error");
+        let body = json!({
+            "type": format!("urn:voidrun:problem:{kind}"),
+            "title": title,
+            "status": status.as_u16(),
+            "detail": detail,
+            "code": status.as_u16(),
+            "message": detail,
+            "error": title,
+            "details": detail,
+        });
+        (status, [(header::CONTENT_TYPE, "application/problem+json")], body.to_string()).into_response()
+    }
+}
+
+impl From<DaemonError> for Problem {
+    fn from(error: DaemonError) -> Self {
+        let (status, kind) = classify(&error);
+        Self::new(status, kind, chain(&error))
+    }
+}
+
+fn classify(error: &DaemonError) -> (StatusCode, &'static str) {
+    match error {
+        DaemonError::NotFound(_) => (StatusCode::NOT_FOUND, "notFound"),
+        DaemonError::Ambiguous { .. } => (StatusCode::CONFLICT, "ambiguous"),
+        DaemonError::NameTaken { .. } => (StatusCode::CONFLICT, "nameTaken"),
+        DaemonError::State { .. } => (StatusCode::CONFLICT, "wrongState"),
+        DaemonError::TooMany(_) | DaemonError::TooMuchMemory { .. } => {
+            (StatusCode::TOO_MANY_REQUESTS, "limit")
+        }
+        DaemonError::Store(StoreError::NotFound(_)) | DaemonError::ImageName(NameError::DefaultImage) => {
+            (StatusCode::UNPROCESSABLE_ENTITY, "imageNotFound")
+        }
+        DaemonError::InvalidName(_) | DaemonError::ImageName(_) => {
+            (StatusCode::UNPROCESSABLE_ENTITY, "invalid")
+        }
+        DaemonError::Kernel(_) => (StatusCode::SERVICE_UNAVAILABLE, "noKernel"),
+        DaemonError::Launch { source, .. } => match source {
+            LaunchError::NoKvm | LaunchError::KvmDenied(_) | LaunchError::Kvm(_) => {
+                (StatusCode::SERVICE_UNAVAILABLE, "noKvm")
+            }
+            _ => (StatusCode::INTERNAL_SERVER_ERROR, "machine"),
+        },
+        DaemonError::Exec(ExecError::Refused(refused)) => of_agent(refused.code),
+        DaemonError::Exec(ExecError::TooLong(_)) => (StatusCode::UNPROCESSABLE_ENTITY, "invalid"),
+        DaemonError::Exec(_) | DaemonError::Ended(_) => (StatusCode::BAD_GATEWAY, "machine"),
+        DaemonError::Silent(_) => (StatusCode::GATEWAY_TIMEOUT, "machine"),
+        DaemonError::Ending => (StatusCode::SERVICE_UNAVAILABLE, "ending"),
+        DaemonError::Store(_)
+        | DaemonError::Directory(_)
+        | DaemonError::Control(_)
+        | DaemonError::Host { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "failed"),
+    }
+}
+
+fn of_agent(code: ErrorCode) -> (StatusCode, &'static str) {
+    const WRONG: StatusCode = StatusCode::UNPROCESSABLE_ENTITY;
+    match code {
+        ErrorCode::NotFound => (WRONG, "commandNotFound"),
+        ErrorCode::NotExecutable => (WRONG, "commandNotExecutable"),
+        ErrorCode::NoShell => (WRONG, "noShell"),
+        ErrorCode::NoSuchProcess => (StatusCode::NOT_FOUND, "noSuchProcess"),
+        ErrorCode::ProcessEnded => (StatusCode::CONFLICT, "processEnded"),
+        ErrorCode::Cwd | ErrorCode::User | ErrorCode::File | ErrorCode::Archive | ErrorCode::BadRequest => {
+            (WRONG, "invalid")
+        }
+        ErrorCode::Internal | ErrorCode::Other => (StatusCode::BAD_GATEWAY, "machine"),
+    }
+}

@@ -1,0 +1,248 @@
+//! `/sandboxes`: made, shown, changed, removed, and their states.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use serde_json::{Value, json};
+use vmm::spec::{Cpus, MemoryMib};
+
+use super::input::{Body, Parameters, Target};
+use super::problem::Problem;
+use super::success;
+use super::types::{Change, Create, ListParameters, NetworkMode, Pull, Sandbox, Stop};
+use crate::daemon::{Daemon, GRACE, New, Page};
+
+const PAGE: usize = 50;
+const LARGEST_PAGE: usize = 1000;
+const MAX_LABELS: usize = 64;
+const MAX_LABEL: usize = 256;
+/// A hundred years, in seconds.
+const LONGEST: u64 = 100 * 366 * 24 * 3600;
+
+type Answer = Result<Json<Value>, Problem>;
+
+pub(super) async fn create(
+    State(daemon): State<Arc<Daemon>>,
+    Body(body): Body<Create>,
+) -> Result<(StatusCode, Json<Value>), Problem> {
+    let wanted_disk = body.disk_mb;
+    let new = wanted(body)?;
+    if let Some(wanted) = wanted_disk {
+        let image = new.image.clone();
+        let has = daemon.disk_mib(image).await?;
+        if has != wanted {
+            let wrong = format!(
+                "{wanted} MiB, and the image's file system has {has}; make the image anew with `voidrun images pull --size`"
+            );
+            return Err(Problem::field("diskMB", wrong));
+        }
+    }
+    let sandbox = daemon.create(new).await?;
+    Ok((StatusCode::CREATED, success("sandbox created", Sandbox::from(sandbox.view()))))
+}
+
+/// What the daemon understands of a request.
+fn wanted(body: Create) -> Result<New, Problem> {
+    let range = |min: u64, max: u64, unit: &str| format!("is not between {min} and {max}{unit}");
+    if body.ports.is_some_and(|ports| !ports.is_empty()) {
+        return Err(Problem::not_implemented("ports"));
+    }
+    if body.network.is_some_and(|network| network.mode != NetworkMode::None) {
+        return Err(Problem::not_implemented("network"));
+    }
+    if body.idle_timeout.is_some_and(|seconds| seconds > 0) {
+        return Err(Problem::not_implemented("idleTimeout"));
+    }
+    if body.auto_sleep == Some(true) {
+        return Err(Problem::not_implemented("autoSleep"));
+    }
+    if body.mounts.is_some_and(|mounts| !mounts.is_empty()) {
+        return Err(Problem::not_implemented("mounts"));
+    }
+    if body.pull == Some(Pull::Always) {
+        return Err(Problem::not_implemented("pull: always"));
+    }
+    let cpus = body.cpu.map(|cpu| {
+        let valid = u8::try_from(cpu).ok().and_then(|cpu| Cpus::try_from(cpu).ok());
+        valid.ok_or_else(|| Problem::field("cpu", format!("{cpu} {}", range(1, Cpus::MAX.into(), ""))))
+    });
+    let memory = body.mem.map(|mem| {
+        let valid = u32::try_from(mem).ok().and_then(|mem| MemoryMib::try_from(mem).ok());
+        let range = range(MemoryMib::MIN.into(), MemoryMib::MAX.into(), " MiB");
+        valid.ok_or_else(|| Problem::field("mem", format!("{mem} {range}")))
+    });
+    let ttl = body.ttl.filter(|seconds| *seconds > 0);
+    if let Some(ttl) = ttl.filter(|seconds| *seconds > LONGEST) {
+        return Err(Problem::field("ttl", format!("{ttl} {}", range(0, LONGEST, " s"))));
+    }
+    let env = body.env_vars.unwrap_or_default();
+    super::exec::check_env("envVars", &env)?;
+    Ok(New {
+        name: body.name,
+        image: body.image,
+        cpus: cpus.transpose()?,
+        memory: memory.transpose()?,
+        env,
+        labels: checked(body.labels.unwrap_or_default())?,
+        ttl_ms: ttl.map(|seconds| seconds * 1000),
+    })
+}
+
+/// Labels that can be asked for by `labels=k=v,...`.
+fn checked(labels: BTreeMap<String, String>) -> Result<BTreeMap<String, String>, Problem> {
+    if labels.len() > MAX_LABELS {
+        return Err(Problem::field(
+            "labels",
+            format!("{} of them, where {MAX_LABELS} are allowed", labels.len()),
+        ));
+    }
+    for (key, value) in &labels {
+        let short = key.len().max(value.len()) <= MAX_LABEL;
+        let plain = |text: &str| !text.contains([',', '=']) && !text.chars().any(char::is_control);
+        if key.is_empty() || !short || !plain(key) || !plain(value) {
+            let key: String = key.chars().take(50).collect();
+            let wrong = format!(
+                "{key:?}: expected a key and a value of at most {MAX_LABEL} bytes without ',', '=' and control characters"
+            );
+            return Err(Problem::field("labels", wrong));
+        }
+    }
+    Ok(labels)
+}
+
+pub(super) async fn list(
+    State(daemon): State<Arc<Daemon>>,
+    Parameters(parameters): Parameters<ListParameters>,
+) -> Answer {
+    let number = parameters.page.unwrap_or(1);
+    let limit = parameters.limit.unwrap_or(PAGE);
+    if number == 0 {
+        return Err(Problem::field("page", "0: pages are counted from 1"));
+    }
+    if !(1..=LARGEST_PAGE).contains(&limit) {
+        return Err(Problem::field("limit", format!("{limit} is not between 1 and {LARGEST_PAGE}")));
+    }
+    let labels = selector(parameters.labels.as_deref().unwrap_or_default())?;
+    let (views, total) = daemon.list(&labels, Page { number, limit });
+    let data: Vec<Sandbox> = views.into_iter().map(Sandbox::from).collect();
+    Ok(Json(json!({
+        "status": "success",
+        "message": "sandboxes",
+        "data": data,
+        "meta": { "page": number, "limit": limit, "total": total, "totalPages": total.div_ceil(limit) },
+    })))
+}
+
+fn selector(text: &str) -> Result<Vec<(String, String)>, Problem> {
+    let pairs = text.split(',').filter(|pair| !pair.is_empty());
+    pairs
+        .map(|pair| match pair.split_once('=') {
+            Some((key, value)) => Ok((key.to_owned(), value.to_owned())),
+            None => Err(Problem::field("labels", format!("{pair:?}: expected k=v,k2=v2"))),
+        })
+        .collect()
+}
+
+pub(super) async fn get(Target(sandbox): Target) -> Json<Value> {
+    success("sandbox", Sandbox::from(sandbox.view()))
+}
+
+pub(super) async fn change(
+    State(daemon): State<Arc<Daemon>>,
+    Target(sandbox): Target,
+    Body(body): Body<Change>,
+) -> Answer {
+    let labels = body.labels.map(checked).transpose()?;
+    daemon.change(&sandbox, body.name, labels).await?;
+    Ok(success("sandbox changed", Sandbox::from(sandbox.view())))
+}
+
+pub(super) async fn remove(State(daemon): State<Arc<Daemon>>, Target(sandbox): Target) -> Answer {
+    let id = sandbox.id().to_owned();
+    daemon.remove(sandbox).await?;
+    Ok(success("sandbox removed", json!({ "id": id })))
+}
+
+pub(super) async fn start(State(daemon): State<Arc<Daemon>>, Target(sandbox): Target) -> Answer {
+    daemon.start(&sandbox).await?;
+    Ok(success("sandbox started", Sandbox::from(sandbox.view())))
+}
+
+pub(super) async fn stop(Target(sandbox): Target, Body(body): Body<Stop>) -> Answer {
+    const LONGEST_GRACE: u64 = 3600;
+    let grace = body.timeout.map_or(GRACE, Duration::from_secs);
+    if grace > Duration::from_secs(LONGEST_GRACE) {
+        return Err(Problem::field("timeout", format!("more than {LONGEST_GRACE} s")));
+    }
+    sandbox.stop(grace).await?;
+    Ok(success("sandbox stopped", Sandbox::from(sandbox.view())))
+}
+
+pub(super) async fn pause(Target(sandbox): Target) -> Answer {
+    sandbox.pause().await?;
+    Ok(success("sandbox paused", Sandbox::from(sandbox.view())))
+}
+
+pub(super) async fn resume(Target(sandbox): Target) -> Answer {
+    sandbox.resume().await?;
+    Ok(success("sandbox resumed", Sandbox::from(sandbox.view())))
+}
+
+pub(super) async fn not_there_yet(Target(_): Target) -> Problem {
+    Problem::not_implemented("sleep and wake")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::types::Network;
+
+    fn label(key: &str, value: &str) -> BTreeMap<String, String> {
+        BTreeMap::from([(key.to_owned(), value.to_owned())])
+    }
+
+    #[test]
+    fn what_is_refused_and_what_is_taken() {
+        for body in [
+            Create { cpu: Some(33), ..Create::default() },
+            Create { cpu: Some(0), ..Create::default() },
+            Create { mem: Some(127), ..Create::default() },
+            Create { mem: Some(1 << 40), ..Create::default() },
+            Create { ttl: Some(u64::MAX), ..Create::default() },
+            Create { ports: Some(vec![json!({})]), ..Create::default() },
+            Create { network: Some(Network { mode: NetworkMode::Public }), ..Create::default() },
+            Create { auto_sleep: Some(true), ..Create::default() },
+            Create { env_vars: Some(label("A=B", "")), ..Create::default() },
+            Create { labels: Some(label("a", "b,c")), ..Create::default() },
+        ] {
+            assert!(wanted(body.clone()).is_err(), "{body:?}");
+        }
+        let new = wanted(Create {
+            cpu: Some(2),
+            mem: Some(512),
+            ttl: Some(3),
+            auto_sleep: Some(false),
+            ports: Some(vec![]),
+            labels: Some(label("env", "prod")),
+            ..Create::default()
+        });
+        let new = new.unwrap();
+        assert_eq!(
+            (new.cpus.unwrap().get(), new.memory.unwrap().bytes(), new.ttl_ms),
+            (2, 512 << 20, Some(3000))
+        );
+        assert_eq!(wanted(Create { ttl: Some(0), ..Create::default() }).unwrap().ttl_ms, None);
+    }
+
+    #[test]
+    fn selectors() {
+        assert_eq!(selector("").unwrap(), []);
+        let pair = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+        assert_eq!(selector("a=b,c=").unwrap(), [pair("a", "b"), pair("c", "")]);
+        assert!(selector("a").is_err());
+    }
+}

@@ -1,0 +1,141 @@
+//! `exec` over a connection that is upgraded: after 101 the frames of [`protocol`] go both ways.
+//!
+//! The daemon sends Started first, then what the agent sends: Stdout and Stderr up to one Exit, or Error. The client sends Stdin,
+//! StdinEnd, Resize and Signal. Each frame is decoded and made anew, so that neither side can break the other's stream. When
+//! the client's direction ends, the command is ended. The command was started before the 101, so that why it was not is an
+//! ordinary error.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::FromRequestParts;
+use axum::http::request::Parts;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
+use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper_util::rt::TokioIo;
+use protocol::{Error as AgentError, ErrorCode, Frame, FrameType, Sender, Started, encode};
+use tokio::io::{AsyncWrite, AsyncWriteExt as _, ReadHalf};
+
+use super::EXEC_PROTOCOL;
+use super::exec::{SLACK, command};
+use super::problem::Problem;
+use super::types::Exec;
+use crate::daemon::{Sandbox, chain, is_input};
+use crate::sandbox::{Event, Exec as Running, ExecError, FrameReader, Input, StreamError};
+
+/// The connection below the request, where the client asks for the frames.
+pub(super) struct Upgrade(pub(super) Option<OnUpgrade>);
+
+impl<S: Send + Sync> FromRequestParts<S> for Upgrade {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        let wanted = parts.headers.get(header::UPGRADE);
+        let wanted =
+            wanted.is_some_and(|name| name.as_bytes().eq_ignore_ascii_case(EXEC_PROTOCOL.as_bytes()));
+        Ok(Self(if wanted { parts.extensions.remove::<OnUpgrade>() } else { None }))
+    }
+}
+
+pub(super) async fn exec(sandbox: Arc<Sandbox>, upgrade: OnUpgrade, body: Exec) -> Result<Response, Problem> {
+    let (exec, deadline) = command(&sandbox, body, 0.0)?;
+    let running = sandbox.exec(exec).await?;
+    tokio::spawn(async move {
+        match upgrade.await {
+            Ok(stream) => {
+                if let Err(error) = session(&sandbox, stream, running, deadline).await {
+                    tracing::debug!(sandbox = sandbox.id(), %error, "a session has broken off");
+                }
+            }
+            Err(error) => tracing::debug!(%error, "a connection was not upgraded"),
+        }
+    });
+    let headers = [
+        (header::CONNECTION, HeaderValue::from_static("upgrade")),
+        (header::UPGRADE, HeaderValue::from_static(EXEC_PROTOCOL)),
+    ];
+    Ok((StatusCode::SWITCHING_PROTOCOLS, headers).into_response())
+}
+
+/// Returns when the command has ended, or the client has gone: then dropping the command ends it.
+async fn session(
+    sandbox: &Sandbox,
+    stream: Upgraded,
+    running: Running,
+    deadline: Option<Duration>,
+) -> Result<(), StreamError> {
+    let (reader, mut writer) = tokio::io::split(TokioIo::new(stream));
+    let Running { pid, mut input, mut output } = running;
+    writer.write_all(&encode(&Started { pid })?).await?;
+    let pass_output = async {
+        loop {
+            match output.next().await {
+                Ok(Event::Stdout(payload)) => send(&mut writer, FrameType::Stdout, &payload).await?,
+                Ok(Event::Stderr(payload)) => send(&mut writer, FrameType::Stderr, &payload).await?,
+                Ok(Event::Exit(exit)) => break writer.write_all(&encode(&exit)?).await?,
+                Err(error) => {
+                    let error = match error {
+                        ExecError::Refused(error) => error,
+                        error => failed(&chain(&sandbox.cause(error).await)),
+                    };
+                    break writer.write_all(&encode(&error)?).await?;
+                }
+            }
+        }
+        Ok::<(), StreamError>(())
+    };
+    let overdue = async {
+        match deadline {
+            Some(deadline) => tokio::time::sleep(deadline.saturating_add(SLACK)).await,
+            None => std::future::pending().await,
+        }
+    };
+    let late = tokio::select! {
+        biased;
+        done = pass_output => { done?; false }
+        gone = pass_input(reader, &mut input) => return gone,
+        () = overdue => true,
+    };
+    if late {
+        let message = "the guest has not ended the command, whose time was over";
+        writer.write_all(&encode(&failed(message))?).await?;
+    }
+    Ok(writer.shutdown().await?)
+}
+
+fn failed(message: &str) -> AgentError {
+    // A frame has room for so much.
+    let end = message.floor_char_boundary(16 << 10);
+    AgentError { code: ErrorCode::Internal, message: message[..end].to_owned(), errno: None }
+}
+
+async fn send(
+    writer: &mut (impl AsyncWrite + Unpin),
+    kind: FrameType,
+    payload: &[u8],
+) -> Result<(), StreamError> {
+    let mut bytes = Vec::with_capacity(protocol::HEADER + payload.len());
+    Frame { kind, payload }.encode(&mut bytes)?;
+    Ok(writer.write_all(&bytes).await?)
+}
+
+/// Returns when the client has gone, or sends what it may not.
+async fn pass_input(stream: ReadHalf<TokioIo<Upgraded>>, input: &mut Input) -> Result<(), StreamError> {
+    let mut frames = FrameReader::new(stream, Sender::Host);
+    loop {
+        let frame = match frames.next().await {
+            Ok(frame) => frame,
+            Err(StreamError::End) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        if !is_input(frame.kind) {
+            return Err(protocol::FrameError::WrongSide(frame.kind).into());
+        }
+        if input.frame(frame.kind, &frame.payload).await.is_err() {
+            // The command takes nothing any more. Its end comes by the other direction.
+            std::future::pending::<()>().await;
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! `exec-stream` and `commands/attach`: output while it comes, as server-sent events or, asked for by `Accept`, as NDJSON.
+//!
+//! The published client loses white space at the ends of lines and bytes that are not UTF-8 on the way through events; NDJSON
+//! carries base64.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body as Answer;
+use axum::http::{HeaderMap, header};
+use axum::response::{IntoResponse as _, Response};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use bytes::Bytes;
+use serde_json::json;
+use tokio::sync::mpsc::{Sender, channel};
+use tokio_stream::StreamExt as _;
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::exec::{SLACK, TIMEOUT, command, overdue};
+use super::input::{Body, Target};
+use super::problem::Problem;
+use super::text::{Text, event};
+use super::types::{End, Exec, Pid};
+use crate::daemon::{Sandbox, chain};
+use crate::sandbox::{Event, Exec as Running};
+
+const EVENTS: &str = "text/event-stream";
+const LINES: &str = "application/x-ndjson";
+/// Pieces of output on their way to a client, of at most 64 KiB each: one that reads slowly stalls its own command.
+const PIECES: usize = 2;
+
+pub(super) async fn exec(
+    Target(sandbox): Target,
+    headers: HeaderMap,
+    Body(body): Body<Exec>,
+) -> Result<Response, Problem> {
+    if body.tty.is_some() || body.stdin == Some(true) {
+        let field = if body.tty.is_some() { "tty" } else { "stdin" };
+        return Err(Problem::field(field, "needs `exec` with a connection that is upgraded to voidrun-exec"));
+    }
+    let (exec, deadline) = command(&sandbox, body, TIMEOUT)?;
+    let running = sandbox.exec(exec).await?;
+    Ok(answer(sandbox, running, deadline, Format::of(&headers)))
+}
+
+pub(super) async fn attach(
+    Target(sandbox): Target,
+    headers: HeaderMap,
+    Body(body): Body<Pid>,
+) -> Result<Response, Problem> {
+    let running = sandbox.attach(body.pid).await?;
+    Ok(answer(sandbox, running, None, Format::of(&headers)))
+}
+
+/// How output is written.
+#[derive(Debug)]
+enum Format {
+    /// What the characters of each output are cut at.
+    Events {
+        stdout: Text,
+        stderr: Text,
+    },
+    Lines,
+}
+
+impl Format {
+    fn of(headers: &HeaderMap) -> Self {
+        let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+        if accepted.flat_map(|value| value.split(',')).any(|value| value.trim().starts_with(LINES)) {
+            Self::Lines
+        } else {
+            Self::Events { stdout: Text::default(), stderr: Text::default() }
+        }
+    }
+
+    fn output(&mut self, name: &str, bytes: &[u8]) -> Option<String> {
+        match self {
+            Self::Lines => {
+                Some(format!("{}\n", json!({ "stream": name, "data": BASE64_STANDARD.encode(bytes) })))
+            }
+            Self::Events { stdout, stderr } => {
+                let text = if name == "stdout" { stdout.push(bytes) } else { stderr.push(bytes) };
+                (!text.is_empty()).then(|| event(name, &text))
+            }
+        }
+    }
+
+    /// What is left of the outputs, and the end.
+    fn exit(&mut self, end: &End) -> String {
+        match self {
+            Self::Lines => {
+                let mut line = json!(end);
+                line["stream"] = "exit".into();
+                format!("{line}\n")
+            }
+            Self::Events { stdout, stderr } => {
+                let rests = [("stdout", stdout.end()), ("stderr", stderr.end())];
+                let rests = rests.into_iter().filter_map(|(name, rest)| Some(event(name, &rest?)));
+                rests.chain([event("exit", &json!(end).to_string())]).collect()
+            }
+        }
+    }
+
+    fn error(&self, message: &str) -> String {
+        match self {
+            Self::Lines => format!("{}\n", json!({ "stream": "error", "error": message })),
+            Self::Events { .. } => event("error", &json!({ "error": message }).to_string()),
+        }
+    }
+}
+
+fn answer(
+    sandbox: Arc<Sandbox>,
+    running: Running,
+    deadline: Option<Duration>,
+    mut format: Format,
+) -> Response {
+    let kind = if matches!(format, Format::Lines) { LINES } else { EVENTS };
+    let (sender, receiver) = channel(PIECES);
+    tokio::spawn(async move {
+        tokio::select! {
+            // Dropped, the command is ended.
+            () = sender.closed() => {}
+            () = pass(&sandbox, running, deadline, &mut format, &sender) => {}
+        }
+    });
+    let body = ReceiverStream::new(receiver).map(Ok::<Bytes, std::convert::Infallible>);
+    let headers = [(header::CONTENT_TYPE, kind), (header::CACHE_CONTROL, "no-cache")];
+    (headers, Answer::from_stream(body)).into_response()
+}
+
+async fn pass(
+    sandbox: &Sandbox,
+    mut running: Running,
+    deadline: Option<Duration>,
+    format: &mut Format,
+    sender: &Sender<Bytes>,
+) {
+    let end = deadline.map(|deadline| tokio::time::Instant::now() + deadline.saturating_add(SLACK));
+    loop {
+        let next = async {
+            match end {
+                Some(end) => tokio::time::timeout_at(end, running.output.next()).await.ok(),
+                None => Some(running.output.next().await),
+            }
+        };
+        let (piece, last) = match next.await {
+            Some(Ok(Event::Stdout(bytes))) => (format.output("stdout", &bytes), false),
+            Some(Ok(Event::Stderr(bytes))) => (format.output("stderr", &bytes), false),
+            Some(Ok(Event::Exit(exit))) => (Some(format.exit(&End::from(exit))), true),
+            Some(Err(error)) => (Some(format.error(&chain(&sandbox.cause(error).await))), true),
+            None => (Some(format.error(overdue(deadline.unwrap_or_default()).detail())), true),
+        };
+        let gone = match piece {
+            Some(piece) => sender.send(piece.into()).await.is_err(),
+            None => false,
+        };
+        if gone || last {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn accepting(value: &'static str) -> Format {
+        Format::of(&HeaderMap::from_iter([(header::ACCEPT, value.parse().unwrap())]))
+    }
+
+    #[test]
+    fn both_formats() {
+        let end = End { exit_code: 3, duration_ms: 5, ..End::default() };
+        let mut format = accepting("text/event-stream");
+        assert_eq!(format.output("stdout", b"a\xe2\x82").unwrap(), "event:stdout\ndata:a\n\n");
+        assert_eq!(format.output("stderr", b"\xe2"), None);
+        assert_eq!(format.output("stdout", b"\xac\n").unwrap(), "event:stdout\ndata:€\ndata:\n\n");
+        assert_eq!(
+            format.exit(&end),
+            "event:stderr\ndata:\u{fffd}\n\nevent:exit\ndata:{\"durationMs\":5,\"exitCode\":3}\n\n"
+        );
+        assert_eq!(format.error("no"), "event:error\ndata:{\"error\":\"no\"}\n\n");
+
+        let mut format = accepting("text/plain, application/x-ndjson; q=1");
+        assert_eq!(
+            format.output("stdout", b"\xff\n").unwrap(),
+            "{\"data\":\"/wo=\",\"stream\":\"stdout\"}\n"
+        );
+        assert_eq!(format.exit(&end), "{\"durationMs\":5,\"exitCode\":3,\"stream\":\"exit\"}\n");
+    }
+}

@@ -1,0 +1,308 @@
+//! What goes over the wire of `/v1` and `/api`. The daemon's operations know nothing of it: a second wire is a sibling.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+use crate::daemon::{State, View};
+
+/// `POST /sandboxes`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct Create {
+    /// What it is to be called; a name is made up where none is given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) name: Option<String>,
+    /// An image of the store.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) image: Option<String>,
+    /// vCPUs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) cpu: Option<u64>,
+    /// Memory in MiB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) mem: Option<u64>,
+    /// The size of the disk in MiB: that of the image.
+    #[serde(rename = "diskMB", skip_serializing_if = "Option::is_none")]
+    pub(crate) disk_mb: Option<u64>,
+    /// Variables of all commands.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) env_vars: Option<BTreeMap<String, String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) labels: Option<BTreeMap<String, String>>,
+    /// The machine ends so many seconds after each start; 0: never.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) ttl: Option<u64>,
+    /// `missing` and `never`: the image has to be there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) pull: Option<Pull>,
+    /// Not there yet, as the next five.
+    #[serde(skip_serializing)]
+    pub(crate) ports: Option<Vec<serde_json::Value>>,
+    #[serde(skip_serializing)]
+    pub(crate) network: Option<Network>,
+    #[serde(skip_serializing)]
+    pub(crate) idle_timeout: Option<u64>,
+    #[serde(skip_serializing)]
+    pub(crate) auto_sleep: Option<bool>,
+    #[serde(skip_serializing)]
+    pub(crate) mounts: Option<Vec<serde_json::Value>>,
+    /// Of the published clients, as the next three: without a meaning here.
+    #[serde(skip_serializing)]
+    pub(crate) sync: Option<bool>,
+    #[serde(skip_serializing)]
+    pub(crate) org_id: Option<String>,
+    #[serde(skip_serializing)]
+    pub(crate) user_id: Option<String>,
+    #[serde(skip_serializing)]
+    pub(crate) region: Option<String>,
+}
+
+/// When an image is pulled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Pull {
+    Missing,
+    Never,
+    Always,
+}
+
+/// What a sandbox can reach.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Network {
+    pub(crate) mode: NetworkMode,
+}
+
+/// What a sandbox can reach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum NetworkMode {
+    None,
+    Public,
+    Allow,
+}
+
+/// `PATCH /sandboxes/{id}`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct Change {
+    pub(crate) name: Option<String>,
+    /// All of them: those that are not here go.
+    pub(crate) labels: Option<BTreeMap<String, String>>,
+}
+
+/// `POST /sandboxes/{id}/stop`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Stop {
+    /// Seconds between SIGTERM and SIGKILL to its processes.
+    pub(crate) timeout: Option<u64>,
+}
+
+/// `GET /sandboxes`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct ListParameters {
+    pub(crate) page: Option<usize>,
+    pub(crate) limit: Option<usize>,
+    /// `k=v,k2=v2`
+    pub(crate) labels: Option<String>,
+}
+
+/// A sandbox, as all answers show it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Sandbox {
+    pub(crate) id: String,
+    pub(crate) name: String,
+    pub(crate) image: String,
+    pub(crate) cpu: u8,
+    /// MiB.
+    pub(crate) mem: u32,
+    #[serde(rename = "diskMB")]
+    pub(crate) disk_mb: u64,
+    /// One of the five that the published clients know.
+    pub(crate) status: String,
+    /// Exactly.
+    pub(crate) state: State,
+    /// Why there is no machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) exit_reason: Option<String>,
+    /// RFC 3339.
+    pub(crate) created_at: String,
+    pub(crate) created_by: String,
+    pub(crate) org_id: String,
+    pub(crate) env_vars: BTreeMap<String, String>,
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) auto_sleep: bool,
+    pub(crate) ports: Vec<serde_json::Value>,
+    /// Seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) ttl: Option<u64>,
+}
+
+impl From<View> for Sandbox {
+    fn from(View { id, record, state, reason }: View) -> Self {
+        let status = match state {
+            State::Creating | State::Running => "running",
+            State::Paused | State::Stopped => "snapshotted",
+            State::Failed => "error",
+        };
+        Self {
+            id,
+            name: record.name,
+            image: record.image_name,
+            cpu: record.cpus.get(),
+            mem: record.memory_mib.into(),
+            disk_mb: record.disk_bytes >> 20,
+            status: status.to_owned(),
+            state,
+            exit_reason: reason,
+            created_at: time(record.created_at_ms),
+            created_by: "local".to_owned(),
+            org_id: "local".to_owned(),
+            env_vars: record.env,
+            labels: record.labels,
+            auto_sleep: false,
+            ports: Vec::new(),
+            ttl: record.ttl_ms.map(|ms| ms.div_ceil(1000)),
+        }
+    }
+}
+
+/// `POST /sandboxes/{id}/exec` and `exec-stream`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Exec {
+    /// A line for bash, or sh where there is no bash; with `args` a program.
+    pub(crate) command: String,
+    /// Its arguments, without a shell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) args: Option<Vec<String>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) cwd: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) env: Option<BTreeMap<String, String>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) user: Option<String>,
+    /// Seconds; 0: none. 30 where it is absent, none for an upgraded connection.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) timeout: Option<f64>,
+    /// A terminal of this size. For an upgraded connection.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) tty: Option<protocol::WindowSize>,
+    /// Whether input will come. For an upgraded connection.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) stdin: Option<bool>,
+}
+
+/// The answer to `exec`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct ExecResult {
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+    #[serde(flatten)]
+    pub(crate) end: End,
+}
+
+/// How a command has ended; what says nothing is left out.
+#[allow(clippy::struct_excessive_bools, reason = "each is a member of the document")]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct End {
+    /// 124 at its deadline, 128+N after signal N.
+    pub(crate) exit_code: i32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) signal: Option<i32>,
+    #[serde(skip_serializing_if = "is_false")]
+    pub(crate) timed_out: bool,
+    #[serde(skip_serializing_if = "is_false")]
+    pub(crate) truncated: bool,
+    #[serde(skip_serializing_if = "is_false")]
+    pub(crate) oom_killed: bool,
+    pub(crate) duration_ms: u64,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's way")]
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+impl From<protocol::Exit> for End {
+    fn from(exit: protocol::Exit) -> Self {
+        let code = exit.exit_code.or(exit.signal.map(|signal| signal.saturating_add(128)));
+        Self {
+            exit_code: if exit.timed_out { 124 } else { code.unwrap_or(125) },
+            signal: exit.signal,
+            timed_out: exit.timed_out,
+            truncated: exit.truncated.stdout || exit.truncated.stderr,
+            oom_killed: exit.oom_killed,
+            duration_ms: exit.duration_ms,
+        }
+    }
+}
+
+/// `POST .../commands/run`.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Run {
+    pub(crate) command: String,
+    pub(crate) cwd: Option<String>,
+    pub(crate) env: Option<BTreeMap<String, String>>,
+    pub(crate) user: Option<String>,
+    /// Seconds; 0, and nothing: none.
+    pub(crate) timeout: Option<f64>,
+}
+
+/// `POST .../commands/wait, kill, attach`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Pid {
+    pub(crate) pid: u32,
+    /// For `kill`: 1 to 64. Without it the command is ended as by a timeout.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) signal: Option<i32>,
+}
+
+/// A command in a list.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Process {
+    pub(crate) pid: u32,
+    pub(crate) command: String,
+    pub(crate) start_time: String,
+    pub(crate) running: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) exit_code: Option<i32>,
+}
+
+impl From<protocol::Process> for Process {
+    fn from(process: protocol::Process) -> Self {
+        Self {
+            pid: process.pid,
+            command: process.command,
+            start_time: time(process.start_time_ms),
+            running: process.exit.is_none(),
+            exit_code: process.exit.map(|exit| End::from(exit).exit_code),
+        }
+    }
+}
+
+/// `GET /version`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[allow(clippy::struct_field_names, reason = "the wire's names")]
+pub(crate) struct Version {
+    /// The daemon's release.
+    pub(crate) version: String,
+    /// Its process.
+    pub(crate) pid: u32,
+    /// Its store.
+    pub(crate) home: String,
+}
+
+/// RFC 3339 of milliseconds since 1970; a guest may say any number.
+fn time(ms: u64) -> String {
+    let last = Duration::from_secs(253_402_300_799); // 9999-12-31
+    let time = SystemTime::UNIX_EPOCH + Duration::from_millis(ms).min(last);
+    humantime::format_rfc3339_millis(time).to_string()
+}

@@ -1,0 +1,78 @@
+//! `voidrun daemon`
+
+use std::fs::File;
+use std::io::{IsTerminal as _, Write as _};
+use std::os::fd::{FromRawFd as _, OwnedFd, RawFd};
+
+use clap::ValueEnum;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tracing_subscriber::filter::LevelFilter;
+
+use super::Context;
+use super::error::CliError;
+use crate::daemon::{chain, run as serve};
+
+/// Serve the API, and keep the sandboxes. Other commands start it by themselves
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "It ends by Ctrl-C or SIGTERM; the sandboxes run on, and the next one finds them again.
+VOIDRUN_LOG (error, warn, info, debug, trace) says how much it tells.
+
+Examples:
+  voidrun daemon
+  voidrun daemon --log-format json 2>> daemon.log"
+)]
+pub(crate) struct Args {
+    /// How its log is written, on standard error
+    #[arg(long, value_enum, default_value_t)]
+    log_format: LogFormat,
+    /// It was started by a command: it leaves when it has nothing to do
+    #[arg(long, hide = true)]
+    auto: bool,
+    /// An open descriptor, to which it tells that it can be asked, or why it cannot
+    #[arg(long, hide = true)]
+    ready_fd: Option<RawFd>,
+}
+
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+enum LogFormat {
+    #[default]
+    Text,
+    Json,
+}
+
+pub(super) fn run(args: &Args, context: Context) -> Result<(), CliError> {
+    // SAFETY: whoever names a descriptor hands it over, before anything else is open.
+    let mut ready = args.ready_fd.map(|number| File::from(unsafe { OwnedFd::from_raw_fd(number) }));
+    if args.auto {
+        // Neither Ctrl-C nor the end of the terminal is meant for it. It fails where the process leads a group already.
+        let _ = rustix::process::setsid();
+        let _ = std::env::set_current_dir("/");
+    }
+    write_log(args.log_format);
+    let limit = getrlimit(Resource::Nofile);
+    // A connection, or a sandbox, takes one or two. What is not granted is missed later, if at all.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(CliError::Runtime)?;
+    let result = runtime.block_on(serve(context.config, args.auto, &mut ready));
+    runtime.shutdown_background();
+    if let (Err(error), Some(mut ready)) = (&result, ready) {
+        // Nothing is to be done when nobody waits for it any more.
+        let _ = writeln!(ready, "{}", chain(error));
+    }
+    Ok(result?)
+}
+
+fn write_log(format: LogFormat) {
+    let level = std::env::var("VOIDRUN_LOG").ok().and_then(|level| level.parse().ok());
+    let log = tracing_subscriber::fmt()
+        .with_max_level(level.unwrap_or(LevelFilter::INFO))
+        .with_target(false)
+        .with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).init(),
+        LogFormat::Json => log.json().init(),
+    }
+}

@@ -1,0 +1,180 @@
+//! From what a user wants to a sandbox that runs.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use rootfs_builder::reference;
+use rootfs_builder::store::Image;
+use vmm::spec::{Cpus, MemoryMib};
+
+use super::error::DaemonError;
+use super::life::{remove, supervise};
+use super::sandbox::Sandbox;
+use super::state::Status;
+use super::{Daemon, name};
+use crate::sandbox::{Kernel, Launch, Record, boot};
+
+/// What a user wants. What is not given is the configuration's.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct New {
+    pub(crate) name: Option<String>,
+    pub(crate) image: Option<String>,
+    pub(crate) cpus: Option<Cpus>,
+    pub(crate) memory: Option<MemoryMib>,
+    pub(crate) env: BTreeMap<String, String>,
+    pub(crate) labels: BTreeMap<String, String>,
+    /// The machine ends so many ms after each start.
+    pub(crate) ttl_ms: Option<u64>,
+}
+
+/// A sandbox that has its place, and no machine yet.
+struct Prepared {
+    sandbox: Arc<Sandbox>,
+    lock: OwnedFd,
+    kernel: Kernel,
+}
+
+impl Daemon {
+    /// Makes a sandbox; returns when commands can be run in it. Goes on when nobody waits for it any more. After an error
+    /// nothing of it remains.
+    pub(crate) async fn create(self: &Arc<Self>, new: New) -> Result<Arc<Sandbox>, DaemonError> {
+        let daemon = Arc::clone(self);
+        let prepared = blocking(move || daemon.prepare(new)).await?;
+        let daemon = Arc::clone(self);
+        let made = self.work.spawn(async move {
+            let Prepared { sandbox, lock, kernel } = prepared;
+            let _turn = sandbox.turn.lock().await;
+            let result = daemon.boot(&sandbox, lock, kernel).await;
+            if result.is_err() {
+                daemon.table().remove(&sandbox);
+                // A daemon that finds it must not take it for one that is kept. What stays is removed by the next command.
+                sandbox.record().removed = true;
+                let _ = sandbox.directory.write_record(&sandbox.record().clone());
+                let _ = remove(&sandbox.directory).await;
+            }
+            result.map(|()| Arc::clone(&sandbox))
+        });
+        made.await.map_err(|_| DaemonError::Ending)?
+    }
+
+    /// Everything but the machine.
+    fn prepare(&self, new: New) -> Result<Prepared, DaemonError> {
+        if let Some(name) = &new.name {
+            name::check(name)?;
+        }
+        let image = self.image(new.image.as_deref())?;
+        let kernel = Kernel::find(&self.config.kernel, self.store.root())?;
+        let cpus = new.cpus.unwrap_or(self.config.cpus.value);
+        let memory = new.memory.unwrap_or(self.config.memory.value.mib());
+        let mut record = Record::new(&image, &kernel, cpus, memory);
+        record.ephemeral = false;
+        record.env = new.env;
+        record.labels = new.labels;
+        record.ttl_ms = new.ttl_ms;
+
+        let (directory, lock) = self.sandboxes.create()?;
+        let directory = Arc::new(directory);
+        let taken = self.take_place(&directory, record, new.name);
+        let written = taken.and_then(|sandbox| {
+            let record = sandbox.record().clone();
+            match directory.write_record(&record) {
+                Ok(()) => Ok(sandbox),
+                Err(error) => {
+                    self.table().remove(&sandbox);
+                    Err(error.into())
+                }
+            }
+        });
+        match written {
+            Ok(sandbox) => Ok(Prepared { sandbox, lock, kernel }),
+            Err(error) => {
+                drop(lock);
+                let _ = directory.remove();
+                Err(error)
+            }
+        }
+    }
+
+    /// MiB of the disk that a sandbox of this image has.
+    pub(crate) async fn disk_mib(self: &Arc<Self>, image: Option<String>) -> Result<u64, DaemonError> {
+        let daemon = Arc::clone(self);
+        blocking(move || Ok(daemon.image(image.as_deref())?.record.size_bytes >> 20)).await
+    }
+
+    fn image(&self, text: Option<&str>) -> Result<Image, DaemonError> {
+        let text = text.unwrap_or(&self.config.default_image.value);
+        let is_local = |name: &reference::LocalName| self.store.has_reference(&name.clone().into());
+        let name = reference::resolve(text, &self.config.aliases.value, is_local)?;
+        Ok(self.store.image(&name)?)
+    }
+
+    /// Enters the sandbox into the table, if name and limits allow it.
+    fn take_place(
+        &self,
+        directory: &Arc<crate::sandbox::Directory>,
+        mut record: Record,
+        wanted: Option<String>,
+    ) -> Result<Arc<Sandbox>, DaemonError> {
+        let mut table = self.table();
+        let limit = self.config.max_sandboxes.value;
+        if table.len() >= limit {
+            return Err(DaemonError::TooMany(limit));
+        }
+        self.admit(&table, record.memory_mib)?;
+        if let Some(name) = &wanted
+            && let Some(other) = table.named(name)
+        {
+            return Err(DaemonError::NameTaken { name: name.clone(), id: other.id().to_owned() });
+        }
+        let made_up = || {
+            let id = directory.id().as_str();
+            let mut names = (0..9).map(|attempt| name::generate(id, attempt));
+            // The last one holds the whole id.
+            names.find(|name| table.named(name).is_none()).unwrap_or_else(|| format!("sandbox-{id}"))
+        };
+        record.name = wanted.unwrap_or_else(made_up);
+        let sandbox = Arc::new(Sandbox::new(Arc::clone(directory), record, Status::creating()));
+        table.insert(Arc::clone(&sandbox));
+        Ok(sandbox)
+    }
+
+    pub(super) fn admit(&self, table: &super::table::Table, memory: MemoryMib) -> Result<(), DaemonError> {
+        let (used, wanted) = (table.memory_mib(), u64::from(u32::from(memory)));
+        let limit = self.config.max_memory.value.0 >> 20;
+        if used + wanted > limit {
+            return Err(DaemonError::TooMuchMemory { used, wanted, limit });
+        }
+        Ok(())
+    }
+
+    /// Starts the machine of a sandbox whose turn we have. Its state is `creating`; it is another one afterwards only if this
+    /// succeeds.
+    pub(super) async fn boot(
+        self: &Arc<Self>,
+        sandbox: &Arc<Sandbox>,
+        lock: OwnedFd,
+        kernel: Kernel,
+    ) -> Result<(), DaemonError> {
+        let record = sandbox.record().clone();
+        let (store, derivation) = (self.store.clone(), record.image);
+        // Only now that the record is written does the store's collection leave the image alone.
+        let rootfs = blocking(move || Ok(store.rootfs(&derivation)?)).await?;
+        let launch = Launch { record: &record, rootfs: &rootfs, kernel, cmdline: "" };
+        let handle = boot(&sandbox.directory, lock, launch, &mut |_| {})
+            .await
+            .map_err(|source| DaemonError::Launch { image: record.image_name.clone(), source })?;
+        let handle = Arc::new(handle);
+        *sandbox.status() = Status::up(Arc::clone(&handle), false);
+        tracing::info!(sandbox = sandbox.id(), name = record.name, image = record.image_name, "runs");
+        supervise(sandbox, handle);
+        Ok(())
+    }
+}
+
+/// Runs what blocks where it holds nobody up.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, DaemonError> + Send + 'static,
+) -> Result<T, DaemonError> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| DaemonError::Ending)?
+}

@@ -1,0 +1,65 @@
+//! What the daemon refuses, and what fails.
+
+use rootfs_builder::reference::NameError;
+use rootfs_builder::store::StoreError;
+use vmm::control::ControlError;
+
+use super::name::InvalidName;
+use super::state::State;
+use crate::sandbox::{DirectoryError, ExecError, KernelError, LaunchError};
+
+/// An operation that was not carried out.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DaemonError {
+    #[error("there is no sandbox {0}: `voidrun ps --all` lists those there are")]
+    NotFound(String),
+    /// A prefix of several ids.
+    #[error("{prefix} could be any of the sandboxes {}: give more of the id, or the name", ids.join(", "))]
+    Ambiguous { prefix: String, ids: Vec<String> },
+    #[error(transparent)]
+    InvalidName(#[from] InvalidName),
+    #[error("the name {name} is that of the sandbox {id}")]
+    NameTaken { name: String, id: String },
+    /// `action` is what cannot be done, as in "stop".
+    #[error("cannot {action} the sandbox {name}: it is {state}")]
+    State { action: &'static str, name: String, state: State },
+    #[error(
+        "there are {0} sandboxes already, which is the limit: remove one, or set limits.sandboxes in the configuration"
+    )]
+    TooMany(usize),
+    #[error(
+        "the sandboxes that run have {used} MiB of memory, and {wanted} more would be over the limit of {limit}: stop one, \
+         or set limits.memory in the configuration"
+    )]
+    TooMuchMemory { used: u64, wanted: u64, limit: u64 },
+    #[error(transparent)]
+    ImageName(#[from] NameError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    #[error("cannot start a sandbox from {image}")]
+    Launch { image: String, source: LaunchError },
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+    #[error("cannot run the command")]
+    Exec(#[from] ExecError),
+    /// Why it has, as [`crate::sandbox::Ending`] tells it.
+    #[error("the machine of the sandbox has ended: {0}")]
+    Ended(String),
+    #[error("the guest has not answered within {0} s")]
+    Silent(u64),
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// Something that the host does for a sandbox.
+    #[error("cannot {action}")]
+    Host { action: &'static str, source: std::io::Error },
+    #[error("the daemon is ending")]
+    Ending,
+}
+
+impl DaemonError {
+    pub(super) fn host(action: &'static str) -> impl FnOnce(std::io::Error) -> Self {
+        move |source| Self::Host { action, source }
+    }
+}

@@ -1,0 +1,271 @@
+//! What happens to a sandbox after it was made: stopped, started, paused, resumed, renamed, removed, and the end of its
+//! machine.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use vmm::control::{Client, ControlError};
+
+use super::create::blocking;
+use super::error::DaemonError;
+use super::sandbox::Sandbox;
+use super::state::{State, Status};
+use super::{Daemon, chain, name};
+use crate::sandbox::{Claim, Directory, Handle, Kernel};
+
+/// Between SIGTERM and SIGKILL to the processes of a sandbox that is stopped.
+pub(crate) const GRACE: Duration = Duration::from_secs(2);
+/// After its grace the guest kills, writes back and powers off; this much later it is not waited for any more.
+const SLACK: Duration = Duration::from_secs(8);
+/// A machine that has ended gives its lock back in ms. A process that is being forked holds it for some more.
+const UNLOCK: Duration = Duration::from_secs(5);
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// Waits in the background for the end of a machine.
+pub(super) fn supervise(sandbox: &Arc<Sandbox>, handle: Arc<Handle>) {
+    let sandbox = Arc::downgrade(sandbox);
+    tokio::spawn(async move {
+        let ended = handle.ended().await;
+        let Some(sandbox) = sandbox.upgrade() else { return };
+        match ended {
+            Ok(ending) => {
+                if sandbox.ended(&handle, &ending) {
+                    // What follows the first line is the guest's.
+                    let reason = ending.to_string();
+                    let reason = reason.lines().next().unwrap_or_default();
+                    tracing::info!(sandbox = sandbox.id(), reason, "ended");
+                }
+            }
+            Err(error) => tracing::error!(sandbox = sandbox.id(), %error, "cannot be supervised"),
+        }
+    });
+}
+
+impl Sandbox {
+    /// Powers the guest off and waits for the end of the machine; kills it if it does not end by itself. Its processes have
+    /// `grace` to end.
+    pub(crate) async fn stop(&self, grace: Duration) -> Result<(), DaemonError> {
+        let _turn = self.turn.lock().await;
+        let handle = self.machine("stop", &[State::Running, State::Paused])?;
+        let paused = self.state() == State::Paused;
+        self.status().stopping = true;
+        let asked = async {
+            if paused {
+                control(&handle, Client::resume).await?;
+            }
+            let grace_ms = Some(grace.as_millis() as u64);
+            // The end of the stream may come before the answer does.
+            let _ = handle.ask(&protocol::Request::PowerOff { grace_ms }).await;
+            handle.ended().await.map_err(DaemonError::host("wait for the machine"))
+        };
+        let ending = if let Ok(Ok(ending)) = tokio::time::timeout(grace + SLACK, asked).await {
+            ending
+        } else {
+            tracing::warn!(sandbox = self.id(), "has not powered off and is killed");
+            kill(&handle).await?;
+            handle.ended().await.map_err(DaemonError::host("wait for the machine"))?
+        };
+        self.ended(&handle, &ending);
+        Ok(())
+    }
+
+    /// Halts the vCPUs; memory stays.
+    pub(crate) async fn pause(&self) -> Result<(), DaemonError> {
+        let _turn = self.turn.lock().await;
+        let handle = self.machine("pause", &[State::Running])?;
+        control(&handle, Client::pause).await?;
+        self.is_now(&handle, State::Paused);
+        Ok(())
+    }
+
+    /// Lets the vCPUs run again.
+    pub(crate) async fn resume(&self) -> Result<(), DaemonError> {
+        let _turn = self.turn.lock().await;
+        let handle = self.machine("resume", &[State::Paused])?;
+        control(&handle, Client::resume).await?;
+        self.is_now(&handle, State::Running);
+        Ok(())
+    }
+
+    fn is_now(&self, handle: &Arc<Handle>, state: State) {
+        let mut status = self.status();
+        // It may have ended in the meantime.
+        if status.handle.as_ref().is_some_and(|current| Arc::ptr_eq(current, handle)) {
+            status.state = state;
+        }
+    }
+
+    async fn write_record(self: &Arc<Self>) -> Result<(), DaemonError> {
+        let sandbox = Arc::clone(self);
+        blocking(move || {
+            let record = sandbox.record().clone();
+            Ok(sandbox.directory.write_record(&record)?)
+        })
+        .await
+    }
+}
+
+impl Daemon {
+    /// Starts the machine of a sandbox again, on the disk that it has.
+    pub(crate) async fn start(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Result<(), DaemonError> {
+        let (daemon, sandbox) = (Arc::clone(self), Arc::clone(sandbox));
+        // Goes on when nobody waits for it any more.
+        let started = self.work.spawn(async move {
+            let _turn = sandbox.turn.lock().await;
+            if sandbox.record().removed || !matches!(sandbox.state(), State::Stopped | State::Failed) {
+                return Err(sandbox.wrong_state("start"));
+            }
+            // From now on its memory counts.
+            *sandbox.status() = Status::creating();
+            let result = daemon.start_now(&sandbox).await;
+            if let Err(error) = &result {
+                *sandbox.status() = Status::failed(chain(error));
+            }
+            result
+        });
+        started.await.map_err(|_| DaemonError::Ending)?
+    }
+
+    async fn start_now(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Result<(), DaemonError> {
+        // The sandbox counts already.
+        let used = self.table().memory_mib();
+        let limit = self.config.max_memory.value.0 >> 20;
+        if used > limit {
+            let wanted = u64::from(u32::from(sandbox.record().memory_mib));
+            return Err(DaemonError::TooMuchMemory { used: used - wanted, wanted, limit });
+        }
+        let (directory, config, store) =
+            (Arc::clone(&sandbox.directory), self.config.kernel.clone(), self.store.clone());
+        let lock = claim(&directory).await?;
+        let kernel = blocking(move || Ok(Kernel::find(&config, store.root())?)).await?;
+        self.boot(sandbox, lock, kernel).await
+    }
+
+    /// Gives a sandbox other labels, or another name.
+    pub(crate) async fn change(
+        self: &Arc<Self>,
+        sandbox: &Arc<Sandbox>,
+        name: Option<String>,
+        labels: Option<BTreeMap<String, String>>,
+    ) -> Result<(), DaemonError> {
+        if let Some(name) = &name {
+            name::check(name)?;
+        }
+        let _turn = sandbox.turn.lock().await;
+        let before = {
+            let table = self.table();
+            if let Some(name) = &name
+                && let Some(other) = table.named(name)
+                && other.id() != sandbox.id()
+            {
+                return Err(DaemonError::NameTaken { name: name.clone(), id: other.id().to_owned() });
+            }
+            let mut record = sandbox.record();
+            let before = record.clone();
+            record.name = name.unwrap_or_else(|| before.name.clone());
+            record.labels = labels.unwrap_or_else(|| before.labels.clone());
+            before
+        };
+        let written = sandbox.write_record().await;
+        if written.is_err() {
+            *sandbox.record() = before;
+        }
+        written
+    }
+
+    /// Removes a sandbox: nobody finds it any more when this returns, and what it has is released in the background.
+    pub(crate) async fn remove(self: &Arc<Self>, sandbox: Arc<Sandbox>) -> Result<(), DaemonError> {
+        sandbox.record().removed = true;
+        // A daemon that finds it again goes on with its removal.
+        if let Err(error) = sandbox.write_record().await {
+            sandbox.record().removed = false;
+            return Err(error);
+        }
+        if !self.table().remove(&sandbox) {
+            return Err(DaemonError::NotFound(sandbox.id().to_owned()));
+        }
+        self.release(sandbox);
+        Ok(())
+    }
+
+    pub(super) fn release(self: &Arc<Self>, sandbox: Arc<Sandbox>) {
+        self.work.spawn(async move {
+            // One that is coming up has to be up, or to have failed.
+            let _turn = sandbox.turn.lock().await;
+            let handle = {
+                let mut status = sandbox.status();
+                status.stopping = true;
+                status.handle.clone()
+            };
+            let released = async {
+                if let Some(handle) = handle {
+                    kill(&handle).await?;
+                }
+                remove(&sandbox.directory).await
+            };
+            match released.await {
+                Ok(true) => tracing::info!(sandbox = sandbox.id(), "removed"),
+                Ok(false) => tracing::error!(sandbox = sandbox.id(), "cannot be removed: somebody runs it"),
+                Err(error) => {
+                    tracing::error!(sandbox = sandbox.id(), error = %chain(&error), "cannot be removed");
+                }
+            }
+        });
+    }
+}
+
+/// Kills a machine and waits until it is gone.
+async fn kill(handle: &Arc<Handle>) -> Result<(), DaemonError> {
+    let handle = Arc::clone(handle);
+    blocking(move || handle.end().map_err(DaemonError::host("end the machine"))).await
+}
+
+/// Asks the process of a machine for something.
+async fn control(
+    handle: &Arc<Handle>,
+    request: impl FnOnce(&mut Client) -> Result<(), ControlError> + Send + 'static,
+) -> Result<(), DaemonError> {
+    let handle = Arc::clone(handle);
+    blocking(move || Ok(handle.control().and_then(|mut client| request(&mut client))?)).await
+}
+
+/// Removes a sandbox that nobody runs; false if somebody does all the same.
+pub(super) async fn remove(directory: &Arc<Directory>) -> Result<bool, DaemonError> {
+    let end = tokio::time::Instant::now() + UNLOCK;
+    loop {
+        let directory = Arc::clone(directory);
+        if blocking(move || Ok(directory.remove()?)).await? {
+            return Ok(true);
+        }
+        if tokio::time::Instant::now() > end {
+            return Ok(false);
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// The lock of a sandbox that nobody runs.
+async fn claim(directory: &Arc<Directory>) -> Result<OwnedFd, DaemonError> {
+    let end = tokio::time::Instant::now() + UNLOCK;
+    loop {
+        match directory.claim()? {
+            Claim::Ours(lock) => return Ok(lock),
+            Claim::Held if tokio::time::Instant::now() < end => tokio::time::sleep(PAUSE).await,
+            Claim::Held => {
+                return Err(DaemonError::Host {
+                    action: "lock the sandbox",
+                    source: io::ErrorKind::TimedOut.into(),
+                });
+            }
+            Claim::NoLock | Claim::Replaced => {
+                return Err(DaemonError::Host {
+                    action: "lock the sandbox",
+                    source: io::ErrorKind::NotFound.into(),
+                });
+            }
+        }
+    }
+}

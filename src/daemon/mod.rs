@@ -1,0 +1,184 @@
+//! The sandboxes of a store: created, supervised, stopped, started, removed, and found again after a restart.
+//!
+//! One daemon a store, which holds the lock `daemon.lock` in it. It may die at any moment. What it knows lies in the records
+//! of the sandboxes, and whether one runs is known from its lock alone, so the next daemon finds everything again.
+//!
+//! Concurrency: any number of tasks, one for each request, and one for each machine that waits for its end. The table's lock and
+//! those in a [`Sandbox`] are held for some instructions and never across an await; the table's is taken first. Whoever
+//! changes the state of a sandbox holds its `turn` meanwhile.
+
+mod create;
+mod error;
+mod life;
+mod name;
+mod sandbox;
+mod serve;
+mod state;
+mod table;
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rootfs_builder::store::Store;
+use rustix::fs::{FlockOperation, flock};
+use tokio_util::task::TaskTracker;
+
+pub(crate) use create::New;
+pub(crate) use error::DaemonError;
+pub(crate) use life::GRACE;
+pub(crate) use sandbox::{Sandbox, View, is_input};
+pub(crate) use serve::{ServeError, run};
+pub(crate) use state::State;
+pub(crate) use table::Page;
+
+use crate::config::Config;
+use crate::sandbox::{AdoptError, Directory, Fate, Found, Sandboxes, adopt};
+use state::Status;
+use table::Table;
+
+/// So long the work in the background may take when the daemon ends.
+const WORK: Duration = Duration::from_secs(20);
+
+/// All sandboxes of a store.
+#[derive(Debug)]
+pub(crate) struct Daemon {
+    config: Config,
+    store: Store,
+    sandboxes: Sandboxes,
+    table: Mutex<Table>,
+    /// What nobody waits for until the daemon ends.
+    work: TaskTracker,
+    _lock: File,
+}
+
+/// A daemon that cannot start.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OpenError {
+    #[error("cannot use {path}")]
+    Lock { path: String, source: std::io::Error },
+    #[error("another daemon has the store {0}")]
+    Taken(String),
+    #[error(transparent)]
+    Directory(#[from] crate::sandbox::DirectoryError),
+}
+
+impl Daemon {
+    /// Takes the store, and finds the sandboxes that are in it. Blocks; inside of a runtime.
+    pub(crate) fn open(config: Config, store: Store) -> Result<Arc<Self>, OpenError> {
+        let lock = lock(&store.root().join("daemon.lock"), store.root())?;
+        let sandboxes = Sandboxes::new(store.root());
+        let daemon = Arc::new(Self {
+            config,
+            store,
+            sandboxes,
+            table: Mutex::default(),
+            work: TaskTracker::new(),
+            _lock: lock,
+        });
+        for directory in daemon.sandboxes.list()? {
+            daemon.find_again(directory);
+        }
+        daemon.sandboxes.sweep()?;
+        Ok(daemon)
+    }
+
+    fn find_again(self: &Arc<Self>, directory: Directory) {
+        let (fate, record) = (directory.fate(), directory.read_record());
+        let record = match (fate, record) {
+            (Some(Fate::Keep), Ok(record)) => record,
+            // Of a machine that was to be removed, and has outlived the daemon that was at it.
+            (Some(Fate::Remove), Ok(record)) if record.removed => record,
+            (Some(Fate::Keep), Err(error)) => {
+                tracing::warn!(sandbox = %directory.id(), error = %chain(&error), "left as it is");
+                return;
+            }
+            // Somebody else's, or nobody's.
+            _ => return,
+        };
+        let directory = Arc::new(directory);
+        let (status, removed) = (found(adopt(&directory)), record.removed);
+        let handle = status.handle.clone();
+        tracing::info!(sandbox = %directory.id(), state = %status.state, "found");
+        let sandbox = Arc::new(Sandbox::new(directory, record, status));
+        if removed {
+            self.release(sandbox);
+            return;
+        }
+        self.table().insert(Arc::clone(&sandbox));
+        if let Some(handle) = handle {
+            life::supervise(&sandbox, handle);
+        }
+    }
+
+    pub(crate) fn config(&self) -> &Config {
+        &self.config
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The sandbox that `key` addresses: an id, a name, or the beginning of one id alone.
+    pub(crate) fn find(&self, key: &str) -> Result<Arc<Sandbox>, DaemonError> {
+        self.table().find(key)
+    }
+
+    /// The sandboxes that have all of `labels`, the oldest first.
+    pub(crate) fn list(&self, labels: &[(String, String)], page: Page) -> (Vec<View>, usize) {
+        let all = self.table().all();
+        let mut views: Vec<View> = all.iter().map(|sandbox| sandbox.view()).collect();
+        views.retain(|view| labels.iter().all(|(key, value)| view.record.labels.get(key) == Some(value)));
+        views.sort_by(|a, b| (a.record.created_at_ms, &a.id).cmp(&(b.record.created_at_ms, &b.id)));
+        let total = views.len();
+        (views.into_iter().skip(page.start()).take(page.limit).collect(), total)
+    }
+
+    /// Whether nothing would be missed if the daemon went.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.work.is_empty() && self.table().all().iter().all(|sandbox| !sandbox.state().is_up())
+    }
+
+    /// Waits for what goes on in the background. Sandboxes run on.
+    pub(crate) async fn finish(&self) {
+        self.work.close();
+        if tokio::time::timeout(WORK, self.work.wait()).await.is_err() {
+            tracing::warn!("the work in the background has not ended: the next daemon goes on with it");
+        }
+    }
+}
+
+fn found(found: Result<Found, AdoptError>) -> Status {
+    match found {
+        Ok(Found::Running { handle, paused }) => Status::up(Arc::new(handle), paused),
+        // Whether it was to end is not known any more; how it did is.
+        Ok(Found::Ended(ending)) => Status::ended(&ending, false),
+        Err(error) => Status::failed(chain(&error)),
+    }
+}
+
+fn lock(path: &Path, store: &Path) -> Result<File, OpenError> {
+    let failed = |source| OpenError::Lock { path: path.display().to_string(), source };
+    let mut options = File::options();
+    let file = options.create(true).append(true).open(path).map_err(failed)?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(OpenError::Taken(store.display().to_string())),
+        Err(e) => Err(failed(e.into())),
+    }
+}
+
+/// An error with its sources, as one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        let source_text = source.to_string();
+        if !text.ends_with(&source_text) {
+            text = format!("{text}: {source_text}");
+        }
+        next = source.source();
+    }
+    text
+}

@@ -1,0 +1,177 @@
+//! One sandbox as the daemon keeps it.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use protocol::FrameType;
+
+use super::error::DaemonError;
+use super::state::{State, Status};
+use crate::sandbox::{Directory, Ending, Exec, ExecError, Handle, Record, StreamError};
+
+/// The agent has to answer a request within this time. The streams of a machine on a loaded, emulated CPU need seconds.
+const ANSWER: Duration = Duration::from_secs(30);
+/// The streams of a machine end a little before its process does.
+const ENDING: Duration = Duration::from_secs(2);
+
+/// One sandbox.
+#[derive(Debug)]
+pub(crate) struct Sandbox {
+    pub(super) directory: Arc<Directory>,
+    record: Mutex<Record>,
+    status: Mutex<Status>,
+    /// Whoever changes the state holds this, from the first step to the last.
+    pub(super) turn: tokio::sync::Mutex<()>,
+}
+
+/// What a sandbox is at this moment.
+#[derive(Clone, Debug)]
+pub(crate) struct View {
+    pub(crate) id: String,
+    pub(crate) record: Record,
+    pub(crate) state: State,
+    pub(crate) reason: Option<String>,
+}
+
+impl Sandbox {
+    pub(super) fn new(directory: Arc<Directory>, record: Record, status: Status) -> Self {
+        let (record, status) = (Mutex::new(record), Mutex::new(status));
+        Self { directory, record, status, turn: tokio::sync::Mutex::default() }
+    }
+
+    pub(crate) fn id(&self) -> &str {
+        self.directory.id().as_str()
+    }
+
+    /// A copy of all that is to be shown.
+    pub(crate) fn view(&self) -> View {
+        let (state, reason) = {
+            let status = self.status();
+            (status.state, status.reason.clone())
+        };
+        View { id: self.id().to_owned(), record: self.record().clone(), state, reason }
+    }
+
+    pub(crate) fn state(&self) -> State {
+        self.status().state
+    }
+
+    pub(crate) fn name(&self) -> String {
+        self.record().name.clone()
+    }
+
+    pub(super) fn record(&self) -> MutexGuard<'_, Record> {
+        self.record.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn status(&self) -> MutexGuard<'_, Status> {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn wrong_state(&self, action: &'static str) -> DaemonError {
+        let (name, state) = (self.name(), self.state());
+        DaemonError::State { action, name, state }
+    }
+
+    /// The machine, if the state is one of `states`.
+    pub(super) fn machine(&self, action: &'static str, states: &[State]) -> Result<Arc<Handle>, DaemonError> {
+        let machine = {
+            let now = self.status();
+            now.handle.clone().filter(|_| states.contains(&now.state))
+        };
+        machine.ok_or_else(|| self.wrong_state(action))
+    }
+
+    /// `handle` has ended. False if that is known, or another machine has taken its place.
+    pub(super) fn ended(&self, handle: &Arc<Handle>, ending: &Ending) -> bool {
+        let mut status = self.status();
+        let current = status.handle.as_ref().is_some_and(|current| Arc::ptr_eq(current, handle));
+        if current {
+            *status = Status::ended(ending, status.stopping);
+        }
+        current
+    }
+
+    /// Starts a command.
+    pub(crate) async fn exec(&self, exec: protocol::Exec) -> Result<Exec, DaemonError> {
+        let handle = self.machine("run a command in", &[State::Running])?;
+        answered(&handle, handle.exec(exec)).await
+    }
+
+    /// Signals a command; without a signal it is ended as by a timeout. False if it has ended already.
+    pub(crate) async fn kill(&self, pid: u32, signal: Option<i32>) -> Result<bool, DaemonError> {
+        let handle = self.machine("signal a command in", &[State::Running])?;
+        match answered(&handle, handle.ask(&protocol::Request::Kill { pid, signal })).await {
+            Ok(()) => Ok(true),
+            Err(DaemonError::Exec(ExecError::Refused(refused)))
+                if refused.code == protocol::ErrorCode::ProcessEnded =>
+            {
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The commands that run, and the last detached ones that have ended.
+    pub(crate) async fn processes(&self) -> Result<Vec<protocol::Process>, DaemonError> {
+        let handle = self.machine("list the commands of", &[State::Running])?;
+        answered(&handle, handle.processes()).await
+    }
+
+    /// The end of a command, whenever it comes.
+    pub(crate) async fn wait(&self, pid: u32) -> Result<protocol::Exit, DaemonError> {
+        let handle = self.machine("wait for a command in", &[State::Running])?;
+        match handle.wait(pid).await {
+            Ok(exit) => Ok(exit),
+            Err(error) => Err(cause(&handle, error).await),
+        }
+    }
+
+    /// The output of a detached command, and its end.
+    pub(crate) async fn attach(&self, pid: u32) -> Result<Exec, DaemonError> {
+        let handle = self.machine("attach to a command in", &[State::Running])?;
+        answered(&handle, handle.attach(pid)).await
+    }
+
+    /// Why a stream of the sandbox has broken off.
+    pub(crate) async fn cause(&self, error: ExecError) -> DaemonError {
+        let handle = self.status().handle.clone();
+        match handle {
+            Some(handle) => cause(&handle, error).await,
+            None => match self.status().reason.clone() {
+                Some(reason) if is_broken(&error) => DaemonError::Ended(reason),
+                _ => DaemonError::Exec(error),
+            },
+        }
+    }
+}
+
+async fn answered<T>(
+    handle: &Handle,
+    answer: impl Future<Output = Result<T, ExecError>>,
+) -> Result<T, DaemonError> {
+    match tokio::time::timeout(ANSWER, answer).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(error)) => Err(cause(handle, error).await),
+        Err(_) => Err(DaemonError::Silent(ANSWER.as_secs())),
+    }
+}
+
+fn is_broken(error: &ExecError) -> bool {
+    matches!(error, ExecError::Connect(_) | ExecError::Stream(StreamError::Io(_) | StreamError::End))
+}
+
+/// Why a request has failed: the end of the machine, if that is what it was.
+async fn cause(handle: &Handle, error: ExecError) -> DaemonError {
+    if is_broken(&error)
+        && let Ok(Ok(ending)) = tokio::time::timeout(ENDING, handle.ended()).await
+    {
+        return DaemonError::Ended(ending.to_string());
+    }
+    DaemonError::Exec(error)
+}
+
+/// Whether a frame from a client may go to a command's stream as it is.
+pub(crate) fn is_input(kind: FrameType) -> bool {
+    matches!(kind, FrameType::Stdin | FrameType::StdinEnd | FrameType::Resize | FrameType::Signal)
+}

@@ -1,0 +1,161 @@
+//! `voidrun daemon`: from the lock to the last answer.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use rootfs_builder::store::{Store, StoreError};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::{Daemon, OpenError};
+use crate::api;
+use crate::config::Config;
+use crate::socket::{Place, PlaceError};
+
+/// So many connections at once; more wait in the socket's queue.
+const MAX_CONNECTIONS: usize = 1024;
+/// A client has so long for the head of a request.
+const HEAD: Duration = Duration::from_secs(30);
+/// Commands that run when the daemon is told to end get so long; their streams end then.
+const GRACE: Duration = Duration::from_secs(5);
+/// A daemon that was started by a command leaves when it has been idle for so long.
+const IDLE: Duration = Duration::from_mins(5);
+/// Descriptors are short, or memory is.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// A daemon that cannot serve.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ServeError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    #[error(transparent)]
+    Place(#[from] PlaceError),
+    #[error("cannot {action} {path}")]
+    Socket { action: &'static str, path: String, source: std::io::Error },
+    #[error("cannot start")]
+    Runtime(#[source] std::io::Error),
+}
+
+/// Serves until a signal ends it; with `auto` also until there has been nothing to do for some minutes. Sandboxes run on. When it can
+/// be asked it says so to `ready`, and takes it.
+pub(crate) async fn run(config: Config, auto: bool, ready: &mut Option<File>) -> Result<(), ServeError> {
+    let place = Place::of(&config)?;
+    let store = Store::open(&config.home.value)?;
+    // The lock comes first: whoever has it may replace the socket that a killed daemon has left.
+    let daemon = {
+        let open = tokio::task::spawn_blocking(move || Daemon::open(config, store));
+        open.await.map_err(|e| ServeError::Runtime(e.into()))??
+    };
+    let listener = listen(&place)?;
+    tracing::info!(socket = %place.path().display(), "serves");
+    if let Some(mut ready) = ready.take() {
+        // Nothing is to be done when nobody waits for it any more.
+        let _ = ready.write_all(b"ready\n");
+    }
+    let result = serve(&daemon, listener, auto).await;
+    // First the name, then the lock: the next daemon is not disturbed.
+    let _ = std::fs::remove_file(place.address());
+    daemon.finish().await;
+    tracing::info!("ends");
+    result
+}
+
+fn listen(place: &Place) -> Result<UnixListener, ServeError> {
+    let failed = |action| {
+        move |source| ServeError::Socket { action, path: place.path().display().to_string(), source }
+    };
+    match std::fs::remove_file(place.address()) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(failed("replace")(e)),
+        _ => {}
+    }
+    let listener = UnixListener::bind(place.address()).map_err(failed("listen at"))?;
+    // The directory keeps others out already.
+    std::fs::set_permissions(place.address(), std::fs::Permissions::from_mode(0o600))
+        .map_err(failed("protect"))?;
+    Ok(listener)
+}
+
+async fn serve(daemon: &Arc<Daemon>, listener: UnixListener, auto: bool) -> Result<(), ServeError> {
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Runtime)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Runtime)?;
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let (connections, ending) = (TaskTracker::new(), CancellationToken::new());
+    let service = api::router(Arc::clone(daemon));
+    let mut idle_since = Instant::now();
+    loop {
+        let busy = !connections.is_empty() || !daemon.is_idle();
+        if busy {
+            idle_since = Instant::now();
+        }
+        let accepted = async {
+            // The semaphore is never closed.
+            let place = Arc::clone(&places).acquire_owned().await;
+            (place, listener.accept().await)
+        };
+        let (place, accepted) = tokio::select! {
+            accepted = accepted => accepted,
+            _ = interrupt.recv() => break,
+            _ = terminate.recv() => break,
+            () = tokio::time::sleep(IDLE / 10), if auto => {
+                if !busy && idle_since.elapsed() >= IDLE {
+                    tracing::info!("nothing to do");
+                    break;
+                }
+                continue;
+            }
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                let (service, ending) = (service.clone(), ending.clone());
+                connections.spawn(async move {
+                    if let Err(error) = connection(stream, service, &ending).await {
+                        tracing::debug!(%error, "a connection has broken off");
+                    }
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+    drop(listener);
+    ending.cancel();
+    connections.close();
+    if tokio::time::timeout(GRACE, connections.wait()).await.is_err() {
+        tracing::info!("the commands that still run are ended");
+    }
+    Ok(())
+}
+
+/// Serves one client: until it goes, or until the answer to what it has asked when the daemon is `ending`.
+async fn connection(
+    stream: UnixStream,
+    service: axum::Router,
+    ending: &CancellationToken,
+) -> Result<(), hyper::Error> {
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service))
+        .with_upgrades();
+    let mut connection = pin!(connection);
+    tokio::select! {
+        served = &mut connection => return served,
+        () = ending.cancelled() => connection.as_mut().graceful_shutdown(),
+    }
+    connection.await
+}

@@ -1,0 +1,79 @@
+//! Where a sandbox is in its life.
+
+use std::fmt;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use vmm::exit::ExitReason;
+
+use crate::sandbox::{Ending, Handle};
+
+/// Where a sandbox is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum State {
+    /// Its machine is coming up.
+    Creating,
+    /// Commands can be run in it.
+    Running,
+    /// Its machine stands still, its memory is kept.
+    Paused,
+    /// It has no machine; its disk is kept.
+    Stopped,
+    /// Its machine has ended by itself or could not be started.
+    Failed,
+}
+
+/// The state, and what belongs to it.
+#[derive(Debug)]
+pub(super) struct Status {
+    pub(super) state: State,
+    /// The machine, where one runs.
+    pub(super) handle: Option<Arc<Handle>>,
+    /// Why there is none any more.
+    pub(super) reason: Option<String>,
+    /// A user has asked for the end.
+    pub(super) stopping: bool,
+}
+
+impl State {
+    /// Whether a machine takes memory.
+    pub(crate) fn is_up(self) -> bool {
+        matches!(self, Self::Creating | Self::Running | Self::Paused)
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Creating => "creating",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Stopped => "stopped",
+            Self::Failed => "failed",
+        })
+    }
+}
+
+impl Status {
+    pub(super) fn creating() -> Self {
+        Self { state: State::Creating, handle: None, reason: None, stopping: false }
+    }
+
+    pub(super) fn up(handle: Arc<Handle>, paused: bool) -> Self {
+        let state = if paused { State::Paused } else { State::Running };
+        Self { state, handle: Some(handle), reason: None, stopping: false }
+    }
+
+    /// After the end of a machine; `stopping`: a user has asked for it.
+    pub(super) fn ended(ending: &Ending, stopping: bool) -> Self {
+        let expected = matches!(ending.reason, Some(ExitReason::Shutdown | ExitReason::Ttl { .. }));
+        let state = if stopping || expected { State::Stopped } else { State::Failed };
+        let reason = if stopping { "it was stopped".to_owned() } else { ending.to_string() };
+        Self { state, handle: None, reason: Some(reason), stopping: false }
+    }
+
+    pub(super) fn failed(reason: String) -> Self {
+        Self { state: State::Failed, handle: None, reason: Some(reason), stopping: false }
+    }
+}

@@ -1,0 +1,118 @@
+//! `spec.json`: what a sandbox was made of, and what it is called. The store's garbage collection reads `image`.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use rootfs_builder::image::{Digest, ImageConfig};
+use rootfs_builder::store::Image;
+use serde::{Deserialize, Serialize};
+use vmm::spec::{Cpus, MemoryMib};
+
+use super::kernel::Kernel;
+
+const VERSION: u32 = 1;
+
+/// What is known of a sandbox beside what its machine says.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Record {
+    version: u32,
+    /// The derivation of the image whose file system the sandbox has.
+    pub(crate) image: Digest,
+    /// What the image was called.
+    pub(crate) image_name: String,
+    /// What the image says of running it.
+    pub(crate) config: ImageConfig,
+    /// Bytes of the disk.
+    pub(crate) disk_bytes: u64,
+    pub(crate) kernel: PathBuf,
+    pub(crate) cpus: Cpus,
+    pub(crate) memory_mib: MemoryMib,
+    /// Whether it is nobody's any more once its machine has ended, which ends with its owner.
+    pub(crate) ephemeral: bool,
+    /// Whether a user has removed it, and only the work is still to be done.
+    #[serde(default)]
+    pub(crate) removed: bool,
+    /// What the user calls it; empty where nobody has given it a name.
+    #[serde(default)]
+    pub(crate) name: String,
+    /// Variables of all its commands, over those of the image.
+    #[serde(default)]
+    pub(crate) env: BTreeMap<String, String>,
+    #[serde(default)]
+    pub(crate) labels: BTreeMap<String, String>,
+    /// Its machine ends so many ms after each start.
+    #[serde(default)]
+    pub(crate) ttl_ms: Option<u64>,
+    /// Milliseconds since 1970.
+    pub(crate) created_at_ms: u64,
+}
+
+/// What is to become of a sandbox that nobody runs. Read without the rest of the record, so that the sandboxes of a newer
+/// release are not taken for rubbish.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// It can be started again.
+    Keep,
+    /// It goes.
+    Remove,
+}
+
+/// A record that is of no use.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RecordError {
+    #[error("it is damaged")]
+    Json(#[from] serde_json::Error),
+    #[error("it is of version {0}, and this voidrun knows {VERSION}: use the newer one that has written it")]
+    Version(u32),
+}
+
+impl Record {
+    /// Of an ephemeral sandbox of this image.
+    pub(crate) fn new(image: &Image, kernel: &Kernel, cpus: Cpus, memory: MemoryMib) -> Self {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self {
+            version: VERSION,
+            image: image.reference.image,
+            image_name: image.reference.name.to_string(),
+            config: image.record.config.clone(),
+            disk_bytes: image.record.size_bytes,
+            kernel: kernel.path.clone(),
+            cpus,
+            memory_mib: memory,
+            ephemeral: true,
+            removed: false,
+            name: String::new(),
+            env: BTreeMap::new(),
+            labels: BTreeMap::new(),
+            ttl_ms: None,
+            created_at_ms: now.as_millis() as u64,
+        }
+    }
+
+    pub(super) fn parse(json: &[u8]) -> Result<Self, RecordError> {
+        #[derive(Deserialize)]
+        struct Version {
+            version: u32,
+        }
+        match serde_json::from_slice(json)? {
+            Version { version: VERSION } => Ok(serde_json::from_slice(json)?),
+            Version { version } => Err(RecordError::Version(version)),
+        }
+    }
+}
+
+impl Fate {
+    /// By a record of any version.
+    pub(super) fn parse(json: &[u8]) -> Option<Self> {
+        #[derive(Deserialize)]
+        struct Kept {
+            ephemeral: bool,
+            #[serde(default)]
+            removed: bool,
+        }
+        let Kept { ephemeral, removed } = serde_json::from_slice(json).ok()?;
+        Some(if ephemeral || removed { Self::Remove } else { Self::Keep })
+    }
+}

@@ -1,0 +1,222 @@
+//! The daemon as far as it goes without a machine: its start, its socket, its lock, and what its API refuses.
+
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::process::Command;
+
+use rustix::process::{Pid, Signal, kill_process, pidfd_open, pidfd_send_signal};
+use serde_json::{Value, json};
+
+use crate::support::{Layout, Ran, Voidrun};
+use crate::two_layers;
+
+/// A program with a runtime directory of its own, whose daemons end with it.
+struct Site {
+    voidrun: Voidrun,
+}
+
+impl Site {
+    fn new() -> Self {
+        let voidrun = Voidrun::new();
+        std::fs::create_dir(voidrun.path("runtime")).unwrap();
+        Self { voidrun }
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = self.voidrun.command(arguments);
+        command.env("XDG_RUNTIME_DIR", self.voidrun.path("runtime"));
+        command
+    }
+
+    fn run(&self, arguments: &[&str]) -> Ran {
+        Ran::from(self.command(arguments).output().unwrap())
+    }
+
+    fn sockets(&self) -> Vec<PathBuf> {
+        let Ok(entries) = std::fs::read_dir(self.voidrun.path("runtime/voidrun")) else { return Vec::new() };
+        let paths = entries.map(|entry| entry.unwrap().path());
+        paths.filter(|path| path.extension().is_some_and(|end| end == "sock")).collect()
+    }
+
+    fn socket(&self) -> PathBuf {
+        let [socket] = &self.sockets()[..] else { panic!("{:?}", self.sockets()) };
+        socket.clone()
+    }
+
+    fn ask(&self, method: &str, path: &str, body: &str) -> (u16, Value) {
+        ask(UnixStream::connect(self.socket()).unwrap(), method, path, body)
+    }
+
+    fn daemon(&self) -> Pid {
+        daemon(UnixStream::connect(self.socket()).unwrap())
+    }
+
+    /// Ends the daemon as a user would, and waits for it.
+    fn end(&self, signal: Signal) {
+        let process = pidfd_open(self.daemon(), rustix::process::PidfdFlags::empty()).unwrap();
+        pidfd_send_signal(&process, signal).unwrap();
+        rustix::event::poll(&mut [rustix::event::PollFd::new(&process, rustix::event::PollFlags::IN)], None)
+            .unwrap();
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        for stream in self.sockets().iter().filter_map(|socket| UnixStream::connect(socket).ok()) {
+            let _ = kill_process(daemon(stream), Signal::KILL);
+        }
+    }
+}
+
+fn ask(mut stream: UnixStream, method: &str, path: &str, body: &str) -> (u16, Value) {
+    let length = body.len();
+    write!(stream, "{method} {path} HTTP/1.0\r\nContent-Length: {length}\r\n\r\n{body}").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), serde_json::from_str(body).unwrap())
+}
+
+fn daemon(stream: UnixStream) -> Pid {
+    let (_, version) = ask(stream, "GET", "/version", "");
+    Pid::from_raw(i32::try_from(version["pid"].as_i64().unwrap()).unwrap()).unwrap()
+}
+
+#[test]
+fn several_commands_at_once_start_one_daemon() {
+    let site = Site::new();
+    let commands: Vec<_> = (0..6).map(|_| site.command(&["ps", "--json"]).spawn().unwrap()).collect();
+    for command in commands {
+        let ran = Ran::from(command.wait_with_output().unwrap());
+        assert_eq!(ran.json(), json!([]));
+    }
+    let log = std::fs::read_to_string(site.voidrun.path(".local/state/voidrun/daemon.log")).unwrap();
+    assert_eq!(log.matches("serves").count(), 1, "{log}");
+    let mode = |path: PathBuf| path.metadata().unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(site.socket()), mode(site.voidrun.path("runtime/voidrun"))), (0o600, 0o700));
+
+    let pid = site.daemon();
+    site.run(&["ps"]).ok();
+    assert_eq!(site.daemon(), pid);
+    // It goes and takes its socket along; the next command starts another one.
+    site.end(Signal::TERM);
+    assert!(site.sockets().is_empty());
+    site.run(&["ps"]).ok();
+    assert_ne!(site.daemon(), pid);
+    // One that was killed leaves a socket that nobody listens at.
+    site.end(Signal::KILL);
+    assert_eq!(site.sockets().len(), 1);
+    site.run(&["ps"]).ok();
+}
+
+#[test]
+fn a_second_daemon_refuses() {
+    let site = Site::new();
+    site.run(&["ps"]).ok();
+    let store = site.voidrun.store().display().to_string();
+    site.run(&["daemon"]).fails(1, &["another daemon has the store", &store]);
+    // The first one has not been disturbed.
+    site.run(&["ps"]).ok();
+    // Another store is another daemon's.
+    let other = site.voidrun.path("other").display().to_string();
+    site.run(&["--home", &other, "ps"]).ok();
+    let daemons: std::collections::BTreeSet<i32> = site
+        .sockets()
+        .iter()
+        .map(|socket| daemon(UnixStream::connect(socket).unwrap()).as_raw_nonzero().get())
+        .collect();
+    assert_eq!(daemons.len(), 2);
+}
+
+#[test]
+fn directories_that_are_not_ones_own() {
+    let site = Site::new();
+    let place = site.voidrun.path("runtime/voidrun");
+    std::fs::create_dir(&place).unwrap();
+    std::fs::set_permissions(&place, std::fs::Permissions::from_mode(0o777)).unwrap();
+    site.run(&["ps"]).fails(1, &["not this user's alone", "0700", "runtime/voidrun"]);
+    std::fs::remove_dir(&place).unwrap();
+    std::fs::create_dir(site.voidrun.path("elsewhere")).unwrap();
+    symlink(site.voidrun.path("elsewhere"), &place).unwrap();
+    site.run(&["ps"]).fails(1, &["not this user's alone"]);
+    std::fs::remove_file(&place).unwrap();
+    std::fs::write(&place, b"").unwrap();
+    site.run(&["daemon"]).fails(1, &["not this user's alone"]);
+}
+
+#[test]
+fn a_daemon_that_cannot_start_says_why() {
+    let site = Site::new();
+    std::fs::create_dir_all(site.voidrun.store()).unwrap();
+    std::fs::write(site.voidrun.store().join("store.json"), br#"{"format": 99}"#).unwrap();
+    site.run(&["ps"]).fails(1, &["daemon could not be started", "99", "daemon.log"]);
+}
+
+#[test]
+fn what_listens_and_does_not_answer() {
+    let site = Site::new();
+    site.run(&["ps"]).ok();
+    let socket = site.socket();
+    site.end(Signal::TERM);
+    let listener = UnixListener::bind(&socket).unwrap();
+    let command = site.command(&["ps"]).spawn().unwrap();
+    // Each connection ends at once.
+    for _ in 0..2 {
+        drop(listener.accept().unwrap());
+    }
+    Ran::from(command.wait_with_output().unwrap()).fails(1, &["connection to the daemon"]);
+    std::fs::remove_file(&socket).unwrap();
+}
+
+#[test]
+fn what_the_api_refuses() {
+    let site = Site::new();
+    let source = site.voidrun.layout("tool", &Layout::of(&two_layers()));
+    site.run(&["images", "pull", &source]).ok();
+    site.run(&["ps"]).ok();
+    for (method, path, body, status, words) in [
+        ("GET", "/v1/nothing", "", 404, "/v1/nothing"),
+        ("PUT", "/v1/sandboxes", "", 405, "PUT"),
+        ("GET", "/v1/sandboxes/absent", "", 404, "absent"),
+        ("POST", "/v1/sandboxes/absent/exec", r#"{"command": "x"}"#, 404, "absent"),
+        ("POST", "/v1/sandboxes", "{", 400, "JSON"),
+        ("POST", "/v1/sandboxes", r#"{"nmae": "x"}"#, 422, "did you mean name?"),
+        ("POST", "/v1/sandboxes", r#"{"image": "absent:1"}"#, 422, "absent:1"),
+        ("POST", "/v1/sandboxes", r#"{"image": "tool", "cpu": 99}"#, 422, "cpu: 99"),
+        ("POST", "/v1/sandboxes", r#"{"image": "tool", "diskMB": 77}"#, 422, "diskMB: 77"),
+        ("POST", "/v1/sandboxes", r#"{"image": "tool", "ports": [{"port": 80}]}"#, 501, "ports"),
+        ("POST", "/api/sandboxes", r#"{"image": "tool", "any": 1, "region": null}"#, 503, "kernel"),
+        ("GET", "/v1/sandboxes?page=x", "", 400, "invalid digit"),
+        ("GET", "/v1/sandboxes?labels=x", "", 422, "k=v"),
+    ] {
+        let (found, answer) = site.ask(method, path, body);
+        assert_eq!(found, status, "{method} {path} {body}: {answer}");
+        let detail = answer["detail"].as_str().unwrap();
+        assert!(detail.contains(words), "{method} {path} {body}: {detail}");
+        assert_eq!((&answer["code"], &answer["details"]), (&json!(status), &json!(detail)));
+    }
+    let mut stream = UnixStream::connect(site.socket()).unwrap();
+    write!(stream, "POST /v1/sandboxes HTTP/1.0\r\nContent-Length: 5000000\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.0 413 "), "{answer}");
+    assert_eq!(site.ask("GET", "/healthz", "").1["status"], "ok");
+    assert_eq!(site.voidrun.files("sandboxes"), Vec::<String>::new());
+}
+
+/// Whatever the reason here, no KVM or none that can be used, or one that works and a kernel that is none.
+#[test]
+fn a_sandbox_that_cannot_start_leaves_nothing() {
+    let site = Site::new();
+    let source = site.voidrun.layout("tool", &Layout::of(&two_layers()));
+    site.run(&["images", "pull", &source]).ok();
+    let kernel = site.voidrun.file("kernel", b"this is no kernel");
+    site.voidrun.configure(&format!("kernel = '{kernel}'\n"));
+    site.run(&["create", "--name", "x", "tool"]).fails(1, &["cannot start a sandbox from"]);
+    assert_eq!(site.run(&["ps", "--all", "--json"]).json(), json!([]));
+    assert_eq!(site.voidrun.files("sandboxes"), Vec::<String>::new());
+    site.run(&["exec", "x", "true"]).fails(125, &["there is no sandbox x"]);
+    site.run(&["rm", "x"]).fails(1, &["there is no sandbox x"]);
+}

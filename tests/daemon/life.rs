@@ -1,0 +1,156 @@
+//! Sandboxes from their making to their removal.
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+use crate::{Daemon, until};
+
+#[test]
+fn a_life() {
+    let daemon = Daemon::new();
+    let id = daemon.create("dev");
+    daemon.cli(&["exec", "dev", "sh", "-c", "echo kept > /root/file"]).prints("");
+    assert!(daemon.cli(&["ps"]).text().contains("dev"));
+
+    daemon.cli(&["pause", "dev"]).prints("dev\n");
+    assert_eq!(daemon.state("dev"), "paused");
+    daemon.cli(&["exec", "dev", "true"]).ends(125, &["dev", "paused"]);
+    daemon.cli(&["pause", "dev"]).ends(1, &["paused"]);
+    daemon.cli(&["resume", "dev"]).prints("dev\n");
+    daemon.cli(&["exec", "dev", "cat", "/root/file"]).prints("kept\n");
+
+    daemon.cli(&["stop", &id[..6]]).prints(&format!("{}\n", &id[..6]));
+    daemon.cli(&["stop", "dev"]).ends(1, &["stopped"]);
+    daemon.cli(&["exec", "dev", "true"]).ends(125, &["dev", "stopped"]);
+    assert!(!daemon.cli(&["ps"]).text().contains("dev"));
+    assert!(daemon.cli(&["ps", "--all"]).text().contains("stopped"));
+    // Another command's sweep leaves it alone.
+    daemon.cli(&["images", "ls"]).ends(0, &[]);
+
+    daemon.cli(&["start", "dev"]).prints("dev\n");
+    daemon.cli(&["start", "dev"]).ends(1, &["running"]);
+    daemon.cli(&["exec", "dev", "cat", "/root/file"]).prints("kept\n");
+
+    // A paused one can be stopped as well.
+    daemon.cli(&["pause", "dev"]).prints("dev\n");
+    daemon.cli(&["stop", "dev"]).prints("dev\n");
+    daemon.cli(&["start", "dev"]).prints("dev\n");
+    daemon.cli(&["exec", "dev", "cat", "/root/file"]).prints("kept\n");
+
+    daemon.cli(&["rm", "dev"]).ends(2, &["running", "--force"]);
+    let machine = daemon.store.machine();
+    daemon.cli(&["rm", "--force", "dev"]).prints("dev\n");
+    daemon.cli(&["inspect", "dev"]).ends(1, &["there is no sandbox dev"]);
+    crate::guests::dies(&machine);
+    daemon.is_clean();
+}
+
+#[test]
+fn names_labels_and_pages() {
+    let daemon = Daemon::new();
+    let wanted = json!({ "name": "one", "image": "debian", "mem": 256, "labels": { "team": "a" } });
+    let one = daemon.data("POST", "/v1/sandboxes", wanted.clone());
+    let two = daemon.data("POST", "/api/sandboxes", json!({ "image": "debian", "mem": 256, "unknown": 1 }));
+    let (id, name) = (one["id"].as_str().unwrap(), two["name"].as_str().unwrap());
+    assert!(name.contains('-'), "{name}");
+    assert!(daemon.refuses(409, "POST", "/v1/sandboxes", wanted).contains(id));
+    // What was refused has left nothing.
+    assert_eq!(daemon.store.sandboxes().len(), 2);
+    let wrong = json!({ "name": "No", "image": "debian" });
+    assert!(daemon.refuses(422, "POST", "/v1/sandboxes", wrong).starts_with("name: \"No\""));
+    assert!(daemon.refuses(422, "POST", "/v1/sandboxes", json!({ "image": "absent" })).contains("absent"));
+
+    for key in [id, &id[..8], "one"] {
+        assert_eq!(daemon.data("GET", &format!("/v1/sandboxes/{key}"), Value::Null)["id"], id);
+    }
+    daemon.refuses(404, "GET", "/v1/sandboxes/three", Value::Null);
+    let path = "/v1/sandboxes/one";
+    assert!(daemon.refuses(409, "PATCH", path, json!({ "name": name })).contains(name));
+    let changed = daemon.data("PATCH", path, json!({ "name": "first", "labels": { "team": "b", "x": "y" } }));
+    assert_eq!((&changed["name"], &changed["labels"]["team"]), (&json!("first"), &json!("b")));
+    daemon.refuses(404, "GET", path, Value::Null);
+
+    let ids = |query: &str| {
+        let (status, answer) = daemon.ask("GET", &format!("/v1/sandboxes{query}"), Value::Null);
+        assert_eq!(status, 200, "{answer}");
+        let ids = answer["data"].as_array().unwrap().iter().map(|one| one["id"].clone()).collect::<Vec<_>>();
+        (ids, answer["meta"]["total"].as_u64().unwrap(), answer["meta"]["totalPages"].as_u64().unwrap())
+    };
+    assert_eq!(ids("?labels=team=b,x=y"), (vec![one["id"].clone()], 1, 1));
+    assert_eq!(ids("?labels=team=a"), (vec![], 0, 0));
+    assert_eq!(ids("?limit=1&page=2"), (vec![two["id"].clone()], 2, 2));
+    daemon.refuses(422, "GET", "/v1/sandboxes?limit=0", Value::Null);
+
+    // What was changed is known to the next daemon.
+    let daemon = daemon.kill();
+    assert_eq!(daemon.data("GET", "/v1/sandboxes/first", Value::Null)["labels"]["x"], "y");
+    daemon.cli(&["rm", "-f", "first", name]).ends(0, &[]);
+    daemon.is_clean();
+}
+
+#[test]
+fn limits() {
+    let daemon = Daemon::configured("[limits]\nsandboxes = 2\nmemory = '700MiB'\n");
+    daemon.create("one");
+    let wanted = json!({ "image": "debian", "mem": 512 });
+    let refused = daemon.refuses(429, "POST", "/v1/sandboxes", wanted);
+    assert!(refused.contains("512") && refused.contains("limits.memory"), "{refused}");
+    daemon.create("two");
+    let refused = daemon.refuses(429, "POST", "/v1/sandboxes", json!({ "image": "debian", "mem": 128 }));
+    assert!(refused.contains("limits.sandboxes"), "{refused}");
+    assert_eq!(daemon.store.sandboxes().len(), 2);
+    daemon.cli(&["rm", "-f", "one", "two"]).ends(0, &[]);
+    daemon.is_clean();
+}
+
+#[test]
+fn a_time_to_live() {
+    let daemon = Daemon::new();
+    daemon.cli(&["create", "--name", "short", "-m", "256m", "--ttl", "8s", "debian"]).ends(0, &[]);
+    // The machine keeps it: a daemon that is killed changes nothing.
+    let daemon = daemon.kill();
+    until(|| daemon.state("short") == "stopped");
+    let sandbox = daemon.data("GET", "/v1/sandboxes/short", Value::Null);
+    assert!(sandbox["exitReason"].as_str().unwrap().contains("time to live of 8 s"), "{sandbox}");
+    daemon.cli(&["rm", "short"]).ends(0, &[]);
+    daemon.is_clean();
+}
+
+#[test]
+fn the_end_of_the_daemon_is_not_that_of_sandboxes() {
+    let mut daemon = Daemon::new();
+    daemon.create("dev");
+    let machine = daemon.store.machine();
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.process.wait().unwrap().code(), Some(0));
+    let sockets = std::fs::read_dir(daemon.store.path().join("voidrun")).unwrap();
+    assert!(
+        sockets
+            .map(|entry| entry.unwrap().file_name())
+            .all(|name| !name.to_string_lossy().ends_with(".sock"))
+    );
+
+    // A command starts the next one by itself.
+    daemon.cli(&["exec", "dev", "echo", "still here"]).prints("still here\n");
+    let pid = daemon.ask("GET", "/version", Value::Null).1["pid"].as_i64().unwrap();
+    daemon.cli(&["rm", "-f", "dev"]).prints("dev\n");
+    crate::guests::dies(&machine);
+    daemon.is_clean();
+    rustix::process::kill_process(rustix::process::Pid::from_raw(pid as i32).unwrap(), Signal::TERM).unwrap();
+}
+
+#[test]
+fn runs_with_a_name() {
+    let daemon = Daemon::new();
+    let run = |arguments: &[&str]| daemon.cli(&[&["run", "--name", "dev", "-m", "256m"], arguments].concat());
+    run(&["--kernel", "/vmlinux", "debian", "true"]).ends(125, &["--kernel", "--name"]);
+    let ran = run(&["-e", "A=1", "debian", "sh", "-c", "echo $A > /root/file; cat /root/file; exit 3"]);
+    assert_eq!((ran.code, &*ran.stdout), (Some(3), &b"1\n"[..]));
+    run(&["debian", "true"]).ends(125, &["the name dev"]);
+    daemon.cli(&["exec", "dev", "sh", "-c", "cat /root/file; echo $A"]).prints("1\n1\n");
+    daemon.cli(&["rm", "-f", "dev"]).ends(0, &[]);
+    run(&["--rm", "debian", "no-such-program"]).ends(127, &["no-such-program"]);
+    run(&["--rm", "debian", "echo", "gone"]).prints("gone\n");
+    daemon.refuses(404, "GET", "/v1/sandboxes/dev", Value::Null);
+    daemon.is_clean();
+}

@@ -1,0 +1,159 @@
+//! What tests with real guests share: a store with the images of the common one, and what a program has left.
+#![allow(dead_code, unreachable_pub, reason = "each test program uses a part")]
+
+use std::io::{BufRead as _, BufReader};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+/// How long a machine may take to die; far more than it does, also on an emulated CPU.
+pub const DEATH: Duration = Duration::from_mins(1);
+
+pub fn variable(name: &str) -> PathBuf {
+    let value = std::env::var_os(name).filter(|value| !value.is_empty());
+    value.unwrap_or_else(|| panic!("{name} is not set: these tests are run by scripts/test")).into()
+}
+
+/// How often something is done.
+pub fn count(name: &str, otherwise: usize) -> usize {
+    std::env::var(name).map_or(otherwise, |text| text.parse().expect(name))
+}
+
+/// A store with the images of the common one, and sandboxes of its own.
+pub struct Store {
+    dir: tempfile::TempDir,
+}
+
+impl Store {
+    pub fn new() -> Self {
+        let store = Self::empty();
+        for shared in ["blobs", "images", "refs", "store.json"] {
+            symlink(variable("VOIDRUN_HOME").join(shared), store.path().join(shared)).unwrap();
+        }
+        store
+    }
+
+    /// Without images.
+    pub fn empty() -> Self {
+        Self { dir: tempfile::tempdir().unwrap() }
+    }
+
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The file system of an image.
+    pub fn rootfs(&self, image: &str) -> PathBuf {
+        let inspected = self.command(&["images", "inspect", image, "--json"]).output().unwrap();
+        let image: serde_json::Value = serde_json::from_str(&Ran::from(inspected).text()).unwrap();
+        image["rootfs"].as_str().unwrap().into()
+    }
+
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_voidrun"));
+        command
+            .args(arguments)
+            .env_clear()
+            .env("HOME", self.path())
+            .env("VOIDRUN_HOME", self.path())
+            .env("XDG_RUNTIME_DIR", self.path())
+            .env("VOIDRUN_KERNEL", variable("VOIDRUN_KERNEL"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
+    }
+
+    /// `voidrun run` to its end; nothing of it remains.
+    #[track_caller]
+    pub fn run(&self, arguments: &[&str]) -> Ran {
+        let ran = Ran::from(self.start(arguments).wait_with_output().unwrap());
+        self.is_clean();
+        ran
+    }
+
+    pub fn start(&self, arguments: &[&str]) -> Child {
+        self.command(&[&["run"], arguments].concat()).spawn().unwrap()
+    }
+
+    /// A run whose command has written the line `up`; the rest of its output.
+    pub fn up(&self, arguments: &[&str]) -> (Child, BufReader<std::process::ChildStdout>) {
+        let mut child = self.start(arguments);
+        let mut output = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        output.read_line(&mut line).unwrap();
+        if line != "up\n" {
+            panic!("{line:?}: {:?}", child.wait_with_output());
+        }
+        (child, output)
+    }
+
+    pub fn sandboxes(&self) -> Vec<PathBuf> {
+        let Ok(entries) = std::fs::read_dir(self.path().join("sandboxes")) else { return Vec::new() };
+        entries.map(|entry| entry.unwrap().path()).collect()
+    }
+
+    #[track_caller]
+    pub fn is_clean(&self) {
+        assert_eq!(self.sandboxes(), Vec::<PathBuf>::new());
+    }
+
+    /// The process of the only machine.
+    pub fn machine(&self) -> OwnedFd {
+        let [sandbox] = &self.sandboxes()[..] else { panic!("{:?}", self.sandboxes()) };
+        let stream = UnixStream::connect(sandbox.join("control.sock")).unwrap();
+        vmm::control::Client::new(stream, DEATH).unwrap().into_pidfd()
+    }
+}
+
+/// Waits for the death of a machine's process.
+#[track_caller]
+pub fn dies(process: &OwnedFd) {
+    let limit = Timespec { tv_sec: DEATH.as_secs() as i64, tv_nsec: 0 };
+    let ready = poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&limit)).unwrap();
+    assert_eq!(ready, 1, "the machine lives on");
+}
+
+/// What a run has left.
+#[derive(Debug)]
+pub struct Ran {
+    pub code: Option<i32>,
+    pub stdout: Vec<u8>,
+    pub stderr: String,
+}
+
+impl From<Output> for Ran {
+    fn from(output: Output) -> Self {
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        Self { code: output.status.code(), stdout: output.stdout, stderr }
+    }
+}
+
+impl Ran {
+    /// It has printed this and nothing else.
+    #[track_caller]
+    pub fn prints(&self, text: &str) {
+        let stdout = String::from_utf8_lossy(&self.stdout);
+        assert_eq!((self.code, &*stdout, &*self.stderr), (Some(0), text, ""));
+    }
+
+    #[track_caller]
+    pub fn text(self) -> String {
+        assert_eq!((self.code, &*self.stderr), (Some(0), ""));
+        String::from_utf8(self.stdout).unwrap()
+    }
+
+    /// It ended with this code, and said all of `words` on standard error.
+    #[track_caller]
+    pub fn ends(&self, code: i32, words: &[&str]) {
+        assert_eq!(self.code, Some(code), "{self:?}");
+        for word in words {
+            assert!(self.stderr.contains(word), "{word:?} is not in {self:?}");
+        }
+    }
+}
