@@ -92,9 +92,14 @@ fn directory(runtime: Option<PathBuf>) -> PathBuf {
 
 /// Twelve hexadecimal digits of the SHA-256 of the store's path.
 fn store_key(home: &Path) -> String {
-    let path = std::fs::canonicalize(home).or_else(|_| std::path::absolute(home));
-    let path = path.unwrap_or_else(|_| home.to_owned());
-    Digest::of(path.as_os_str().as_encoded_bytes()).hex()[..12].to_owned()
+    let path = std::path::absolute(home).unwrap_or_else(|_| home.to_owned());
+    // The store may not be there yet: its name must not change when it is.
+    let real = path.ancestors().find_map(|dir| {
+        let real = std::fs::canonicalize(dir).ok()?;
+        // `join` with nothing would add a slash.
+        Some(if dir == path { real } else { real.join(path.strip_prefix(dir).ok()?) })
+    });
+    Digest::of(real.unwrap_or(path).as_os_str().as_encoded_bytes()).hex()[..12].to_owned()
 }
 
 #[cfg(test)]
@@ -118,5 +123,10 @@ mod tests {
         let (a, b) = (store_key(dir.path()), store_key(&dir.path().join("x")));
         assert!(a != b && a.len() == 12);
         assert_eq!(a, store_key(&dir.path().join(".")));
+        // The same before it is made, also by way of a link.
+        std::os::unix::fs::symlink(dir.path(), dir.path().join("link")).unwrap();
+        assert_eq!(b, store_key(&dir.path().join("link/x")));
+        std::fs::create_dir(dir.path().join("x")).unwrap();
+        assert_eq!(b, store_key(&dir.path().join("x")));
     }
 }

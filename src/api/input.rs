@@ -1,6 +1,7 @@
 //! What comes in: bodies, query parameters, and the sandbox that a path names.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::{HttpBody as _, to_bytes};
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
@@ -14,6 +15,8 @@ use crate::daemon::{Daemon, Sandbox};
 
 /// The longest body that is read whole, in bytes: a command line and its environment (2 MiB in Linux), written as JSON.
 const MAX_BODY: usize = 4 << 20;
+/// A client has so long to send it.
+const BODY: Duration = Duration::from_mins(1);
 /// Names that are less alike are no help.
 const ALIKE: f64 = 0.7;
 
@@ -51,7 +54,13 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
         if request.body().size_hint().lower() > MAX_BODY as u64 {
             return Err(too_long());
         }
-        let bytes = to_bytes(request.into_body(), MAX_BODY).await.map_err(|_| too_long())?;
+        let body = tokio::time::timeout(BODY, to_bytes(request.into_body(), MAX_BODY)).await;
+        let bytes = body
+            .map_err(|_| {
+                let detail = format!("the body has not come within {} s", BODY.as_secs());
+                Problem::new(StatusCode::REQUEST_TIMEOUT, "timeout", detail)
+            })?
+            .map_err(|_| too_long())?;
         parse(&bytes, wire).map(Self)
     }
 }

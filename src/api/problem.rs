@@ -5,7 +5,7 @@ use axum::response::{IntoResponse, Response};
 use protocol::ErrorCode;
 use rootfs_builder::reference::NameError;
 use rootfs_builder::store::StoreError;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::daemon::{DaemonError, chain};
 use crate::sandbox::{ExecError, LaunchError};
@@ -30,8 +30,20 @@ impl Problem {
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid", format!("{field}: {wrong}"))
     }
 
-    pub(super) fn detail(&self) -> &str {
-        &self.detail
+    /// Its members; `code` and those behind it are for the published clients.
+    pub(super) fn document(&self) -> Value {
+        let Self { status, kind, detail } = self;
+        let title = status.canonical_reason().unwrap_or("Error");
+        json!({
+            "type": format!("urn:voidrun:problem:{kind}"),
+            "title": title,
+            "status": status.as_u16(),
+            "detail": detail,
+            "code": status.as_u16(),
+            "message": detail,
+            "error": title,
+            "details": detail,
+        })
     }
 
     pub(super) fn bad_request(detail: impl Into<String>) -> Self {
@@ -46,19 +58,8 @@ impl Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let Self { status, kind, detail } = self;
-        let title = status.canonical_reason().unwrap_or("Error");
-        let body = json!({
-            "type": format!("urn:voidrun:problem:{kind}"),
-            "title": title,
-            "status": status.as_u16(),
-            "detail": detail,
-            "code": status.as_u16(),
-            "message": detail,
-            "error": title,
-            "details": detail,
-        });
-        (status, [(header::CONTENT_TYPE, "application/problem+json")], body.to_string()).into_response()
+        let headers = [(header::CONTENT_TYPE, "application/problem+json")];
+        (self.status, headers, self.document().to_string()).into_response()
     }
 }
 

@@ -22,7 +22,7 @@ use super::input::{Body, Target};
 use super::problem::Problem;
 use super::text::{Text, event};
 use super::types::{End, Exec, Pid};
-use crate::daemon::{Sandbox, chain};
+use crate::daemon::Sandbox;
 use crate::sandbox::{Event, Exec as Running};
 
 const EVENTS: &str = "text/event-stream";
@@ -102,10 +102,15 @@ impl Format {
         }
     }
 
-    fn error(&self, message: &str) -> String {
+    /// A problem document, as the whole answer would have been.
+    fn error(&self, problem: &Problem) -> String {
+        let mut document = problem.document();
         match self {
-            Self::Lines => format!("{}\n", json!({ "stream": "error", "error": message })),
-            Self::Events { .. } => event("error", &json!({ "error": message }).to_string()),
+            Self::Lines => {
+                document["stream"] = "error".into();
+                format!("{document}\n")
+            }
+            Self::Events { .. } => event("error", &document.to_string()),
         }
     }
 }
@@ -149,8 +154,8 @@ async fn pass(
             Some(Ok(Event::Stdout(bytes))) => (format.output("stdout", &bytes), false),
             Some(Ok(Event::Stderr(bytes))) => (format.output("stderr", &bytes), false),
             Some(Ok(Event::Exit(exit))) => (Some(format.exit(&End::from(exit))), true),
-            Some(Err(error)) => (Some(format.error(&chain(&sandbox.cause(error).await))), true),
-            None => (Some(format.error(overdue(deadline.unwrap_or_default()).detail())), true),
+            Some(Err(error)) => (Some(format.error(&sandbox.cause(error).await.into())), true),
+            None => (Some(format.error(&overdue(deadline.unwrap_or_default()))), true),
         };
         let gone = match piece {
             Some(piece) => sender.send(piece.into()).await.is_err(),
@@ -181,7 +186,8 @@ mod tests {
             format.exit(&end),
             "event:stderr\ndata:\u{fffd}\n\nevent:exit\ndata:{\"durationMs\":5,\"exitCode\":3}\n\n"
         );
-        assert_eq!(format.error("no"), "event:error\ndata:{\"error\":\"no\"}\n\n");
+        let problem = Problem::field("x", "no");
+        assert_eq!(format.error(&problem), format!("event:error\ndata:{}\n\n", problem.document()));
 
         let mut format = accepting("text/plain, application/x-ndjson; q=1");
         assert_eq!(
@@ -189,5 +195,10 @@ mod tests {
             "{\"data\":\"/wo=\",\"stream\":\"stdout\"}\n"
         );
         assert_eq!(format.exit(&end), "{\"durationMs\":5,\"exitCode\":3,\"stream\":\"exit\"}\n");
+        let error: serde_json::Value = serde_json::from_str(&format.error(&problem)).unwrap();
+        assert_eq!(
+            (&error["stream"], &error["status"], &error["detail"]),
+            (&json!("error"), &json!(422), &json!("x: no"))
+        );
     }
 }

@@ -8,8 +8,9 @@ use clap::ValueEnum;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing_subscriber::filter::LevelFilter;
 
-use super::Context;
 use super::error::CliError;
+use super::{Context, wait_for};
+use crate::client::Client;
 use crate::daemon::{chain, run as serve};
 
 /// Serve the API, and keep the sandboxes. Other commands start it by themselves
@@ -20,12 +21,16 @@ VOIDRUN_LOG (error, warn, info, debug, trace) says how much it tells.
 
 Examples:
   voidrun daemon
+  voidrun daemon --detach
   voidrun daemon --log-format json 2>> daemon.log"
 )]
 pub(crate) struct Args {
     /// How its log is written, on standard error
     #[arg(long, value_enum, default_value_t)]
     log_format: LogFormat,
+    /// Start one in the background unless there is one, and return when it can be asked
+    #[arg(long)]
+    detach: bool,
     /// It was started by a command: it leaves when it has nothing to do
     #[arg(long, hide = true)]
     auto: bool,
@@ -42,6 +47,9 @@ enum LogFormat {
 }
 
 pub(super) fn run(args: &Args, context: Context) -> Result<(), CliError> {
+    if args.detach {
+        return wait_for("", async { Ok(Client::connect(&context.config).await.map(drop)?) });
+    }
     // SAFETY: whoever names a descriptor hands it over, before anything else is open.
     let mut ready = args.ready_fd.map(|number| File::from(unsafe { OwnedFd::from_raw_fd(number) }));
     if args.auto {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use rootfs_builder::reference;
 use rootfs_builder::store::Image;
+use tokio::sync::OwnedMutexGuard;
 use vmm::spec::{Cpus, MemoryMib};
 
 use super::error::DaemonError;
@@ -31,6 +32,7 @@ pub(crate) struct New {
 /// A sandbox that has its place, and no machine yet.
 struct Prepared {
     sandbox: Arc<Sandbox>,
+    turn: OwnedMutexGuard<()>,
     lock: OwnedFd,
     kernel: Kernel,
 }
@@ -43,8 +45,7 @@ impl Daemon {
         let prepared = blocking(move || daemon.prepare(new)).await?;
         let daemon = Arc::clone(self);
         let made = self.work.spawn(async move {
-            let Prepared { sandbox, lock, kernel } = prepared;
-            let _turn = sandbox.turn.lock().await;
+            let Prepared { sandbox, turn: _turn, lock, kernel } = prepared;
             let result = daemon.boot(&sandbox, lock, kernel).await;
             if result.is_err() {
                 daemon.table().remove(&sandbox);
@@ -76,10 +77,10 @@ impl Daemon {
         let (directory, lock) = self.sandboxes.create()?;
         let directory = Arc::new(directory);
         let taken = self.take_place(&directory, record, new.name);
-        let written = taken.and_then(|sandbox| {
+        let written = taken.and_then(|(sandbox, turn)| {
             let record = sandbox.record().clone();
             match directory.write_record(&record) {
-                Ok(()) => Ok(sandbox),
+                Ok(()) => Ok((sandbox, turn)),
                 Err(error) => {
                     self.table().remove(&sandbox);
                     Err(error.into())
@@ -87,7 +88,7 @@ impl Daemon {
             }
         });
         match written {
-            Ok(sandbox) => Ok(Prepared { sandbox, lock, kernel }),
+            Ok((sandbox, turn)) => Ok(Prepared { sandbox, turn, lock, kernel }),
             Err(error) => {
                 drop(lock);
                 let _ = directory.remove();
@@ -109,13 +110,14 @@ impl Daemon {
         Ok(self.store.image(&name)?)
     }
 
-    /// Enters the sandbox into the table, if name and limits allow it.
+    /// Enters the sandbox into the table, if name and limits allow it. Its turn is the caller's: nobody who finds it can do anything
+    /// with it before it is up.
     fn take_place(
         &self,
         directory: &Arc<crate::sandbox::Directory>,
         mut record: Record,
         wanted: Option<String>,
-    ) -> Result<Arc<Sandbox>, DaemonError> {
+    ) -> Result<(Arc<Sandbox>, OwnedMutexGuard<()>), DaemonError> {
         let mut table = self.table();
         let limit = self.config.max_sandboxes.value;
         if table.len() >= limit {
@@ -135,8 +137,11 @@ impl Daemon {
         };
         record.name = wanted.unwrap_or_else(made_up);
         let sandbox = Arc::new(Sandbox::new(Arc::clone(directory), record, Status::creating()));
+        let turn = Arc::clone(&sandbox.turn).try_lock_owned();
+        // Nobody else knows of it.
+        let turn = turn.map_err(|_| DaemonError::Ending)?;
         table.insert(Arc::clone(&sandbox));
-        Ok(sandbox)
+        Ok((sandbox, turn))
     }
 
     pub(super) fn admit(&self, table: &super::table::Table, memory: MemoryMib) -> Result<(), DaemonError> {

@@ -21,7 +21,7 @@ pub(crate) struct Sandbox {
     record: Mutex<Record>,
     status: Mutex<Status>,
     /// Whoever changes the state holds this, from the first step to the last.
-    pub(super) turn: tokio::sync::Mutex<()>,
+    pub(super) turn: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// What a sandbox is at this moment.
@@ -36,7 +36,7 @@ pub(crate) struct View {
 impl Sandbox {
     pub(super) fn new(directory: Arc<Directory>, record: Record, status: Status) -> Self {
         let (record, status) = (Mutex::new(record), Mutex::new(status));
-        Self { directory, record, status, turn: tokio::sync::Mutex::default() }
+        Self { directory, record, status, turn: Arc::default() }
     }
 
     pub(crate) fn id(&self) -> &str {

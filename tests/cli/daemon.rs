@@ -108,7 +108,10 @@ fn several_commands_at_once_start_one_daemon() {
     // One that was killed leaves a socket that nobody listens at.
     site.end(Signal::KILL);
     assert_eq!(site.sockets().len(), 1);
-    site.run(&["ps"]).ok();
+    site.run(&["daemon", "--detach"]).ok();
+    let pid = site.daemon();
+    site.run(&["daemon", "--detach"]).ok();
+    assert_eq!(site.daemon(), pid);
 }
 
 #[test]

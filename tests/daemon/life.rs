@@ -88,6 +88,20 @@ fn names_labels_and_pages() {
     daemon.is_clean();
 }
 
+/// Whoever finds a sandbox that is coming up waits for it, or removes it.
+#[test]
+fn removed_while_it_comes_up() {
+    let daemon = Daemon::new();
+    for _ in 0..3 {
+        let mut create =
+            daemon.store.command(&["create", "--name", "dev", "-m", "256m", "debian"]).spawn().unwrap();
+        until(|| daemon.ask("GET", "/v1/sandboxes/dev", Value::Null).0 == 200);
+        daemon.data("DELETE", "/v1/sandboxes/dev", Value::Null);
+        create.wait().unwrap();
+        daemon.is_clean();
+    }
+}
+
 #[test]
 fn limits() {
     let daemon = Daemon::configured("[limits]\nsandboxes = 2\nmemory = '700MiB'\n");
