@@ -3,8 +3,10 @@
 use std::fs::File;
 use std::io::{IsTerminal as _, Write as _};
 use std::os::fd::{FromRawFd as _, OwnedFd, RawFd};
+use std::os::unix::net::UnixListener;
 
 use clap::ValueEnum;
+use rustix::net::sockopt;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing_subscriber::filter::LevelFilter;
 
@@ -51,6 +53,7 @@ pub(super) fn run(args: &Args, context: Context) -> Result<(), CliError> {
         return wait_for("", async { Ok(Client::connect(&context.config).await.map(drop)?) });
     }
     // SAFETY: whoever names a descriptor hands it over, before anything else is open.
+    let given = given()?;
     let mut ready = args.ready_fd.map(|number| File::from(unsafe { OwnedFd::from_raw_fd(number) }));
     if args.auto {
         // Neither Ctrl-C nor the end of the terminal is meant for it. It fails where the process leads a group already.
@@ -64,13 +67,30 @@ pub(super) fn run(args: &Args, context: Context) -> Result<(), CliError> {
 
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(CliError::Runtime)?;
-    let result = runtime.block_on(serve(context.config, args.auto, &mut ready));
+    let result = runtime.block_on(serve(context.config, args.auto, given, &mut ready));
     runtime.shutdown_background();
     if let (Err(error), Some(mut ready)) = (&result, ready) {
         // Nothing is to be done when nobody waits for it any more.
         let _ = writeln!(ready, "{}", chain(error));
     }
     Ok(result?)
+}
+
+/// The socket that systemd has opened for us, if it has (sd_listen_fds(3)).
+fn given() -> Result<Option<UnixListener>, CliError> {
+    let mut descriptors = sd_notify::listen_fds().map_err(CliError::Runtime)?;
+    let Some(number) = descriptors.next() else { return Ok(None) };
+    // SAFETY: by the protocol it is ours alone, and is named once.
+    let listener = UnixListener::from(unsafe { OwnedFd::from_raw_fd(number) });
+    let is_one = listener.local_addr().is_ok() && sockopt::socket_acceptconn(&listener).unwrap_or(false);
+    if descriptors.next().is_some() || !is_one {
+        return Err(CliError::Usage(
+            "the environment (LISTEN_FDS) names other descriptors than one Unix stream socket that listens: \
+             the unit has to have one ListenStream, a path"
+                .into(),
+        ));
+    }
+    Ok(Some(listener))
 }
 
 fn write_log(format: LogFormat) {

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixListener as StdUnixListener;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +11,7 @@ use std::time::Duration;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use rootfs_builder::store::{Store, StoreError};
+use sd_notify::NotifyState;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
@@ -48,9 +50,15 @@ pub(crate) enum ServeError {
     Runtime(#[source] std::io::Error),
 }
 
-/// Serves until a signal ends it; with `auto` also until there has been nothing to do for some minutes. Sandboxes run on. When it can
-/// be asked it says so to `ready`, and takes it.
-pub(crate) async fn run(config: Config, auto: bool, ready: &mut Option<File>) -> Result<(), ServeError> {
+/// Serves until a signal ends it; with `auto` also until there has been nothing to do for some minutes. Sandboxes run on. It
+/// listens at `given`, which is left as it is, or at a socket of its own. When it can be asked it says so to `ready`, and
+/// takes it, and to systemd.
+pub(crate) async fn run(
+    config: Config,
+    auto: bool,
+    given: Option<StdUnixListener>,
+    ready: &mut Option<File>,
+) -> Result<(), ServeError> {
     let place = Place::of(&config)?;
     let store = Store::open(&config.home.value)?;
     // The lock comes first: whoever has it may replace the socket that a killed daemon has left.
@@ -58,18 +66,34 @@ pub(crate) async fn run(config: Config, auto: bool, ready: &mut Option<File>) ->
         let open = tokio::task::spawn_blocking(move || Daemon::open(config, store));
         open.await.map_err(|e| ServeError::Runtime(e.into()))??
     };
-    let listener = listen(&place)?;
-    tracing::info!(socket = %place.path().display(), "serves");
+    let ours = given.is_none();
+    let listener = match given {
+        Some(given) => take(given).map_err(ServeError::Runtime)?,
+        None => listen(&place)?,
+    };
+    tracing::info!(
+        socket = if ours { place.path().display().to_string() } else { "systemd's".into() },
+        "serves"
+    );
+    // Nothing is to be done where there is no systemd, or nobody waits any more.
+    let _ = sd_notify::notify(&[NotifyState::Ready]);
     if let Some(mut ready) = ready.take() {
-        // Nothing is to be done when nobody waits for it any more.
         let _ = ready.write_all(b"ready\n");
     }
     let result = serve(&daemon, listener, auto).await;
     // First the name, then the lock: the next daemon is not disturbed.
-    let _ = std::fs::remove_file(place.address());
+    if ours {
+        let _ = std::fs::remove_file(place.address());
+    }
     daemon.finish().await;
     tracing::info!("ends");
     result
+}
+
+/// A socket that somebody else has opened, and closes.
+fn take(given: StdUnixListener) -> std::io::Result<UnixListener> {
+    given.set_nonblocking(true)?;
+    UnixListener::from_std(given)
 }
 
 fn listen(place: &Place) -> Result<UnixListener, ServeError> {

@@ -13,18 +13,18 @@ use crate::support::{Layout, Ran, Voidrun};
 use crate::two_layers;
 
 /// A program with a runtime directory of its own, whose daemons end with it.
-struct Site {
-    voidrun: Voidrun,
+pub(crate) struct Site {
+    pub(crate) voidrun: Voidrun,
 }
 
 impl Site {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let voidrun = Voidrun::new();
         std::fs::create_dir(voidrun.path("runtime")).unwrap();
         Self { voidrun }
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = self.voidrun.command(arguments);
         command.env("XDG_RUNTIME_DIR", self.voidrun.path("runtime"));
         command
@@ -34,7 +34,7 @@ impl Site {
         Ran::from(self.command(arguments).output().unwrap())
     }
 
-    fn sockets(&self) -> Vec<PathBuf> {
+    pub(crate) fn sockets(&self) -> Vec<PathBuf> {
         let Ok(entries) = std::fs::read_dir(self.voidrun.path("runtime/voidrun")) else { return Vec::new() };
         let paths = entries.map(|entry| entry.unwrap().path());
         paths.filter(|path| path.extension().is_some_and(|end| end == "sock")).collect()
@@ -70,7 +70,7 @@ impl Drop for Site {
     }
 }
 
-fn ask(mut stream: UnixStream, method: &str, path: &str, body: &str) -> (u16, Value) {
+pub(crate) fn ask(mut stream: UnixStream, method: &str, path: &str, body: &str) -> (u16, Value) {
     let length = body.len();
     write!(stream, "{method} {path} HTTP/1.0\r\nContent-Length: {length}\r\n\r\n{body}").unwrap();
     let mut answer = String::new();
@@ -79,7 +79,7 @@ fn ask(mut stream: UnixStream, method: &str, path: &str, body: &str) -> (u16, Va
     (head.split(' ').nth(1).unwrap().parse().unwrap(), serde_json::from_str(body).unwrap())
 }
 
-fn daemon(stream: UnixStream) -> Pid {
+pub(crate) fn daemon(stream: UnixStream) -> Pid {
     let (_, version) = ask(stream, "GET", "/version", "");
     Pid::from_raw(i32::try_from(version["pid"].as_i64().unwrap()).unwrap()).unwrap()
 }

@@ -12,6 +12,7 @@ mod sources;
 mod store;
 #[path = "../support/mod.rs"]
 mod support;
+mod systemd;
 
 use support::layer;
 
