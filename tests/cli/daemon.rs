@@ -72,7 +72,9 @@ impl Drop for Site {
 
 pub(crate) fn ask(mut stream: UnixStream, method: &str, path: &str, body: &str) -> (u16, Value) {
     let length = body.len();
-    write!(stream, "{method} {path} HTTP/1.0\r\nContent-Length: {length}\r\n\r\n{body}").unwrap();
+    // In one piece: an answer that needs no body may come, and the connection end, before it is sent.
+    let request = format!("{method} {path} HTTP/1.0\r\nContent-Length: {length}\r\n\r\n{body}");
+    stream.write_all(request.as_bytes()).unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
