@@ -203,7 +203,7 @@ fn what_the_api_refuses() {
         assert_eq!((&answer["code"], &answer["details"]), (&json!(status), &json!(detail)));
     }
     let mut stream = UnixStream::connect(site.socket()).unwrap();
-    write!(stream, "POST /v1/sandboxes HTTP/1.0\r\nContent-Length: 5000000\r\n\r\n").unwrap();
+    stream.write_all(b"POST /v1/sandboxes HTTP/1.0\r\nContent-Length: 5000000\r\n\r\n").unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     assert!(answer.starts_with("HTTP/1.0 413 "), "{answer}");

@@ -79,8 +79,9 @@ impl Daemon {
         let mut stream = UnixStream::connect(self.socket()).unwrap();
         let body = if body.is_null() { String::new() } else { body.to_string() };
         let length = body.len();
-        write!(stream, "{method} {path} HTTP/1.0\r\nContent-Length: {length}\r\n{headers}\r\n{body}")
-            .unwrap();
+        // In one piece: an answer that needs no body may come, and the connection end, before it is sent.
+        let request = format!("{method} {path} HTTP/1.0\r\nContent-Length: {length}\r\n{headers}\r\n{body}");
+        stream.write_all(request.as_bytes()).unwrap();
         stream
     }
 
