@@ -4,6 +4,7 @@ mod agent;
 mod api;
 mod cli;
 mod client;
+mod code;
 mod config;
 mod daemon;
 mod sandbox;

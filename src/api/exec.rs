@@ -20,7 +20,7 @@ pub(super) const TIMEOUT: f64 = 30.0;
 /// The agent keeps the deadline, and gives what it ends two seconds; this much later we no longer trust it to.
 pub(super) const SLACK: Duration = Duration::from_secs(10);
 /// So much of each output is in the answer, in bytes; the rest is read and dropped.
-const MAX_OUTPUT: usize = 8 << 20;
+pub(super) const MAX_OUTPUT: usize = 8 << 20;
 /// A hundred years, in seconds.
 const LONGEST: f64 = 3.2e9;
 

@@ -29,9 +29,9 @@ pub(super) enum Wire {
     Lenient,
 }
 
-/// A JSON object as the body. An empty body is an empty object, and null the same as absent.
+/// A JSON object as the body, of at most `MAX` bytes. An empty body is an empty object, and null the same as absent.
 #[derive(Debug)]
-pub(super) struct Body<T>(pub(super) T);
+pub(super) struct Body<T, const MAX: usize = MAX_BODY>(pub(super) T);
 
 /// Query parameters.
 #[derive(Debug)]
@@ -41,20 +41,20 @@ pub(super) struct Parameters<T>(pub(super) T);
 #[derive(Debug)]
 pub(super) struct Target(pub(super) Arc<Sandbox>);
 
-impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
+impl<S: Send + Sync, T: DeserializeOwned, const MAX: usize> FromRequest<S> for Body<T, MAX> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
         let wire = request.extensions().get::<Wire>().copied().unwrap_or(Wire::Strict);
         let too_long = || {
-            let detail = format!("the body cannot be read, or is longer than {MAX_BODY} bytes");
+            let detail = format!("the body cannot be read, or is longer than {MAX} bytes");
             Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "tooLarge", detail)
         };
         // Told before it is sent, where the client says so.
-        if request.body().size_hint().lower() > MAX_BODY as u64 {
+        if request.body().size_hint().lower() > MAX as u64 {
             return Err(too_long());
         }
-        let body = tokio::time::timeout(BODY, to_bytes(request.into_body(), MAX_BODY)).await;
+        let body = tokio::time::timeout(BODY, to_bytes(request.into_body(), MAX)).await;
         let bytes = body
             .map_err(|_| {
                 let detail = format!("the body has not come within {} s", BODY.as_secs());

@@ -2,6 +2,7 @@
 //!
 //! The same tree is at `/v1` and `/api`, which differ in what a client may get wrong alone, see [`input::Wire`].
 
+mod code;
 mod commands;
 mod exec;
 mod input;
@@ -64,6 +65,7 @@ fn tree() -> Router<Arc<Daemon>> {
         .route("/sandboxes/{id}/wake", post(sandboxes::not_there_yet))
         .route("/sandboxes/{id}/exec", post(exec::exec))
         .route("/sandboxes/{id}/exec-stream", post(stream::exec))
+        .route("/sandboxes/{id}/code", post(code::run))
         .route("/sandboxes/{id}/commands/run", post(commands::run))
         .route("/sandboxes/{id}/commands/list", get(commands::list))
         .route("/sandboxes/{id}/commands/wait", post(commands::wait))

@@ -3,6 +3,7 @@
 //! The published client loses white space at the ends of lines and bytes that are not UTF-8 on the way through events; NDJSON
 //! carries base64.
 
+use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use axum::response::{IntoResponse as _, Response};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
+use serde::Serialize;
 use serde_json::json;
 use tokio::sync::mpsc::{Sender, channel};
 use tokio_stream::StreamExt as _;
@@ -21,9 +23,10 @@ use super::exec::{SLACK, TIMEOUT, command, overdue};
 use super::input::{Body, Target};
 use super::problem::Problem;
 use super::text::{Text, event};
-use super::types::{End, Exec, Pid};
+use super::types::{CodeEnd, End, Exec, Pid};
+use crate::code::Transcript;
 use crate::daemon::Sandbox;
-use crate::sandbox::{Event, Exec as Running};
+use crate::sandbox::{Event, Exec as Running, Output};
 
 const EVENTS: &str = "text/event-stream";
 const LINES: &str = "application/x-ndjson";
@@ -41,7 +44,7 @@ pub(super) async fn exec(
     }
     let (exec, deadline) = command(&sandbox, body, TIMEOUT)?;
     let running = sandbox.exec(exec).await?;
-    Ok(answer(sandbox, running, deadline, Format::of(&headers)))
+    Ok(answer(sandbox, running, deadline, Format::of(&headers), None))
 }
 
 pub(super) async fn attach(
@@ -50,12 +53,20 @@ pub(super) async fn attach(
     Body(body): Body<Pid>,
 ) -> Result<Response, Problem> {
     let running = sandbox.attach(body.pid).await?;
-    Ok(answer(sandbox, running, None, Format::of(&headers)))
+    Ok(answer(sandbox, running, None, Format::of(&headers), None))
+}
+
+/// The last of the lines.
+#[derive(Serialize)]
+struct Exit<'a, T> {
+    stream: &'static str,
+    #[serde(flatten)]
+    end: &'a T,
 }
 
 /// How output is written.
 #[derive(Debug)]
-enum Format {
+pub(super) enum Format {
     /// What the characters of each output are cut at.
     Events {
         stdout: Text,
@@ -66,12 +77,23 @@ enum Format {
 
 impl Format {
     fn of(headers: &HeaderMap) -> Self {
-        let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
-        if accepted.flat_map(|value| value.split(',')).any(|value| value.trim().starts_with(LINES)) {
-            Self::Lines
-        } else {
-            Self::Events { stdout: Text::default(), stderr: Text::default() }
+        Self::asked(headers).unwrap_or_else(Self::events)
+    }
+
+    /// The one that a client asks for, where it does.
+    pub(super) fn asked(headers: &HeaderMap) -> Option<Self> {
+        let accepts = |kind| {
+            let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+            accepted.flat_map(|value| value.split(',')).any(|value| value.trim().starts_with(kind))
+        };
+        if accepts(LINES) {
+            return Some(Self::Lines);
         }
+        accepts(EVENTS).then(Self::events)
+    }
+
+    fn events() -> Self {
+        Self::Events { stdout: Text::default(), stderr: Text::default() }
     }
 
     fn output(&mut self, name: &str, bytes: &[u8]) -> Option<String> {
@@ -87,17 +109,13 @@ impl Format {
     }
 
     /// What is left of the outputs, and the end.
-    fn exit(&mut self, end: &End) -> String {
+    fn exit(&mut self, end: &impl Serialize) -> String {
         match self {
-            Self::Lines => {
-                let mut line = json!(end);
-                line["stream"] = "exit".into();
-                format!("{line}\n")
-            }
+            Self::Lines => format!("{}\n", text(&Exit { stream: "exit", end })),
             Self::Events { stdout, stderr } => {
                 let rests = [("stdout", stdout.end()), ("stderr", stderr.end())];
                 let rests = rests.into_iter().filter_map(|(name, rest)| Some(event(name, &rest?)));
-                rests.chain([event("exit", &json!(end).to_string())]).collect()
+                rests.chain([event("exit", &text(end))]).collect()
             }
         }
     }
@@ -115,19 +133,36 @@ impl Format {
     }
 }
 
-fn answer(
+/// JSON. Not by way of a `Value`, which would put the members of a result in another order.
+fn text(value: &impl Serialize) -> String {
+    // Nothing in what ends a stream is what JSON cannot say.
+    serde_json::to_string(value).unwrap_or_default()
+}
+
+/// `code`, where the command is an interpreter: its input.
+pub(super) fn answer(
     sandbox: Arc<Sandbox>,
     running: Running,
     deadline: Option<Duration>,
     mut format: Format,
+    code: Option<String>,
 ) -> Response {
     let kind = if matches!(format, Format::Lines) { LINES } else { EVENTS };
     let (sender, receiver) = channel(PIECES);
     tokio::spawn(async move {
+        let Running { input, output, .. } = running;
+        let transcript = code.as_ref().map(|_| Transcript::new(0));
+        let feed = async {
+            match &code {
+                Some(code) => input.feed(code.as_bytes()).await,
+                None => pending().await,
+            }
+        };
         tokio::select! {
             // Dropped, the command is ended.
             () = sender.closed() => {}
-            () = pass(&sandbox, running, deadline, &mut format, &sender) => {}
+            () = pass(&sandbox, output, deadline, &mut format, &sender, transcript) => {}
+            never = feed => match never {},
         }
     });
     let body = ReceiverStream::new(receiver).map(Ok::<Bytes, std::convert::Infallible>);
@@ -137,23 +172,34 @@ fn answer(
 
 async fn pass(
     sandbox: &Sandbox,
-    mut running: Running,
+    mut output: Output,
     deadline: Option<Duration>,
     format: &mut Format,
     sender: &Sender<Bytes>,
+    mut transcript: Option<Transcript>,
 ) {
     let end = deadline.map(|deadline| tokio::time::Instant::now() + deadline.saturating_add(SLACK));
     loop {
         let next = async {
             match end {
-                Some(end) => tokio::time::timeout_at(end, running.output.next()).await.ok(),
-                None => Some(running.output.next().await),
+                Some(end) => tokio::time::timeout_at(end, output.next()).await.ok(),
+                None => Some(output.next().await),
             }
         };
-        let (piece, last) = match next.await {
+        let next = next.await;
+        if let (Some(transcript), Some(Ok(event))) = (&mut transcript, &next) {
+            transcript.push(event);
+        }
+        let (piece, last) = match next {
             Some(Ok(Event::Stdout(bytes))) => (format.output("stdout", &bytes), false),
             Some(Ok(Event::Stderr(bytes))) => (format.output("stderr", &bytes), false),
-            Some(Ok(Event::Exit(exit))) => (Some(format.exit(&End::from(exit))), true),
+            Some(Ok(Event::Exit(exit))) => {
+                let exit = match &transcript {
+                    Some(transcript) => format.exit(&CodeEnd::new(exit, transcript)),
+                    None => format.exit(&End::from(exit)),
+                };
+                (Some(exit), true)
+            }
             Some(Err(error)) => (Some(format.error(&sandbox.cause(error).await.into())), true),
             None => (Some(format.error(&overdue(deadline.unwrap_or_default()))), true),
         };
@@ -184,7 +230,7 @@ mod tests {
         assert_eq!(format.output("stdout", b"\xac\n").unwrap(), "event:stdout\ndata:€\ndata:\n\n");
         assert_eq!(
             format.exit(&end),
-            "event:stderr\ndata:\u{fffd}\n\nevent:exit\ndata:{\"durationMs\":5,\"exitCode\":3}\n\n"
+            "event:stderr\ndata:\u{fffd}\n\nevent:exit\ndata:{\"exitCode\":3,\"durationMs\":5}\n\n"
         );
         let problem = Problem::field("x", "no");
         assert_eq!(format.error(&problem), format!("event:error\ndata:{}\n\n", problem.document()));
@@ -194,7 +240,7 @@ mod tests {
             format.output("stdout", b"\xff\n").unwrap(),
             "{\"data\":\"/wo=\",\"stream\":\"stdout\"}\n"
         );
-        assert_eq!(format.exit(&end), "{\"durationMs\":5,\"exitCode\":3,\"stream\":\"exit\"}\n");
+        assert_eq!(format.exit(&end), "{\"stream\":\"exit\",\"exitCode\":3,\"durationMs\":5}\n");
         let error: serde_json::Value = serde_json::from_str(&format.error(&problem)).unwrap();
         assert_eq!(
             (&error["stream"], &error["status"], &error["detail"]),

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
+use crate::code::{self, Transcript};
 use crate::daemon::{State, View};
 
 /// `POST /sandboxes`.
@@ -241,6 +243,75 @@ impl From<protocol::Exit> for End {
             oom_killed: exit.oom_killed,
             duration_ms: exit.duration_ms,
         }
+    }
+}
+
+/// `POST /sandboxes/{id}/code`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct RunCode {
+    /// At most 4 MiB of UTF-8.
+    pub(crate) code: String,
+    /// `python` where it is absent.
+    pub(crate) language: Option<String>,
+    /// Seconds; 0: none. 30 where it is absent.
+    pub(crate) timeout: Option<f64>,
+    pub(crate) cwd: Option<String>,
+    pub(crate) env: Option<BTreeMap<String, String>>,
+    pub(crate) user: Option<String>,
+    /// Not there yet.
+    pub(crate) context_id: Option<String>,
+}
+
+/// The answer to `code`.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct CodeResult {
+    #[serde(flatten)]
+    pub(crate) end: CodeEnd,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+    pub(crate) logs: Logs,
+}
+
+/// The same, line by line.
+#[derive(Debug, Serialize)]
+pub(crate) struct Logs {
+    pub(crate) stdout: Vec<String>,
+    pub(crate) stderr: Vec<String>,
+}
+
+/// How code has ended: without what it has printed, the last event of a stream.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct CodeEnd {
+    /// The exit code is 0.
+    pub(crate) success: bool,
+    /// The last line of standard output that is not blank: as JSON where it is JSON, else as a string; null where there is none.
+    pub(crate) results: Box<RawValue>,
+    /// Why there was no success.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) error: Option<String>,
+    #[serde(flatten)]
+    pub(crate) end: End,
+}
+
+impl CodeEnd {
+    pub(crate) fn new(exit: protocol::Exit, transcript: &Transcript) -> Self {
+        let error = code::error(&exit, transcript);
+        let end = End::from(exit);
+        Self { success: end.exit_code == 0, results: transcript.results(), error, end }
+    }
+}
+
+impl CodeResult {
+    pub(crate) fn new(exit: protocol::Exit, transcript: &Transcript) -> Self {
+        let mut end = CodeEnd::new(exit, transcript);
+        end.end.truncated |= transcript.stdout.truncated || transcript.stderr.truncated;
+        let (stdout, stderr) = (transcript.stdout.text(), transcript.stderr.text());
+        let lines = |text: &str| text.lines().map(str::to_owned).collect();
+        let logs = Logs { stdout: lines(&stdout), stderr: lines(&stderr) };
+        Self { end, stdout, stderr, logs }
     }
 }
 

@@ -1,161 +1,215 @@
-//! What went wrong, for programs: the `code` of a JSON error. An interface: codes are added, not changed.
+//! `voidrun code`
 
-use protocol::ErrorCode;
-use rootfs_builder::convert::ConvertError;
-use rootfs_builder::ext4::Ext4Error;
-use rootfs_builder::image::ManifestError;
-use rootfs_builder::pull::PullError;
-use rootfs_builder::reference::NameError;
-use rootfs_builder::registry::RegistryError;
-use rootfs_builder::source::SourceError;
-use rootfs_builder::store::StoreError;
+use std::fs::File;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use protocol::Exit;
+use rootfs_builder::store::{Image, Store};
+
+use super::environment::{self, Variable};
 use super::error::CliError;
-use crate::client::ClientError;
-use crate::sandbox::{ExecError, KernelError, LaunchError};
+use super::image::{self, PullPolicy};
+use super::session::{Command, Outcome, Session, Signals, Stdin};
+use super::{Context, values};
+use crate::api::types::{self, CodeResult};
+use crate::client::{Client, Remote};
+use crate::code::{Language, MAX_CODE, Transcript, check};
+use crate::sandbox::{Kernel, Launch, Record, Sandboxes, launch};
 
-const NOT_FOUND: &str = "notFound";
-const UNAUTHORIZED: &str = "unauthorized";
-const RATE_LIMITED: &str = "rateLimited";
-const NETWORK: &str = "network";
-const NO_SPACE: &str = "noSpace";
-const INVALID_IMAGE: &str = "invalidImage";
-const DAMAGED_STORE: &str = "damagedStore";
-const CONFIGURATION: &str = "configuration";
-const USAGE: &str = "usage";
-const INTERRUPTED: &str = "interrupted";
-const IO: &str = "io";
-/// The machine has no KVM that this user can use.
-const NO_KVM: &str = "noKvm";
-/// The machine of a sandbox has ended, or cannot be talked to.
-const MACHINE: &str = "machine";
-/// This host does not run machines.
-const UNUSABLE: &str = "unusable";
-/// The daemon cannot be asked.
-const DAEMON: &str = "daemon";
-/// The sandbox is in another state, or the name is taken.
-const CONFLICT: &str = "conflict";
-/// There are enough sandboxes, or they have enough memory.
-const LIMIT: &str = "limit";
-/// What has no better name.
-const FAILED: &str = "failed";
+/// So much of each output is in the result that --json prints, in bytes.
+const MAX_OUTPUT: usize = 8 << 20;
 
-pub(super) fn of(error: &CliError) -> &'static str {
-    match error {
-        CliError::Pull { source, .. } => of_pull(source),
-        CliError::Login { source, .. } | CliError::Logout { source, .. } => of_registry(source),
-        CliError::Registry(error) => of_registry(error),
-        CliError::Store(error) => of_store(error),
-        CliError::Name(NameError::DefaultImage) | CliError::Kernel(KernelError::Missing(_)) => NOT_FOUND,
-        CliError::Name(_) | CliError::Usage(_) => USAGE,
-        CliError::Config(_) => CONFIGURATION,
-        CliError::Unusable(_) => UNUSABLE,
-        CliError::Interrupted { .. } => INTERRUPTED,
-        CliError::Launch { source, .. } => of_launch(source),
-        CliError::Exec { source, .. } => of_exec(source),
-        CliError::Client(error) => of_client(error),
-        CliError::Daemon(_) => FAILED,
-        CliError::Ended(_) => MACHINE,
-        CliError::Kernel(_)
-        | CliError::Sandbox(_)
-        | CliError::Terminal(_)
-        | CliError::Runtime(_)
-        | CliError::Input { .. }
-        | CliError::Output(_) => IO,
-    }
+/// Run code in a language
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Python, JavaScript, TypeScript and bash, by the interpreters of the image: python3, node and bash. Without --sandbox
+the code gets a sandbox of its own, of which nothing remains. What the code reads from its standard input is empty; what it
+imports is looked for in its working directory.
+
+With --json the result is printed when the code has ended: its output, its exit code, and as `results` the last line that
+it has printed, parsed if it is JSON. The exit code is the code's, as for `voidrun run`.
+
+Examples:
+  voidrun code script.py
+  echo 'console.log(6 * 7)' | voidrun code --language js
+  voidrun code --sandbox dev -w /app --timeout 30s --json task.ts | jq .results"
+)]
+pub(crate) struct Args {
+    /// The language: python, javascript (js, node), typescript (ts) or bash (sh) [default: by the file's extension]
+    #[arg(short, long)]
+    language: Option<Language>,
+    /// Where it runs: a sandbox's name, its id, or the beginning of that [default: in a new one, which is removed]
+    #[arg(long, conflicts_with = "image")]
+    sandbox: Option<String>,
+    /// The image of the new sandbox [default: default_image in the configuration]
+    #[arg(long)]
+    image: Option<String>,
+    /// A variable of its environment; without a value this environment's
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    env: Vec<Variable>,
+    /// The directory that it starts in [default: the image's]
+    #[arg(short, long, value_name = "DIR", value_parser = values::absolute)]
+    workdir: Option<String>,
+    /// Who it runs as, as name, uid, name:group or uid:gid [default: the image's, else root]
+    #[arg(short, long)]
+    user: Option<String>,
+    /// End it after this time, as 30s or 5m [default: never]
+    #[arg(long, value_name = "TIME", value_parser = values::duration)]
+    timeout: Option<Duration>,
+    /// The file with the code; - for standard input
+    #[arg(default_value = "-")]
+    file: PathBuf,
 }
 
-fn of_launch(error: &LaunchError) -> &'static str {
-    match error {
-        LaunchError::NoKvm | LaunchError::KvmDenied(_) | LaunchError::Kvm(_) => NO_KVM,
-        LaunchError::Directory(_) | LaunchError::Host { .. } => IO,
-        LaunchError::Ended(_) | LaunchError::Silent(_) | LaunchError::Agent(_) | LaunchError::Version(_) => {
-            MACHINE
+/// Code, and how it is to be run.
+struct Run<'a> {
+    args: &'a Args,
+    context: &'a Context,
+    language: Language,
+    code: String,
+}
+
+/// Returns the code's exit code.
+pub(super) fn run(args: &Args, context: &Context) -> Result<u8, CliError> {
+    let unknown = || {
+        let (file, names) = (args.file.display(), Language::NAMES);
+        CliError::Usage(format!("the name {file} does not tell the language: --language does, as {names}"))
+    };
+    let language = args.language.or_else(|| Language::of_file(&args.file)).ok_or_else(unknown)?;
+    let run = Run { args, context, language, code: read(&args.file)? };
+    // One thread is enough to move bytes.
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(CliError::Runtime)?;
+    if let Some(sandbox) = &args.sandbox {
+        return runtime.block_on(run.in_sandbox(sandbox));
+    }
+    let store = context.store()?;
+    let text = args.image.as_deref().unwrap_or(&context.config.default_image.value);
+    // Outside of the runtime: a pull has its own.
+    let image = image::get(context, &store, text, None, PullPolicy::Missing)?;
+    runtime.block_on(run.in_new(&store, &image))
+}
+
+/// The code in `file`.
+fn read(file: &Path) -> Result<String, CliError> {
+    let what = if file == Path::new("-") { "standard input".to_owned() } else { file.display().to_string() };
+    // One more than is allowed, so that what is too long shows.
+    let limit = MAX_CODE as u64 + 1;
+    let mut bytes = Vec::new();
+    let read = if file == Path::new("-") {
+        std::io::stdin().lock().take(limit).read_to_end(&mut bytes)
+    } else {
+        File::open(file).and_then(|file| file.take(limit).read_to_end(&mut bytes))
+    };
+    read.map_err(|source| CliError::Input { what: what.clone(), source })?;
+    let wrong = |wrong: String| CliError::Usage(format!("{what}: the code {wrong}"));
+    if bytes.len() > MAX_CODE {
+        return Err(wrong(format!("is longer than {MAX_CODE} bytes")));
+    }
+    let code = String::from_utf8(bytes)
+        .map_err(|e| wrong(format!("is not UTF-8 at byte {}", e.utf8_error().valid_up_to())))?;
+    check(&code).map_err(wrong)?;
+    Ok(code)
+}
+
+impl Run<'_> {
+    /// In a sandbox of the daemon.
+    async fn in_sandbox(&self, sandbox: &str) -> Result<u8, CliError> {
+        let mut signals = Signals::new()?;
+        let client = tokio::select! {
+            client = Client::connect(&self.context.config) => client?,
+            signal = signals.next() => return Err(CliError::Interrupted { signal, advice: "" }),
+        };
+        let exec = types::Exec {
+            command: self.language.program().to_owned(),
+            args: Some(self.language.arguments()),
+            cwd: self.args.workdir.clone(),
+            env: Some(environment::merge(&[], &self.args.env, |name| std::env::var_os(name))?),
+            user: self.args.user.clone(),
+            timeout: self.args.timeout.map(|timeout| timeout.as_secs_f64()),
+            tty: None,
+            stdin: Some(true),
+        };
+        let remote = Remote { client, sandbox: sandbox.to_owned() };
+        let command = Command::There { remote: &remote, exec };
+        self.session(command, &mut signals, &format!("the sandbox {sandbox}")).await
+    }
+
+    /// In a sandbox of its own, of which nothing remains.
+    async fn in_new(&self, store: &Store, image: &Image) -> Result<u8, CliError> {
+        let (args, config) = (self.args, &self.context.config);
+        let or_default = |given: &Option<String>, image: &str| {
+            given.clone().or_else(|| (!image.is_empty()).then(|| image.to_owned()))
+        };
+        let defaults = &image.record.config;
+        let program = self.language.program().to_owned();
+        let words = std::iter::once(program).chain(self.language.arguments()).collect();
+        let exec = protocol::Exec {
+            cwd: or_default(&args.workdir, &defaults.working_dir),
+            env: environment::merge(&defaults.env, &args.env, |name| std::env::var_os(name))?,
+            user: or_default(&args.user, &defaults.user),
+            timeout_ms: args.timeout.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
+            stdin: true,
+            ..protocol::Exec::new(protocol::Command::Argv(words))
+        };
+        let kernel = Kernel::find(&config.kernel, store.root())?;
+        let record = Record::new(image, &kernel, config.cpus.value, config.memory.value.mib());
+        let machine = Launch { record: &record, rootfs: &image.rootfs, kernel, cmdline: "" };
+        let name = image.reference.name.to_string();
+        let sandboxes = Sandboxes::new(store.root());
+        let mut signals = Signals::new()?;
+        let mut no_steps = |_| {};
+        let handle = tokio::select! {
+            launched = launch(&sandboxes, machine, &mut no_steps) => {
+                launched.map_err(|e| CliError::Launch { image: name.clone(), source: e.into() })?
+            }
+            signal = signals.next() => return Err(CliError::Interrupted { signal, advice: "" }),
+        };
+        let command = Command::Here { handle: &handle, exec };
+        let code = self.session(command, &mut signals, &format!("the image {name}")).await;
+        if let Err(error) = handle.remove() {
+            CliError::from(error).warn();
         }
+        code
     }
-}
 
-fn of_exec(error: &ExecError) -> &'static str {
-    let ExecError::Refused(refused) = error else { return MACHINE };
-    match refused.code {
-        ErrorCode::NotFound => NOT_FOUND,
-        ErrorCode::Internal | ErrorCode::Other => FAILED,
-        _ => USAGE,
-    }
-}
-
-fn of_client(error: &ClientError) -> &'static str {
-    match error.kind() {
-        "" => DAEMON,
-        "notFound" | "imageNotFound" | "commandNotFound" | "noSuchProcess" | "noKernel" => NOT_FOUND,
-        "wrongState" | "nameTaken" | "processEnded" => CONFLICT,
-        "limit" => LIMIT,
-        "noKvm" => NO_KVM,
-        "machine" => MACHINE,
-        "failed" | "ending" => FAILED,
-        _ => USAGE,
-    }
-}
-
-fn of_pull(error: &PullError) -> &'static str {
-    match error {
-        PullError::Registry(error) => of_registry(error),
-        PullError::Source(error) => of_source(error),
-        PullError::Store(error) => of_store(error),
-        PullError::Manifest(error) => of_manifest(error),
-        PullError::Convert { source: ConvertError::Ext4(Ext4Error::Write(_)), .. } => IO,
-        PullError::Convert { .. } => INVALID_IMAGE,
-        PullError::Platform { .. } | PullError::LayersGone(_) => NOT_FOUND,
-        PullError::NameNeeded(_) | PullError::SizeTooSmall { .. } => USAGE,
-        PullError::Task(_) => FAILED,
-    }
-}
-
-fn of_registry(error: &RegistryError) -> &'static str {
-    match error {
-        RegistryError::NotFound { .. } => NOT_FOUND,
-        RegistryError::Unauthorized { .. } | RegistryError::LoginRefused { .. } => UNAUTHORIZED,
-        RegistryError::RateLimited { .. } => RATE_LIMITED,
-        RegistryError::UnknownHost { .. }
-        | RegistryError::Refused { .. }
-        | RegistryError::Tls { .. }
-        | RegistryError::Timeout { .. }
-        | RegistryError::Connection { .. }
-        | RegistryError::Truncated { .. } => NETWORK,
-        RegistryError::Manifest { source, .. } => of_manifest(source),
-        RegistryError::BlobNotFound { .. }
-        | RegistryError::DigestMismatch { .. }
-        | RegistryError::Size { .. }
-        | RegistryError::TooDeep { .. } => INVALID_IMAGE,
-        RegistryError::Host { .. } | RegistryError::DigestAlgorithm { .. } => USAGE,
-        RegistryError::Part { .. } | RegistryError::CredentialFile { .. } => IO,
-        _ => FAILED,
-    }
-}
-
-fn of_source(error: &SourceError) -> &'static str {
-    match error {
-        SourceError::Read { .. } => IO,
-        SourceError::Tag { .. } => NOT_FOUND,
-        SourceError::Manifest { source, .. } => of_manifest(source),
-        SourceError::Store(error) => of_store(error),
-        _ => INVALID_IMAGE,
-    }
-}
-
-fn of_manifest(error: &ManifestError) -> &'static str {
-    match error {
-        ManifestError::NoSuchPlatform { .. } => NOT_FOUND,
-        _ => INVALID_IMAGE,
-    }
-}
-
-fn of_store(error: &StoreError) -> &'static str {
-    match error {
-        StoreError::NoSpace { .. } => NO_SPACE,
-        StoreError::NotFound(_) => NOT_FOUND,
-        StoreError::Size { .. } => INVALID_IMAGE,
-        StoreError::Io { .. } => IO,
-        _ => DAMAGED_STORE,
+    /// `place` is where the interpreter is looked for.
+    async fn session(
+        &self,
+        command: Command<'_>,
+        signals: &mut Signals,
+        place: &str,
+    ) -> Result<u8, CliError> {
+        let timeout = self.args.timeout;
+        let mut transcript = Transcript::new(MAX_OUTPUT);
+        let session = Session {
+            command,
+            what: self.language.program().to_owned(),
+            stdin: Stdin::Bytes(self.code.as_bytes()),
+            tty: false,
+            timeout,
+            transcript: self.context.json.then_some(&mut transcript),
+            mark: &|_| {},
+        };
+        let outcome = session.run(signals).await.map_err(|error| {
+            if error.exit_code_of_run() == 127 {
+                CliError::NoInterpreter(self.language.missing(place))
+            } else {
+                error
+            }
+        })?;
+        if self.context.json {
+            let exit = match &outcome {
+                Outcome::Exit(exit) => Some(*exit),
+                Outcome::Deadline => Some(Exit { timed_out: true, ..Exit::default() }),
+                Outcome::Killed(_) | Outcome::NobodyReads => None,
+            };
+            if let Some(exit) = exit {
+                self.context.print(&CodeResult::new(exit, &transcript), |_| String::new())?;
+            }
+        }
+        Ok(outcome.exit_code(timeout))
     }
 }

@@ -9,7 +9,7 @@ use rootfs_builder::reference::NameError;
 use rootfs_builder::registry::RegistryError;
 use rootfs_builder::store::StoreError;
 
-use super::{code, tell};
+use super::{error_code, tell};
 use crate::client::ClientError;
 use crate::config::ConfigError;
 use crate::daemon::ServeError;
@@ -48,6 +48,9 @@ pub(crate) enum CliError {
     /// `what` is the program and its arguments.
     #[error("cannot run {what}")]
     Exec { what: String, source: Box<ExecError> },
+    /// The interpreter of code, which language it is of and where it was looked for.
+    #[error("{0}")]
+    NoInterpreter(String),
     #[error("the machine has ended before the command did")]
     Ended(#[source] Ending),
     #[error(transparent)]
@@ -109,6 +112,7 @@ impl CliError {
                 ExecError::Refused(refused) if refused.code == ErrorCode::NotExecutable => 126,
                 _ => 125,
             },
+            Self::NoInterpreter(_) => 127,
             Self::Client(error) => match error.kind() {
                 "commandNotFound" => 127,
                 "commandNotExecutable" => 126,
@@ -151,7 +155,7 @@ impl CliError {
         }
         if json {
             tell(
-                &serde_json::json!({ "code": code::of(self), "error": self.to_string(), "causes": causes })
+                &serde_json::json!({ "code": error_code::of(self), "error": self.to_string(), "causes": causes })
                     .to_string(),
             );
             return;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::environment::{self, Variable};
 use super::error::CliError;
-use super::session::{Command, Session, Signals, window_size};
+use super::session::{Command, Session, Signals, Stdin, window_size};
 use super::{Context, values};
 use crate::api::types;
 use crate::client::{Client, Remote};
@@ -85,8 +85,10 @@ pub(super) fn run(args: Args, context: &Context) -> Result<u8, CliError> {
         };
         let remote = Remote { client, sandbox: args.sandbox };
         let command = Command::There { remote: &remote, exec };
-        let (stdin, timeout) = (args.interactive, args.timeout);
-        let outcome = Session { command, what, stdin, tty, timeout, mark: &|_| {} }.run(&mut signals).await;
+        let stdin = Stdin::interactive(args.interactive);
+        let timeout = args.timeout;
+        let session = Session { command, what, stdin, tty, timeout, transcript: None, mark: &|_| {} };
+        let outcome = session.run(&mut signals).await;
         Ok(outcome?.exit_code(timeout))
     });
     // The thread that reads standard input cannot be interrupted.

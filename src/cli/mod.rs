@@ -8,6 +8,7 @@ mod daemon;
 mod doctor;
 mod environment;
 mod error;
+mod error_code;
 mod exec;
 mod image;
 mod images;
@@ -60,6 +61,7 @@ enum Verb {
     Run(Box<run::Args>),
     Create(Box<create::Args>),
     Exec(exec::Args),
+    Code(code::Args),
     Ps(ps::Args),
     Inspect(inspect::Args),
     Stop(life::StopArgs),
@@ -96,7 +98,7 @@ pub(crate) fn main() -> ExitCode {
         Err(error) => return unparsed(&error),
     };
     let json = cli.json;
-    let runs = matches!(cli.verb, Verb::Run(_) | Verb::Exec(_));
+    let runs = matches!(cli.verb, Verb::Run(_) | Verb::Exec(_) | Verb::Code(_));
     match run(cli) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
@@ -125,7 +127,11 @@ fn unparsed(error: &clap::Error) -> ExitCode {
     }
     ExitCode::from(match wrong {
         // 2 could be the code of the command that was to run.
-        true if verb(std::env::args_os().skip(1)).is_some_and(|verb| verb == "run" || verb == "exec") => 125,
+        true if verb(std::env::args_os().skip(1))
+            .is_some_and(|verb| ["run", "exec", "code"].iter().any(|runs| verb == *runs)) =>
+        {
+            125
+        }
         true => 2,
         false => 0,
     })
@@ -150,6 +156,7 @@ fn run(cli: Cli) -> Result<u8, CliError> {
     let done = match cli.verb {
         Verb::Run(args) => return run::run(&args, context),
         Verb::Exec(args) => return exec::run(args, &context),
+        Verb::Code(args) => return code::run(&args, &context),
         Verb::Create(args) => create::run(*args, &context),
         Verb::Ps(args) => ps::run(&args, &context),
         Verb::Inspect(args) => inspect::run(&args, &context),

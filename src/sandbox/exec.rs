@@ -1,5 +1,8 @@
 //! A command in a sandbox, from its start to its end, over a stream of its own.
 
+use std::convert::Infallible;
+use std::future::pending;
+
 use protocol::{
     AGENT_PORT, Error as AgentError, Exit, Frame, FrameError, FrameType, HEADER, MAX_PAYLOAD, Request,
     Sender, Started, WindowSize, encode,
@@ -167,6 +170,15 @@ impl Input {
     /// Ends the command's standard input. The stream stays: without it the command would be killed.
     pub(crate) async fn end(&mut self) -> Result<(), ExecError> {
         self.frame(FrameType::StdinEnd, &[]).await
+    }
+
+    /// Passes `bytes` on as the whole of the command's standard input, and keeps the stream. What the command does not take is
+    /// not our failure: its end tells.
+    pub(crate) async fn feed(mut self, bytes: &[u8]) -> Infallible {
+        if self.write(bytes).await.is_ok() {
+            let _ = self.end().await;
+        }
+        pending().await
     }
 
     /// The terminal has another size.

@@ -14,7 +14,7 @@ use super::environment::Variable;
 use super::error::CliError;
 use super::image::{self, PullPolicy};
 use super::images::pull::file_system_size;
-use super::session::{Command, Session, Signals};
+use super::session::{Command, Session, Signals, Stdin};
 use super::{Context, values};
 use crate::config::{Origin, Setting};
 use crate::sandbox::{Kernel, Launch, LaunchError, Record, Sandboxes, launch};
@@ -155,10 +155,12 @@ pub(super) fn run(args: &Args, mut context: Context) -> Result<u8, CliError> {
             protocol::Command::Argv(words) => words.join(" "),
             protocol::Command::Shell(line) => line.clone(),
         };
-        let (stdin, tty, timeout) = (exec.stdin, exec.tty.is_some(), args.timeout);
+        let stdin = Stdin::interactive(exec.stdin);
+        let (tty, timeout) = (exec.tty.is_some(), args.timeout);
         let command = Command::Here { handle: &handle, exec };
         let mark = |step| timings.mark(step);
-        let outcome = Session { command, what, stdin, tty, timeout, mark: &mark }.run(&mut signals).await;
+        let session = Session { command, what, stdin, tty, timeout, transcript: None, mark: &mark };
+        let outcome = session.run(&mut signals).await;
         if args.timings {
             timings.print(&handle);
         }

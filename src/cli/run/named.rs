@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::{Args, command};
 use crate::api::types::{Create, Exec, Sandbox};
 use crate::cli::error::CliError;
-use crate::cli::session::{Command, Session, Signals};
+use crate::cli::session::{Command, Session, Signals, Stdin};
 use crate::cli::{Context, environment};
 use crate::client::{Client, ClientError, Remote};
 
@@ -68,9 +68,10 @@ pub(super) fn run(
             made = made => made?,
             signal = signals.next() => return Err(CliError::Interrupted { signal, advice }),
         };
-        let (stdin, timeout) = (args.interactive, args.timeout);
+        let (stdin, timeout) = (Stdin::interactive(args.interactive), args.timeout);
         let command = Command::There { remote: &remote, exec };
-        let outcome = Session { command, what, stdin, tty, timeout, mark: &|_| {} }.run(&mut signals).await;
+        let session = Session { command, what, stdin, tty, timeout, transcript: None, mark: &|_| {} };
+        let outcome = session.run(&mut signals).await;
         if args.rm {
             let path = format!("/sandboxes/{}", remote.sandbox);
             if let Err(error) = remote.client.ask::<Value>(Method::DELETE, &path, &()).await {

@@ -25,6 +25,7 @@ use super::error::{CliError, Interrupt};
 use super::tell;
 use crate::api::types;
 use crate::client::Remote;
+use crate::code::Transcript;
 use crate::sandbox::{Event, Exec, ExecError, Handle, Input, Output, StreamError};
 
 /// The agent keeps the deadline, and gives what it ends two seconds; this much later we no longer trust it to.
@@ -45,11 +46,28 @@ pub(super) struct Session<'a> {
     pub(super) command: Command<'a>,
     /// What it is, for people.
     pub(super) what: String,
-    pub(super) stdin: bool,
+    pub(super) stdin: Stdin<'a>,
     pub(super) tty: bool,
     pub(super) timeout: Option<Duration>,
+    /// Takes the output, which else is written to ours.
+    pub(super) transcript: Option<&'a mut Transcript>,
     /// Told of the steps: `started`, `output`, `exited`.
     pub(super) mark: &'a dyn Fn(&'static str),
+}
+
+/// What a command reads.
+#[derive(Clone, Copy)]
+pub(super) enum Stdin<'a> {
+    Nothing,
+    Ours,
+    Bytes(&'a [u8]),
+}
+
+impl Stdin<'_> {
+    /// What -i asks for.
+    pub(super) fn interactive(wanted: bool) -> Self {
+        if wanted { Self::Ours } else { Self::Nothing }
+    }
 }
 
 /// How it went.
@@ -99,18 +117,22 @@ impl Command<'_> {
 impl Session<'_> {
     /// Runs the command. When it returns, the terminal is as it was.
     pub(super) async fn run(self, signals: &mut Signals) -> Result<Outcome, CliError> {
-        let Self { command, what, stdin, tty, timeout, mark } = self;
+        let Self { command, what, stdin, tty, timeout, transcript, mark } = self;
         let Exec { pid, input, mut output } = tokio::select! {
             started = command.start(&what) => started?,
             signal = signals.next() => return Ok(Outcome::Killed(signal)),
         };
         mark("started");
         let input = Mutex::new(input);
-        let _raw = if stdin && tty { RawMode::enter().map_err(CliError::Terminal)? } else { None };
+        let _raw = if matches!(stdin, Stdin::Ours) && tty {
+            RawMode::enter().map_err(CliError::Terminal)?
+        } else {
+            None
+        };
 
         let result = tokio::select! {
             biased;
-            result = write_output(&mut output, mark) => result,
+            result = write_output(&mut output, transcript, mark) => result,
             signal = forward_signals(&command, pid, signals) => return Ok(Outcome::Killed(signal)),
             () = deadline(timeout) => return Ok(Outcome::Deadline),
             never = follow_window(&input, tty) => match never? {},
@@ -161,13 +183,18 @@ enum Failure {
     Output(io::Error),
 }
 
-async fn write_output(output: &mut Output, mark: &dyn Fn(&'static str)) -> Result<Exit, Failure> {
+async fn write_output(
+    output: &mut Output,
+    mut transcript: Option<&mut Transcript>,
+    mark: &dyn Fn(&'static str),
+) -> Result<Exit, Failure> {
     let (mut stdout, mut stderr) = (tokio::io::stdout(), tokio::io::stderr());
     loop {
-        match output.next().await.map_err(Failure::Exec)? {
-            Event::Stdout(bytes) => write(&mut stdout, &bytes).await?,
-            Event::Stderr(bytes) => write(&mut stderr, &bytes).await?,
-            Event::Exit(exit) => return Ok(exit),
+        match (output.next().await.map_err(Failure::Exec)?, &mut transcript) {
+            (Event::Exit(exit), _) => return Ok(exit),
+            (event, Some(transcript)) => transcript.push(&event),
+            (Event::Stdout(bytes), None) => write(&mut stdout, &bytes).await?,
+            (Event::Stderr(bytes), None) => write(&mut stderr, &bytes).await?,
         }
         mark("output");
     }
@@ -178,9 +205,15 @@ async fn write(to: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> Result<(), F
     to.flush().await.map_err(Failure::Output)
 }
 
-/// Passes standard input on. What the command does not take any more is not our failure: its end tells.
-async fn read_input(input: &Mutex<Input>, wanted: bool) -> Result<Infallible, CliError> {
-    if wanted {
+/// Passes the command's input on. What the command does not take any more is not our failure: its end tells.
+async fn read_input(input: &Mutex<Input>, wanted: Stdin<'_>) -> Result<Infallible, CliError> {
+    if let Stdin::Bytes(bytes) = wanted {
+        let mut input = input.lock().await;
+        if input.write(bytes).await.is_ok() {
+            let _ = input.end().await;
+        }
+    }
+    if let Stdin::Ours = wanted {
         let mut stdin = tokio::io::stdin();
         let mut buffer = vec![0; protocol::MAX_PAYLOAD];
         loop {
