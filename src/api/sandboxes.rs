@@ -18,6 +18,8 @@ use crate::daemon::{Daemon, GRACE, New, Page};
 
 const PAGE: usize = 50;
 const LARGEST_PAGE: usize = 1000;
+/// Of all variables, names and values; a command takes 2 MiB with its arguments.
+const MAX_ENV: usize = 1 << 20;
 const MAX_LABELS: usize = 64;
 const MAX_LABEL: usize = 256;
 /// A hundred years, in seconds.
@@ -81,6 +83,10 @@ fn wanted(body: Create) -> Result<New, Problem> {
     }
     let env = body.env_vars.unwrap_or_default();
     super::exec::check_env("envVars", &env)?;
+    let length: usize = env.iter().map(|(name, value)| name.len() + value.len()).sum();
+    if length > MAX_ENV {
+        return Err(Problem::field("envVars", format!("{length} bytes, where {MAX_ENV} are allowed")));
+    }
     Ok(New {
         name: body.name,
         image: body.image,
@@ -172,23 +178,27 @@ pub(super) async fn start(State(daemon): State<Arc<Daemon>>, Target(sandbox): Ta
     Ok(success("sandbox started", Sandbox::from(sandbox.view())))
 }
 
-pub(super) async fn stop(Target(sandbox): Target, Body(body): Body<Stop>) -> Answer {
+pub(super) async fn stop(
+    State(daemon): State<Arc<Daemon>>,
+    Target(sandbox): Target,
+    Body(body): Body<Stop>,
+) -> Answer {
     const LONGEST_GRACE: u64 = 3600;
     let grace = body.timeout.map_or(GRACE, Duration::from_secs);
     if grace > Duration::from_secs(LONGEST_GRACE) {
         return Err(Problem::field("timeout", format!("more than {LONGEST_GRACE} s")));
     }
-    sandbox.stop(grace).await?;
+    daemon.stop(&sandbox, grace).await?;
     Ok(success("sandbox stopped", Sandbox::from(sandbox.view())))
 }
 
-pub(super) async fn pause(Target(sandbox): Target) -> Answer {
-    sandbox.pause().await?;
+pub(super) async fn pause(State(daemon): State<Arc<Daemon>>, Target(sandbox): Target) -> Answer {
+    daemon.pause(&sandbox).await?;
     Ok(success("sandbox paused", Sandbox::from(sandbox.view())))
 }
 
-pub(super) async fn resume(Target(sandbox): Target) -> Answer {
-    sandbox.resume().await?;
+pub(super) async fn resume(State(daemon): State<Arc<Daemon>>, Target(sandbox): Target) -> Answer {
+    daemon.resume(&sandbox).await?;
     Ok(success("sandbox resumed", Sandbox::from(sandbox.view())))
 }
 

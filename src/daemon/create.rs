@@ -42,21 +42,21 @@ impl Daemon {
     /// nothing of it remains.
     pub(crate) async fn create(self: &Arc<Self>, new: New) -> Result<Arc<Sandbox>, DaemonError> {
         let daemon = Arc::clone(self);
-        let prepared = blocking(move || daemon.prepare(new)).await?;
-        let daemon = Arc::clone(self);
-        let made = self.work.spawn(async move {
-            let Prepared { sandbox, turn: _turn, lock, kernel } = prepared;
+        self.to_its_end(async move {
+            let preparing = Arc::clone(&daemon);
+            let Prepared { sandbox, turn: _turn, lock, kernel } =
+                blocking(move || preparing.prepare(new)).await?;
             let result = daemon.boot(&sandbox, lock, kernel).await;
             if result.is_err() {
                 daemon.table().remove(&sandbox);
                 // A daemon that finds it must not take it for one that is kept. What stays is removed by the next command.
                 sandbox.record().removed = true;
-                let _ = sandbox.directory.write_record(&sandbox.record().clone());
+                let _ = sandbox.write_record().await;
                 let _ = remove(&sandbox.directory).await;
             }
             result.map(|()| Arc::clone(&sandbox))
-        });
-        made.await.map_err(|_| DaemonError::Ending)?
+        })
+        .await
     }
 
     /// Everything but the machine.

@@ -47,7 +47,7 @@ pub(super) fn supervise(sandbox: &Arc<Sandbox>, handle: Arc<Handle>) {
 impl Sandbox {
     /// Powers the guest off and waits for the end of the machine; kills it if it does not end by itself. Its processes have
     /// `grace` to end.
-    pub(crate) async fn stop(&self, grace: Duration) -> Result<(), DaemonError> {
+    async fn stop(&self, grace: Duration) -> Result<(), DaemonError> {
         let _turn = self.turn.lock().await;
         let handle = self.machine("stop", &[State::Running, State::Paused])?;
         let paused = self.state() == State::Paused;
@@ -72,8 +72,7 @@ impl Sandbox {
         Ok(())
     }
 
-    /// Halts the vCPUs; memory stays.
-    pub(crate) async fn pause(&self) -> Result<(), DaemonError> {
+    async fn pause(&self) -> Result<(), DaemonError> {
         let _turn = self.turn.lock().await;
         let handle = self.machine("pause", &[State::Running])?;
         control(&handle, Client::pause).await?;
@@ -81,8 +80,7 @@ impl Sandbox {
         Ok(())
     }
 
-    /// Lets the vCPUs run again.
-    pub(crate) async fn resume(&self) -> Result<(), DaemonError> {
+    async fn resume(&self) -> Result<(), DaemonError> {
         let _turn = self.turn.lock().await;
         let handle = self.machine("resume", &[State::Paused])?;
         control(&handle, Client::resume).await?;
@@ -98,8 +96,10 @@ impl Sandbox {
         }
     }
 
-    async fn write_record(self: &Arc<Self>) -> Result<(), DaemonError> {
+    /// Writes the record as it is. Of several at once, the last one writes what all have changed.
+    pub(super) async fn write_record(self: &Arc<Self>) -> Result<(), DaemonError> {
         let sandbox = Arc::clone(self);
+        let _writing = self.writing.lock().await;
         blocking(move || {
             let record = sandbox.record().clone();
             Ok(sandbox.directory.write_record(&record)?)
@@ -109,24 +109,51 @@ impl Sandbox {
 }
 
 impl Daemon {
+    /// Does what must not stop half-way: it goes on when nobody waits for it any more, and the daemon waits for it when it ends.
+    pub(super) async fn to_its_end<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, DaemonError>> + Send + 'static,
+    ) -> Result<T, DaemonError> {
+        self.work.spawn(work).await.map_err(|_| DaemonError::Ending)?
+    }
+
+    /// Powers the guest off, see [`Sandbox::stop`].
+    pub(crate) async fn stop(&self, sandbox: &Arc<Sandbox>, grace: Duration) -> Result<(), DaemonError> {
+        let sandbox = Arc::clone(sandbox);
+        self.to_its_end(async move { sandbox.stop(grace).await }).await
+    }
+
+    /// Halts the vCPUs; memory stays.
+    pub(crate) async fn pause(&self, sandbox: &Arc<Sandbox>) -> Result<(), DaemonError> {
+        let sandbox = Arc::clone(sandbox);
+        self.to_its_end(async move { sandbox.pause().await }).await
+    }
+
+    /// Lets the vCPUs run again.
+    pub(crate) async fn resume(&self, sandbox: &Arc<Sandbox>) -> Result<(), DaemonError> {
+        let sandbox = Arc::clone(sandbox);
+        self.to_its_end(async move { sandbox.resume().await }).await
+    }
+
     /// Starts the machine of a sandbox again, on the disk that it has.
     pub(crate) async fn start(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Result<(), DaemonError> {
         let (daemon, sandbox) = (Arc::clone(self), Arc::clone(sandbox));
-        // Goes on when nobody waits for it any more.
-        let started = self.work.spawn(async move {
+        self.to_its_end(async move {
             let _turn = sandbox.turn.lock().await;
             if sandbox.record().removed || !matches!(sandbox.state(), State::Stopped | State::Failed) {
                 return Err(sandbox.wrong_state("start"));
             }
             // From now on its memory counts.
-            *sandbox.status() = Status::creating();
+            let before = std::mem::replace(&mut *sandbox.status(), Status::creating());
             let result = daemon.start_now(&sandbox).await;
-            if let Err(error) = &result {
-                *sandbox.status() = Status::failed(chain(error));
+            match &result {
+                Ok(()) => {}
+                Err(DaemonError::TooMuchMemory { .. }) => *sandbox.status() = before,
+                Err(error) => *sandbox.status() = Status::failed(chain(error)),
             }
             result
-        });
-        started.await.map_err(|_| DaemonError::Ending)?
+        })
+        .await
     }
 
     async fn start_now(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Result<(), DaemonError> {
@@ -171,24 +198,31 @@ impl Daemon {
         };
         let written = sandbox.write_record().await;
         if written.is_err() {
-            *sandbox.record() = before;
+            let mut record = sandbox.record();
+            (record.name, record.labels) = (before.name, before.labels);
         }
         written
     }
 
     /// Removes a sandbox: nobody finds it any more when this returns, and what it has is released in the background.
     pub(crate) async fn remove(self: &Arc<Self>, sandbox: Arc<Sandbox>) -> Result<(), DaemonError> {
-        sandbox.record().removed = true;
-        // A daemon that finds it again goes on with its removal.
-        if let Err(error) = sandbox.write_record().await {
-            sandbox.record().removed = false;
-            return Err(error);
-        }
-        if !self.table().remove(&sandbox) {
-            return Err(DaemonError::NotFound(sandbox.id().to_owned()));
-        }
-        self.release(sandbox);
-        Ok(())
+        let daemon = Arc::clone(self);
+        self.to_its_end(async move {
+            // Of two who remove it, one finds it.
+            if !daemon.table().remove(&sandbox) {
+                return Err(DaemonError::NotFound(sandbox.id().to_owned()));
+            }
+            sandbox.record().removed = true;
+            // A daemon that finds it again goes on with its removal.
+            if let Err(error) = sandbox.write_record().await {
+                sandbox.record().removed = false;
+                daemon.table().insert(sandbox);
+                return Err(error);
+            }
+            daemon.release(sandbox);
+            Ok(())
+        })
+        .await
     }
 
     pub(super) fn release(self: &Arc<Self>, sandbox: Arc<Sandbox>) {

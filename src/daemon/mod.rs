@@ -80,7 +80,9 @@ impl Daemon {
         for directory in daemon.sandboxes.list()? {
             daemon.find_again(directory);
         }
-        daemon.sandboxes.sweep()?;
+        if let Err(error) = daemon.sandboxes.sweep() {
+            tracing::warn!(error = %chain(&error), "what is left of a sandbox stays");
+        }
         Ok(daemon)
     }
 

@@ -22,6 +22,8 @@ pub(crate) struct Sandbox {
     status: Mutex<Status>,
     /// Whoever changes the state holds this, from the first step to the last.
     pub(super) turn: Arc<tokio::sync::Mutex<()>>,
+    /// Whoever writes the record holds this.
+    pub(super) writing: tokio::sync::Mutex<()>,
 }
 
 /// What a sandbox is at this moment.
@@ -36,7 +38,8 @@ pub(crate) struct View {
 impl Sandbox {
     pub(super) fn new(directory: Arc<Directory>, record: Record, status: Status) -> Self {
         let (record, status) = (Mutex::new(record), Mutex::new(status));
-        Self { directory, record, status, turn: Arc::default() }
+        let (turn, writing) = (Arc::default(), tokio::sync::Mutex::default());
+        Self { directory, record, status, turn, writing }
     }
 
     pub(crate) fn id(&self) -> &str {

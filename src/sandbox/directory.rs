@@ -17,7 +17,7 @@
 //! exclusive while the leftovers of the dead are looked for.
 
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, Read as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::os::unix::net::UnixListener;
@@ -31,7 +31,7 @@ use super::record::{Fate, Record};
 const LOCK: &str = "lock";
 const SPEC: &str = "spec.json";
 /// A longer record is none, in bytes.
-const MAX_RECORD: u64 = 4 << 20;
+const MAX_RECORD: u64 = 8 << 20;
 
 /// A directory that cannot be made, read or removed.
 #[derive(Debug, thiserror::Error)]
@@ -126,12 +126,16 @@ impl Sandboxes {
             }
             Err(e) => return Err(DirectoryError::new("lock", &self.root)(e)),
         };
+        let mut result = Ok(());
         for directory in self.list()? {
-            if directory.fate() != Some(Fate::Keep) {
-                directory.remove()?;
+            if directory.fate() != Some(Fate::Keep)
+                && let Err(error) = directory.remove()
+            {
+                // One that stays does not keep the others.
+                result = Err(error);
             }
         }
-        Ok(())
+        result
     }
 
     /// Those that there are, whatever state they are in.
@@ -149,8 +153,9 @@ impl Sandboxes {
             };
             match Directory::open(id, entry.path()) {
                 Ok(directory) => directories.push(directory),
-                // Its owner has removed it in the meantime.
-                Err(e) if e.source.kind() == io::ErrorKind::NotFound => {}
+                // Its owner has removed it in the meantime, or it is none.
+                Err(e)
+                    if matches!(e.source.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
                 Err(e) => return Err(e),
             }
         }
@@ -230,8 +235,13 @@ impl Directory {
     /// Whole or not at all: a reader finds the record of before, or this one.
     pub(crate) fn write_record(&self, record: &Record) -> Result<(), DirectoryError> {
         let write = || {
+            let bytes = serde_json::to_vec(record)?;
+            if bytes.len() as u64 > MAX_RECORD {
+                let why = format!("it has {} bytes, where {MAX_RECORD} are allowed", bytes.len());
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+            }
             let mut file = tempfile::NamedTempFile::new_in(&self.path)?;
-            serde_json::to_writer(&mut file, record)?;
+            file.write_all(&bytes)?;
             file.as_file().sync_data()?;
             file.persist(self.path(SPEC)).map_err(|e| e.error)?;
             Ok(())
@@ -247,7 +257,12 @@ impl Directory {
 
     /// What is to become of it once nobody runs it. Of a sandbox without a whole record the machine has never been started.
     pub(crate) fn fate(&self) -> Option<Fate> {
-        Fate::parse(&self.record_bytes().ok()?)
+        match self.record_bytes() {
+            Ok(bytes) => Fate::parse(&bytes),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+            // Nobody knows what it was.
+            Err(_) => Some(Fate::Keep),
+        }
     }
 
     fn record_bytes(&self) -> io::Result<Vec<u8>> {

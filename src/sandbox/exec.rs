@@ -122,6 +122,7 @@ impl Handle {
             }
             let mut process: protocol::Process = answer.message()?;
             process.command.truncate(process.command.floor_char_boundary(MAX_COMMAND));
+            process.command.shrink_to_fit();
             processes.push(process);
         }
         Ok(processes)

@@ -26,6 +26,10 @@ const CONTROL_TIMEOUT: Duration = Duration::from_secs(5);
 /// What is shown of a log, in bytes, and of a console, in lines.
 const LOG_TAIL: u64 = 4096;
 const CONSOLE_LINES: usize = 20;
+/// Of a line of it, in characters.
+const LINE: usize = 500;
+/// A longer exit.json is not one, in bytes.
+const MAX_EXIT: u64 = 1 << 20;
 
 /// A machine and everything that belongs to it. Of an ephemeral sandbox nothing remains when this is dropped; the machine of
 /// one that is kept runs on.
@@ -98,7 +102,7 @@ impl Drop for Handle {
 impl Ending {
     /// That of the last machine of a sandbox.
     pub(super) fn of(directory: &Directory) -> Self {
-        let exit = std::fs::read(directory.path(EXIT)).ok();
+        let exit = exit_bytes(directory).ok();
         let exit = exit.and_then(|json| serde_json::from_slice::<Exit>(&json).ok());
         if let Some(Exit { reason, console }) = exit {
             return Self { reason: Some(reason), console, log: String::new() };
@@ -106,6 +110,13 @@ impl Ending {
         let log = log_tail(directory).unwrap_or_default();
         Self { reason: None, console: String::new(), log }
     }
+}
+
+/// The process of the machine may have written anything.
+fn exit_bytes(directory: &Directory) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    std::fs::File::open(directory.path(EXIT))?.take(MAX_EXIT).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 fn log_tail(directory: &Directory) -> io::Result<String> {
@@ -127,6 +138,7 @@ impl fmt::Display for Ending {
             self.console.lines().chain(self.log.lines()).filter(|line| !line.trim().is_empty()).collect();
         for line in &lines[lines.len().saturating_sub(CONSOLE_LINES)..] {
             // The mark tells what the guest says from what we say.
+            let line: String = line.chars().take(LINE).collect();
             write!(f, "\n    | {line}")?;
         }
         Ok(())

@@ -136,7 +136,9 @@ pub(crate) async fn boot(
     match come_up(&handle, ready).await {
         Ok(agent) => handle.agent = Some(agent),
         Err(error) => {
-            handle.end().map_err(host("end the machine"))?;
+            // It blocks until its memory is given back.
+            let ended = tokio::task::spawn_blocking(move || handle.end()).await;
+            ended.map_err(io::Error::from).flatten().map_err(host("end the machine"))?;
             return Err(error);
         }
     }
