@@ -1,12 +1,11 @@
 //! `voidrun exec`
 
-use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use super::environment::{self, Variable};
 use super::error::CliError;
-use super::session::{Command, Session, Signals, Stdin, window_size};
+use super::session::{Command, Session, Signals, Stdin, wants_terminal, window_size};
 use super::{Context, values};
 use crate::api::types;
 use crate::client::{Client, Remote};
@@ -53,13 +52,7 @@ pub(crate) struct Args {
 
 /// Returns the command's exit code.
 pub(super) fn run(args: Args, context: &Context) -> Result<u8, CliError> {
-    let terminal = args.interactive && std::io::stdin().is_terminal();
-    if args.tty && args.interactive && !terminal {
-        return Err(CliError::Usage(
-            "-i with -t: standard input is not a terminal; -i alone passes it on as it is".into(),
-        ));
-    }
-    let tty = args.tty || terminal && std::io::stdout().is_terminal();
+    let tty = wants_terminal(args.interactive, args.tty)?;
     let variables = environment::given(&args.env_file, &args.env)?;
     let what = args.command.join(" ");
     let mut words = args.command.into_iter();

@@ -90,16 +90,16 @@ fn four_languages() {
         assert!(nothing == "''" || nothing == "", "{language}: {nothing}");
     }
 
-    let module = "mkdir /work; echo 'answer = 42' > /work/mine.py; echo 'export const seven: number = 7' > /work/seven.ts";
+    let module = "mkdir /srv/job; echo 'answer = 42' > /srv/job/mine.py; echo 'export const seven: number = 7' > /srv/job/seven.ts";
     daemon.data("POST", "/v1/sandboxes/dev/exec", json!({ "command": module }));
     let more =
-        json!({ "cwd": "/work", "user": "user", "env": { "B": "code", "PYTHONDONTWRITEBYTECODE": "1" } });
+        json!({ "cwd": "/srv/job", "user": "user", "env": { "B": "code", "PYTHONDONTWRITEBYTECODE": "1" } });
     let code =
         "import mine, os; print(mine.answer, os.getcwd(), os.getuid(), os.environ['A'], os.environ['B'])";
-    assert_eq!(daemon.code("python", code, more.clone())["results"], "42 /work 1000 sandbox code");
+    assert_eq!(daemon.code("python", code, more.clone())["results"], "42 /srv/job 1000 sandbox code");
     let code = "import { seven } from './seven.ts'; console.log(seven, process.env.B)";
     assert_eq!(daemon.code("ts", code, more.clone())["results"], "7 code");
-    assert_eq!(daemon.code("bash", "echo $(id -u) $PWD", more)["results"], "1000 /work");
+    assert_eq!(daemon.code("bash", "echo $(id -u) $PWD", more)["results"], "1000 /srv/job");
 
     for (language, code, exit_code, error) in [
         ("python", "print(1)\n1/0", 1, "exit code 1: ZeroDivisionError: division by zero"),

@@ -4,7 +4,6 @@ mod command;
 mod named;
 mod timings;
 
-use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -14,7 +13,7 @@ use super::environment::Variable;
 use super::error::CliError;
 use super::image::{self, PullPolicy};
 use super::images::pull::file_system_size;
-use super::session::{Command, Session, Signals, Stdin};
+use super::session::{Command, Session, Signals, Stdin, wants_terminal};
 use super::{Context, values};
 use crate::config::{Origin, Setting};
 use crate::sandbox::{Kernel, Launch, LaunchError, Record, Sandboxes, launch};
@@ -112,13 +111,7 @@ pub(super) fn run(args: &Args, mut context: Context) -> Result<u8, CliError> {
              `voidrun cp` copies files into a sandbox and out of it"
         )));
     }
-    let terminal = args.interactive && std::io::stdin().is_terminal();
-    if args.tty && args.interactive && !terminal {
-        return Err(CliError::Usage(
-            "-i with -t: standard input is not a terminal; -i alone passes it on as it is".into(),
-        ));
-    }
-    let tty = args.tty || terminal && std::io::stdout().is_terminal();
+    let tty = wants_terminal(args.interactive, args.tty)?;
     if let Some(path) = &args.kernel {
         context.config.kernel = Setting { value: Some(path.clone()), origin: Origin::Flag("--kernel") };
     }

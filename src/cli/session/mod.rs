@@ -19,7 +19,7 @@ use tokio::sync::Mutex;
 
 pub(super) use signals::Signals;
 use terminal::RawMode;
-pub(super) use terminal::window_size;
+pub(super) use terminal::{wants_terminal, window_size};
 
 use super::error::{CliError, Interrupt};
 use super::tell;

@@ -5,6 +5,8 @@ use std::io::{self, IsTerminal as _};
 use protocol::WindowSize;
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 
+use crate::cli::error::CliError;
+
 /// A terminal that does not know its size, or no terminal at all.
 const USUAL: WindowSize = WindowSize { rows: 24, cols: 80 };
 
@@ -15,6 +17,17 @@ pub(in crate::cli) fn window_size() -> WindowSize {
         Ok(size) if size.ws_row > 0 && size.ws_col > 0 => WindowSize { rows: size.ws_row, cols: size.ws_col },
         _ => USUAL,
     }
+}
+
+/// Whether a command gets a terminal: by `-t`, and by `-i` alone where a user sits at both ends.
+pub(in crate::cli) fn wants_terminal(interactive: bool, tty: bool) -> Result<bool, CliError> {
+    let terminal = interactive && io::stdin().is_terminal();
+    if tty && interactive && !terminal {
+        return Err(CliError::Usage(
+            "-i with -t: standard input is not a terminal; -i alone passes it on as it is".into(),
+        ));
+    }
+    Ok(tty || terminal && io::stdout().is_terminal())
 }
 
 /// Standard input's terminal, raw until this is dropped, by a panic as well. Signals that end the program end it by way of
