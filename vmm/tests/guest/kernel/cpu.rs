@@ -79,24 +79,88 @@ pub fn triple_fault() -> ! {
     unsafe { asm!("lidt [{}]", "ud2", in(reg) &raw const none, options(noreturn)) }
 }
 
-// Goes on after the instruction that has faulted: RDMSR and WRMSR have two bytes.
-global_asm!("skip:", "add rsp, 8", "add qword ptr [rsp], 2", "iretq");
+// One entry a vector, 16 bytes each. All leave an error code and the vector above what the processor has saved.
+global_asm!(
+    ".balign 16",
+    ".global exception_entries, skip",
+    "exception_entries:",
+    ".set vector, 0",
+    ".rept {count}",
+    ".balign 16",
+    ".if !({with_code} >> vector & 1)",
+    "push 0",
+    ".endif",
+    "push vector",
+    "jmp {exception}",
+    ".set vector, vector + 1",
+    ".endr",
+    // Goes on after the instruction that has faulted: RDMSR and WRMSR have two bytes.
+    "skip:",
+    "add rsp, 8",
+    "add qword ptr [rsp], 2",
+    "iretq",
+    count = const EXCEPTIONS,
+    with_code = const 0x6022_7d00_u32,
+    exception = sym exception_entry,
+);
 
+const EXCEPTIONS: usize = 32;
 const GENERAL_PROTECTION: usize = 13;
+
+/// The gates of this processor's exceptions. Only the first one has them.
+static mut GATES: [[u64; 2]; EXCEPTIONS] = [[0; 2]; EXCEPTIONS];
+
+fn set_gate(vector: usize, handler: u64) {
+    let gate = handler & 0xffff | 0x10 << 16 | 0x8e00 << 32 | (handler >> 16 & 0xffff) << 48;
+    // SAFETY: no other vCPU and no handler writes them.
+    unsafe { GATES[vector] = [gate, handler >> 32] };
+}
+
+/// From here on an exception tells of itself instead of ending in a triple fault that says nothing.
+pub fn catch_exceptions() {
+    unsafe extern "C" {
+        static exception_entries: u8;
+    }
+    for vector in 0..EXCEPTIONS {
+        set_gate(vector, (&raw const exception_entries).addr() as u64 + vector as u64 * 16);
+    }
+    let table = TablePointer { limit: (EXCEPTIONS * 16 - 1) as u16, base: (&raw const GATES).addr() as u64 };
+    // SAFETY: the table is there for ever.
+    unsafe { asm!("lidt [{}]", in(reg) &raw const table) };
+}
+
+/// What an entry has left on the stack.
+#[repr(C)]
+struct Saved {
+    vector: u64,
+    code: u64,
+    rip: u64,
+    cs: u64,
+    flags: u64,
+    rsp: u64,
+}
+
+#[unsafe(naked)]
+extern "C" fn exception_entry() -> ! {
+    core::arch::naked_asm!("mov rdi, rsp", "and rsp, -16", "call {}", sym exception)
+}
+
+extern "C" fn exception(saved: &Saved) -> ! {
+    let (cr2, cr3): (u64, u64);
+    // SAFETY: nothing is touched.
+    unsafe { asm!("mov {}, cr2", "mov {}, cr3", out(reg) cr2, out(reg) cr3, options(nomem, nostack)) };
+    let Saved { vector, code, rip, cs, flags, rsp } = saved;
+    panic!(
+        "exception {vector}, code {code:#x}, at {cs:x}:{rip:x}, flags {flags:x}, rsp {rsp:x}, cr2 {cr2:x}, cr3 {cr3:x}"
+    )
+}
 
 /// RDMSR, WRMSR and CPUID of anything but what this kernel stands on.
 pub fn storm(random: &mut Random, rounds: u64) {
     unsafe extern "C" {
         fn skip();
     }
-    let handler = skip as *const () as u64;
-    let gate = handler & 0xffff | 0x10 << 16 | 0x8e00 << 32 | (handler >> 16 & 0xffff) << 48;
-    let mut gates = [[0_u64; 2]; 32];
-    gates[GENERAL_PROTECTION] = [gate, handler >> 32];
-    let table =
-        TablePointer { limit: (size_of_val(&gates) - 1) as u16, base: (&raw const gates).addr() as u64 };
-    // SAFETY: the table is there until the end of this function, and no exception comes after it.
-    unsafe { asm!("lidt [{}]", in(reg) &raw const table) };
+    set_gate(GENERAL_PROTECTION, skip as *const () as u64);
     for _ in 0..rounds {
         let base = random.one_of(&[
             0,

@@ -26,6 +26,7 @@ const CANARY: core::ops::Range<u64> = 48 << 20..49 << 20;
 
 /// Runs on the first vCPU.
 pub extern "C" fn main() -> ! {
+    cpu::catch_exceptions();
     let mut random = Random(number("seed="));
     let rounds = number("rounds=");
     for address in CANARY.step_by(8) {
