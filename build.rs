@@ -13,7 +13,7 @@ use sha2::{Digest as _, Sha256};
 const TARGET: &str = "x86_64-unknown-linux-musl";
 
 fn main() {
-    for path in ["agent", "protocol", "Cargo.toml", "Cargo.lock"] {
+    for path in ["agent", "archive", "protocol", "Cargo.toml", "Cargo.lock"] {
         println!("cargo::rerun-if-changed={path}");
     }
     if let Err(why) = agent() {

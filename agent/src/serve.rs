@@ -55,6 +55,7 @@ pub fn serve(agent: &Arc<Agent>, socket: OwnedFd) {
         Ok(Request::Attach { pid }) => attach(agent, pid, &stream),
         Ok(Request::Upload { path, owner }) => files::upload(&mut stream, &path, owner.as_deref()),
         Ok(Request::Download { path, follow }) => files::download(&stream, &path, follow),
+        Ok(Request::File(request)) => files::file(&mut stream, &request),
         Ok(Request::PowerOff { grace_ms }) => {
             drop(stream.mark(FrameType::Done));
             power::off(agent, grace_ms)

@@ -1,6 +1,7 @@
 //! One stream to the host: frames in and out.
 
 use protocol::{Control, Decoder, Error, Frame, FrameError, FrameType, Sender, encode, header};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -62,6 +63,16 @@ impl Stream {
         match self.decoder.next_frame()? {
             Some(frame) => Ok(use_it(frame)),
             None => Err(StreamError::Ended),
+        }
+    }
+
+    /// An error if the host has gone: for work that neither reads nor writes for long.
+    pub(crate) fn check(&self) -> Result<(), StreamError> {
+        let mut fds = [PollFd::new(self, PollFlags::RDHUP)];
+        match poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) {
+            Ok(0) | Err(Errno::INTR) => Ok(()),
+            Ok(_) => Err(StreamError::Ended),
+            Err(error) => Err(StreamError::Broken(error)),
         }
     }
 

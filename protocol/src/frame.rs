@@ -100,6 +100,10 @@ frame_types! {
     Process = 6 from Agent;
     /// No payload. What was asked for is done.
     Done = 7 from Agent;
+    /// [`crate::FileInfo`]: what was asked about, or one entry of a list.
+    FileInfo = 8 from Agent;
+    /// [`crate::FileEvent`]: what has happened to a file that is watched.
+    FileEvent = 9 from Agent;
 
     /// Raw bytes for the command's standard input, or what is typed at its terminal.
     Stdin = 16 from Host;
@@ -114,9 +118,9 @@ frame_types! {
     /// Raw bytes from the command's standard error.
     Stderr = 21 from Agent;
 
-    /// A piece of a tar stream.
+    /// A piece of a file, or of a tar stream.
     Data = 32 from Host | Agent;
-    /// No payload. The tar stream is complete.
+    /// No payload. The file, or the tar stream, is complete.
     DataEnd = 33 from Host | Agent;
 }
 

@@ -15,11 +15,13 @@
 
 pub mod config;
 pub mod decoder;
+pub mod file;
 pub mod frame;
 pub mod message;
 
 pub use config::Config;
 pub use decoder::Decoder;
+pub use file::{FileEvent, FileEventKind, FileInfo, FileKind, FileRequest};
 pub use frame::{
     CHUNK, Frame, FrameError, FrameType, HEADER, MAX_PAYLOAD, MAX_REQUEST, Sender, encode, header,
 };

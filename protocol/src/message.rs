@@ -1,7 +1,7 @@
 //! The control messages: JSON with camelCase keys. Unknown keys are ignored, and `null` is the same as absent where a field is
 //! optional.
 
-use crate::FrameType;
+use crate::{FileEvent, FileInfo, FileRequest, FrameType};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,7 +15,7 @@ pub trait Control: Serialize + DeserializeOwned {
 macro_rules! control {
     ($($message:ident),*) => { $(impl Control for $message { const TYPE: FrameType = FrameType::$message; })* };
 }
-control!(Hello, Request, Started, Error, Exit, Process, Signal);
+control!(Hello, Request, Started, Error, Exit, Process, FileInfo, FileEvent, Signal);
 
 impl Control for WindowSize {
     const TYPE: FrameType = FrameType::Resize;
@@ -93,6 +93,8 @@ pub enum Request {
         #[serde(default)]
         follow: bool,
     },
+    /// Something about one file or directory. The answer stands at each operation.
+    File(FileRequest),
     /// Ends every process, writes the disk back and powers off. Answer: Done, before it begins.
     PowerOff {
         /// Between SIGTERM and SIGKILL, in milliseconds; the wait is over when no process is left. 2,000 without it.
@@ -294,7 +296,7 @@ pub enum ErrorCode {
     NoSuchProcess,
     /// The command has ended already.
     ProcessEnded,
-    /// A file or directory could not be read or written; the message names it.
+    /// A file or directory could not be read or written; the message names it, and `errno` says why.
     File,
     /// The tar stream is damaged, or holds what is not unpacked.
     Archive,

@@ -2,7 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
 use protocol::{
-    Command, Config, Control, Error, ErrorCode, Exec, Exit, Frame, FrameType, Request, WindowSize, encode,
+    Command, Config, Control, Error, ErrorCode, Exec, Exit, FileEvent, FileEventKind, FileInfo, FileKind,
+    FileRequest, Frame, FrameType, Request, WindowSize, encode,
 };
 
 fn json<T: Control>(message: &T) -> String {
@@ -53,6 +54,23 @@ fn the_other_requests() {
             r#"{"type":"download","path":"/a","follow":true}"#,
             Request::Download { path: "/a".into(), follow: true },
         ),
+        (
+            r#"{"type":"file","operation":"search","path":"/a","pattern":"*"}"#,
+            Request::File(FileRequest::Search { path: "/a".into(), pattern: "*".into() }),
+        ),
+        (
+            r#"{"type":"file","operation":"write","path":"/a","mode":420,"exclusive":true,"owner":null}"#,
+            Request::File(FileRequest::Write {
+                path: "/a".into(),
+                mode: Some(0o644),
+                exclusive: true,
+                owner: None,
+            }),
+        ),
+        (
+            r#"{"type":"file","operation":"watch","path":"/a","recursive":true,"ignoreHidden":false}"#,
+            Request::File(FileRequest::Watch { path: "/a".into(), recursive: true, ignore_hidden: false }),
+        ),
         (r#"{"type":"powerOff","graceMs":10}"#, Request::PowerOff { grace_ms: Some(10) }),
         (
             r#"{"type":"reseed","wallTimeNs":1,"entropy":[2,3]}"#,
@@ -62,6 +80,10 @@ fn the_other_requests() {
         assert_eq!(json(&request), text);
         assert_eq!(parse::<Request>(text).unwrap(), request);
     }
+    let sparse = r#"{"type":"file","operation":"write","path":"/a"}"#;
+    let write = FileRequest::Write { path: "/a".into(), mode: None, exclusive: false, owner: None };
+    assert_eq!(parse::<Request>(sparse).unwrap(), Request::File(write));
+    assert!(parse::<Request>(r#"{"type":"file","operation":"dance"}"#).is_err());
     assert!(parse::<Request>(r#"{"type":"dance"}"#).is_err());
     assert!(parse::<Request>(r#"{"type":"wait"}"#).is_err());
     assert!(parse::<Request>("").is_err());
@@ -79,6 +101,13 @@ fn answers() {
     assert_eq!(error, Error { code: ErrorCode::Other, message: "no".into(), errno: None });
     let error = Error { code: ErrorCode::NoSuchProcess, message: "no process 7".into(), errno: Some(3) };
     assert_eq!(json(&error), r#"{"code":"noSuchProcess","message":"no process 7","errno":3}"#);
+
+    let file = r#"{"path":"/l","kind":"symlink","isDir":true,"size":1,"mode":511,"uid":2,"gid":3,"modifiedMs":4,"target":"t"}"#;
+    let parsed: FileInfo = parse(file).unwrap();
+    assert_eq!((parsed.kind, parsed.target.as_deref()), (FileKind::Symlink, Some("t")));
+    assert_eq!(json(&parsed), file);
+    let event: FileEvent = parse(r#"{"kind":"somethingNew","path":"/a"}"#).unwrap();
+    assert_eq!((event.kind, event.old_path), (FileEventKind::Overflow, None));
 
     let frame = Frame { kind: FrameType::Stdout, payload: b"{}" };
     assert_eq!(frame.message::<Exit>().unwrap_err().to_string(), "Stdout frame where Exit was expected");

@@ -7,5 +7,6 @@ mod detached;
 mod exec;
 mod files;
 mod host;
+mod places;
 mod terminal;
 mod users;

@@ -4,7 +4,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use protocol::{
-    Control, Decoder, Error, Exit, Frame, FrameType, HEADER, Hello, Process, Request, Sender, Signal,
+    Control, Decoder, Error, Exit, FileEvent, FileInfo, Frame, FrameType, HEADER, Hello, Process, Request, Sender, Signal,
     Started, WindowSize, encode,
 };
 use std::fmt::Debug;
@@ -40,6 +40,8 @@ fuzz_target!(|input: (bool, u8, &[u8])| {
                 FrameType::Error => same::<Error>(frame),
                 FrameType::Exit => same::<Exit>(frame),
                 FrameType::Process => same::<Process>(frame),
+                FrameType::FileInfo => same::<FileInfo>(frame),
+                FrameType::FileEvent => same::<FileEvent>(frame),
                 FrameType::Resize => same::<WindowSize>(frame),
                 FrameType::Signal => same::<Signal>(frame),
                 _ => (),

@@ -3,15 +3,13 @@
 //! Names are resolved by openat2(2) with RESOLVE_BENEATH: whatever symlinks the archive makes or the directory has, an entry that would leave
 //! the directory is an error. Files, links and symlinks are made under another name and renamed, so that nobody sees half of one.
 
-use super::tar::{Entry, Kind, Reader, TarError};
-use super::{DataReader, absolute};
-use crate::user::User;
-use crate::{failure, refusal};
-use protocol::{Error, ErrorCode};
+use crate::tar::{Entry, Kind, Reader};
+use crate::{Error, file_error};
 use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIME_OMIT, Uid};
 use rustix::io::Errno;
 use std::ffi::OsStr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::io::Read;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,35 +22,47 @@ const ATTEMPTS: usize = 32;
 /// Of directories that no entry describes.
 const DIRECTORY_MODE: u32 = 0o755;
 
-/// Unpacks `data` beneath `path`.
-pub(super) fn unpack(data: &mut DataReader<'_>, path: &str, owner: Option<&str>) -> Result<(), Error> {
-    absolute(path)?;
-    let owner =
-        owner.map(User::find).transpose()?.map(|user| (Uid::from_raw(user.uid), Gid::from_raw(user.gid)));
-    let root = make_root(Path::new(path), owner)?;
-    let target = Target { root, path: path.into(), owner };
+/// Where a stream goes.
+#[derive(Clone, Copy, Debug)]
+pub struct Unpack<'a> {
+    /// The directory. It is made if it is missing, with its parents.
+    pub path: &'a Path,
+    /// Who owns what is made, by uid and gid; without one whoever unpacks.
+    pub owner: Option<(u32, u32)>,
+    /// What stands in place of the first component of every path, empty for the directory itself: whoever sends a stream
+    /// then has no say in that. Without one the paths are taken as they are.
+    pub name: Option<&'a Path>,
+    /// The permission bits that are kept.
+    pub modes: u32,
+}
+
+/// Unpacks `data` beneath a directory.
+///
+/// No entry leaves it, whatever symlinks say. Files appear under their names when they are whole. Modes and the times of files are
+/// kept; owners are not.
+pub fn unpack(data: &mut dyn Read, to: &Unpack<'_>) -> Result<(), Error> {
+    let owner = to.owner.map(|(uid, gid)| (Uid::from_raw(uid), Gid::from_raw(gid)));
+    let root = make_directory(to.path, to.owner)?;
+    let target = Target { root, path: to.path.into(), owner, name: to.name, modes: to.modes };
     let mut archive = Reader::new(data);
-    while let Some(entry) = archive.next().map_err(|error| archive_error(&error))? {
+    while let Some(entry) = archive.next()? {
         target.unpack(&entry, &mut archive)?;
     }
     Ok(())
 }
 
-fn archive_error(error: &TarError) -> Error {
-    refusal(ErrorCode::Archive, format!("upload: {}", crate::serve::with_source(error)))
-}
-
 type Owner = Option<(Uid, Gid)>;
 
-/// Makes a directory and its parents, and opens it.
-fn make_root(path: &Path, owner: Owner) -> Result<OwnedFd, Error> {
-    let error = |errno| failure(ErrorCode::File, path.display(), errno);
+/// Makes a directory and those above it, where they are missing, and opens it. What is made belongs to `owner`, by uid and gid.
+pub fn make_directory(path: &Path, owner: Option<(u32, u32)>) -> Result<OwnedFd, Error> {
+    let error = |errno| file_error(path, errno);
     let mut made = PathBuf::new();
     for component in path.components() {
         made.push(component);
         match rustix::fs::mkdir(&made, Mode::from_raw_mode(DIRECTORY_MODE)) {
             Ok(()) => {
                 if let Some((uid, gid)) = owner {
+                    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
                     rustix::fs::chown(&made, Some(uid), Some(gid)).map_err(error)?;
                 }
             }
@@ -65,21 +75,23 @@ fn make_root(path: &Path, owner: Owner) -> Result<OwnedFd, Error> {
     rustix::fs::openat(CWD, path, flags, Mode::empty()).map_err(error)
 }
 
-struct Target {
+struct Target<'a> {
     root: OwnedFd,
     path: PathBuf,
     owner: Owner,
+    name: Option<&'a Path>,
+    modes: u32,
 }
 
-impl Target {
-    fn unpack(&self, entry: &Entry, archive: &mut Reader<&mut DataReader<'_>>) -> Result<(), Error> {
+impl Target<'_> {
+    fn unpack(&self, entry: &Entry, archive: &mut Reader<&mut dyn Read>) -> Result<(), Error> {
         let path = Path::new(OsStr::from_bytes(&entry.path));
         let error = |errno| self.error(path, errno);
         let Some((directory, name)) = self.split(path)? else { return Ok(()) };
         if entry.kind == Kind::Directory {
             return self.directory(&directory, name, entry.mode).map_err(error);
         }
-        let temporary = Temporary::new(&directory);
+        let temporary = Temporary::new(directory.as_fd());
         match entry.kind {
             Kind::File => self.file(&temporary, entry, archive)?,
             Kind::Symlink => {
@@ -98,7 +110,7 @@ impl Target {
     }
 
     /// The directory that holds `path`, made if it is missing, and the last name. `None` for the root itself.
-    fn split<'a>(&self, path: &'a Path) -> Result<Option<(OwnedFd, &'a OsStr)>, Error> {
+    fn split<'a>(&'a self, path: &'a Path) -> Result<Option<(OwnedFd, &'a OsStr)>, Error> {
         let mut names = Vec::new();
         for component in path.components() {
             match component {
@@ -107,9 +119,15 @@ impl Target {
                 Component::RootDir | Component::CurDir => (),
                 Component::ParentDir | Component::Prefix(_) => {
                     let message = format!("{}: {} leaves the directory", self.path.display(), path.display());
-                    return Err(refusal(ErrorCode::Archive, message));
+                    return Err(Error::Leaves(message));
                 }
             }
+        }
+        if let Some(name) = self.name {
+            // A "." at the beginning counts, as in what `tar c .` writes.
+            let first = usize::from(path.components().next() != Some(Component::CurDir));
+            let rest = names.get(first..).unwrap_or_default();
+            names = name.iter().chain(rest.iter().copied()).collect();
         }
         let Some(last) = names.pop() else { return Ok(None) };
         let mut parent = PathBuf::from(".");
@@ -154,22 +172,16 @@ impl Target {
         &self,
         temporary: &Temporary<'_>,
         entry: &Entry,
-        archive: &mut Reader<&mut DataReader<'_>>,
+        archive: &mut Reader<&mut dyn Read>,
     ) -> Result<(), Error> {
         let path = Path::new(OsStr::from_bytes(&entry.path));
         let error = |errno| self.error(path, errno);
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = rustix::fs::openat(temporary.directory, &temporary.name, flags, Mode::RUSR | Mode::WUSR)
-            .map_err(error)?;
+        let file = temporary.file().map_err(error)?;
         let mut piece = vec![0; PIECE];
         loop {
-            let mut bytes = match archive.read(&mut piece).map_err(|error| archive_error(&error))? {
+            match archive.read(&mut piece)? {
                 0 => break,
-                count => &piece[..count],
-            };
-            while !bytes.is_empty() {
-                let count = rustix::io::retry_on_intr(|| rustix::io::write(&file, bytes)).map_err(error)?;
-                bytes = &bytes[count..];
+                count => write(&file, &piece[..count]).map_err(error)?,
             }
         }
         self.set(&file, entry.mode).map_err(error)?;
@@ -185,7 +197,7 @@ impl Target {
         if let Some((uid, gid)) = self.owner {
             rustix::fs::fchown(file, Some(uid), Some(gid))?;
         }
-        rustix::fs::fchmod(file, Mode::from_raw_mode(mode))
+        rustix::fs::fchmod(file, Mode::from_raw_mode(mode & self.modes))
     }
 
     fn own_link(&self, link: &Temporary<'_>) -> Result<(), Errno> {
@@ -201,9 +213,9 @@ impl Target {
                 path.display(),
                 self.path.display()
             );
-            return Error { code: ErrorCode::Archive, message, errno: Some(errno.raw_os_error()) };
+            return Error::Leaves(message);
         }
-        failure(ErrorCode::File, path.display(), errno)
+        file_error(&path, errno)
     }
 }
 
@@ -221,18 +233,31 @@ fn open_beneath(root: impl AsFd, path: &Path) -> Result<OwnedFd, Errno> {
 }
 
 /// A name for what is not whole yet; removed if it is still there in the end.
-struct Temporary<'a> {
-    directory: &'a OwnedFd,
+#[derive(Debug)]
+pub struct Temporary<'a> {
+    directory: BorrowedFd<'a>,
     name: String,
 }
 
 impl<'a> Temporary<'a> {
-    fn new(directory: &'a OwnedFd) -> Self {
+    /// A name in `directory` that nobody else has.
+    pub fn new(directory: BorrowedFd<'a>) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        let name = format!(".voidrun-upload-{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        let name = format!(".voidrun-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         // From a machine that was killed on the way.
         let _ = rustix::fs::unlinkat(directory, &name, AtFlags::empty());
         Self { directory, name }
+    }
+
+    /// The name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// An empty file of this name, which nobody else may open.
+    pub fn file(&self) -> Result<OwnedFd, Errno> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        rustix::fs::openat(self.directory, &self.name, flags, Mode::RUSR | Mode::WUSR)
     }
 }
 
@@ -241,4 +266,13 @@ impl Drop for Temporary<'_> {
         // A rename of a hard link onto the same file leaves both names (rename(2)).
         let _ = rustix::fs::unlinkat(self.directory, &self.name, AtFlags::empty());
     }
+}
+
+/// Writes all of `bytes`.
+pub fn write(file: &OwnedFd, mut bytes: &[u8]) -> Result<(), Errno> {
+    while !bytes.is_empty() {
+        let count = rustix::io::retry_on_intr(|| rustix::io::write(file, bytes))?;
+        bytes = &bytes[count..];
+    }
+    Ok(())
 }

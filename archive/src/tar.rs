@@ -2,7 +2,7 @@
 
 use std::io::{self, Read};
 
-pub(super) const BLOCK: usize = 512;
+pub(crate) const BLOCK: usize = 512;
 
 /// The longest extended header or long name, in bytes: paths have up to 4 KiB, and some writers keep attributes there.
 const MAX_EXTENSION: u64 = 1 << 20;
@@ -12,25 +12,37 @@ const MAX_PATH: usize = 4096;
 
 /// What is wrong with an archive.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum TarError {
+pub enum TarError {
+    /// Where it comes from has failed.
     #[error("the archive could not be read")]
     Read(#[from] io::Error),
+    /// It breaks off.
     #[error("the archive ends in the middle of an entry")]
     Short,
+    /// Where a header should be is something else.
     #[error("not a tar header, or a damaged one")]
     Header,
+    /// Of how many bytes: more than anybody needs.
     #[error("an extended header of {0} bytes")]
     LongExtension(u64),
+    /// What stands in front of a header is not of the format.
     #[error("a damaged extended header")]
     Extension,
+    /// Of how many bytes: more than the kernel takes.
     #[error("a path of {0} bytes")]
     LongPath(usize),
+    /// A device, a sparse file and the like.
     #[error("{path}: entries of type {kind:?} are not unpacked")]
-    Unsupported { path: String, kind: char },
+    Unsupported {
+        /// Of which entry.
+        path: String,
+        /// Its type in the header.
+        kind: char,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     File,
     Directory,
     Symlink,
@@ -49,23 +61,23 @@ impl Kind {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Entry {
-    pub(super) kind: Kind,
-    pub(super) path: Vec<u8>,
+pub(crate) struct Entry {
+    pub(crate) kind: Kind,
+    pub(crate) path: Vec<u8>,
     /// What a link points to.
-    pub(super) link: Vec<u8>,
+    pub(crate) link: Vec<u8>,
     /// Permission bits, 0o7777.
-    pub(super) mode: u32,
-    pub(super) uid: u32,
-    pub(super) gid: u32,
+    pub(crate) mode: u32,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
     /// Seconds since 1970.
-    pub(super) mtime: u64,
+    pub(crate) mtime: u64,
     /// Bytes of a file.
-    pub(super) size: u64,
+    pub(crate) size: u64,
 }
 
 /// Reads an archive, entry by entry.
-pub(super) struct Reader<R> {
+pub(crate) struct Reader<R> {
     source: R,
     /// Of the current entry, in bytes: content that is not read, and what fills its last block.
     content: u64,
@@ -83,12 +95,12 @@ struct Extension {
 }
 
 impl<R: Read> Reader<R> {
-    pub(super) const fn new(source: R) -> Self {
+    pub(crate) const fn new(source: R) -> Self {
         Self { source, content: 0, padding: 0 }
     }
 
     /// The next entry; `None` at the end. What was not read of the one before is skipped.
-    pub(super) fn next(&mut self) -> Result<Option<Entry>, TarError> {
+    pub(crate) fn next(&mut self) -> Result<Option<Entry>, TarError> {
         let mut extension = Extension::default();
         loop {
             self.skip()?;
@@ -163,7 +175,7 @@ impl<R: Read> Reader<R> {
     }
 
     /// The next piece of the entry's content; 0 at its end.
-    pub(super) fn read(&mut self, space: &mut [u8]) -> Result<usize, TarError> {
+    pub(crate) fn read(&mut self, space: &mut [u8]) -> Result<usize, TarError> {
         let most = space.len().min(usize::try_from(self.content).unwrap_or(usize::MAX));
         if most == 0 {
             return Ok(0);
@@ -280,7 +292,7 @@ fn parse_pax(mut records: &[u8], extension: &mut Extension) -> Result<(), TarErr
 }
 
 /// The blocks before an entry's content.
-pub(super) fn header(entry: &Entry) -> Vec<u8> {
+pub(crate) fn header(entry: &Entry) -> Vec<u8> {
     let mut records = Vec::new();
     if entry.path.len() > 100 {
         pax(&mut records, b"path", &entry.path);

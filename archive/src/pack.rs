@@ -1,12 +1,11 @@
 //! A file or a tree, as a tar stream. Sockets, devices and pipes are left out.
 
-use super::tar::{BLOCK, Entry, Kind, header};
-use super::{DataWriter, PackError, absolute};
-use crate::failure;
-use protocol::ErrorCode;
+use crate::tar::{BLOCK, Entry, Kind, header};
+use crate::{Error, file_error};
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use std::ffi::{CStr, OsStr};
+use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -16,6 +15,17 @@ const PIECE: usize = 64 << 10;
 /// How deep a tree may be: each level keeps a descriptor.
 const MAX_DEPTH: usize = 1024;
 
+/// What is to be packed.
+#[derive(Clone, Copy, Debug)]
+pub struct Pack<'a> {
+    /// The file or directory.
+    pub path: &'a Path,
+    /// What the entries' paths begin with; without one the last component of the path.
+    pub name: Option<&'a OsStr>,
+    /// If the path itself is a symlink, to take what it points to.
+    pub follow: bool,
+}
+
 /// A directory whose entries are being sent.
 struct Level {
     directory: Dir,
@@ -24,22 +34,20 @@ struct Level {
     length: usize,
 }
 
-/// Writes what is at `path`.
-pub(super) fn pack(data: &mut DataWriter<'_>, path: &str, follow: bool) -> Result<(), PackError> {
-    absolute(path)?;
+/// Writes what is at a path.
+pub fn pack(data: &mut dyn Write, what: &Pack<'_>) -> Result<(), Error> {
     // Without the slash at its end, which would follow a symlink.
-    let file = Path::new(path).components().as_path();
+    let file = what.path.components().as_path();
     // The name as it is asked for, not where it leads; / and paths that end with .. have none.
-    let name = file.file_name().map_or(&b"."[..], OsStr::as_bytes);
+    let name = what.name.or(file.file_name()).map_or(&b"."[..], OsStr::as_bytes);
     let mut packer = Packer { data, request: file, levels: Vec::new(), name: name.to_vec() };
-    packer.add(CWD, file, follow)?;
+    packer.add(CWD, file, what.follow)?;
     packer.descend()?;
-    packer.data.write(&[0; 2 * BLOCK])?;
-    Ok(())
+    packer.write(&[0; 2 * BLOCK])
 }
 
-struct Packer<'a, 'b> {
-    data: &'a mut DataWriter<'b>,
+struct Packer<'a> {
+    data: &'a mut dyn Write,
     /// The path of the first entry.
     request: &'a Path,
     levels: Vec<Level>,
@@ -47,8 +55,8 @@ struct Packer<'a, 'b> {
     name: Vec<u8>,
 }
 
-impl Packer<'_, '_> {
-    fn descend(&mut self) -> Result<(), PackError> {
+impl Packer<'_> {
+    fn descend(&mut self) -> Result<(), Error> {
         while let Some(level) = self.levels.last_mut() {
             self.name.truncate(level.length);
             let entry = match level.directory.read() {
@@ -68,7 +76,7 @@ impl Packer<'_, '_> {
             let directory = level.fd.try_clone().map_err(|_| self.error(Errno::MFILE))?;
             match self.add(directory.as_fd(), name, false) {
                 // It was removed in the meantime.
-                Err(PackError::Refused(error)) if error.errno == Some(Errno::NOENT.raw_os_error()) => (),
+                Err(Error::File { errno: Errno::NOENT, .. }) => (),
                 result => result?,
             }
         }
@@ -81,7 +89,7 @@ impl Packer<'_, '_> {
         parent: impl AsFd,
         file: impl rustix::path::Arg + Copy,
         follow: bool,
-    ) -> Result<(), PackError> {
+    ) -> Result<(), Error> {
         let at = if follow { AtFlags::empty() } else { AtFlags::SYMLINK_NOFOLLOW };
         let stat = rustix::fs::statat(&parent, file, at).map_err(|errno| self.error(errno))?;
         let mut open = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
@@ -112,7 +120,7 @@ impl Packer<'_, '_> {
         }
     }
 
-    fn enter(&mut self, fd: OwnedFd, stat: &Stat) -> Result<(), PackError> {
+    fn enter(&mut self, fd: OwnedFd, stat: &Stat) -> Result<(), Error> {
         if self.levels.len() == MAX_DEPTH {
             return Err(self.error(Errno::NAMETOOLONG));
         }
@@ -124,7 +132,7 @@ impl Packer<'_, '_> {
         Ok(())
     }
 
-    fn content(&mut self, file: &OwnedFd, stat: &Stat) -> Result<(), PackError> {
+    fn content(&mut self, file: &OwnedFd, stat: &Stat) -> Result<(), Error> {
         let size = stat.st_size.cast_unsigned();
         self.header(Kind::File, stat, c"", size)?;
         let mut piece = vec![0; PIECE];
@@ -138,15 +146,14 @@ impl Packer<'_, '_> {
                 piece.fill(0);
                 count = most;
             }
-            self.data.write(&piece[..count])?;
+            self.write(&piece[..count])?;
             left -= count as u64;
         }
         let padding = (BLOCK as u64 - size % BLOCK as u64) % BLOCK as u64;
-        self.data.write(&[0; BLOCK][..padding as usize])?;
-        Ok(())
+        self.write(&[0; BLOCK][..padding as usize])
     }
 
-    fn header(&mut self, kind: Kind, stat: &Stat, link: &CStr, size: u64) -> Result<(), PackError> {
+    fn header(&mut self, kind: Kind, stat: &Stat, link: &CStr, size: u64) -> Result<(), Error> {
         let entry = Entry {
             kind,
             path: self.name.clone(),
@@ -157,13 +164,16 @@ impl Packer<'_, '_> {
             mtime: u64::try_from(stat.st_mtime).unwrap_or(0),
             size,
         };
-        self.data.write(&header(&entry))?;
-        Ok(())
+        self.write(&header(&entry))
     }
 
-    fn error(&self, errno: Errno) -> PackError {
+    fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        self.data.write_all(bytes).map_err(Error::Write)
+    }
+
+    fn error(&self, errno: Errno) -> Error {
         let below = self.name.splitn(2, |&byte| byte == b'/').nth(1).unwrap_or_default();
         let path = self.request.join(OsStr::from_bytes(below));
-        failure(ErrorCode::File, path.display(), errno).into()
+        file_error(&path, errno)
     }
 }
