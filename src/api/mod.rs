@@ -5,13 +5,16 @@
 mod code;
 mod commands;
 mod exec;
+pub(crate) mod files;
 mod input;
 mod problem;
 mod sandboxes;
 mod session;
 mod stream;
 mod text;
+mod transfer;
 pub(crate) mod types;
+mod watch;
 
 use std::any::Any;
 use std::sync::Arc;
@@ -71,6 +74,7 @@ fn tree() -> Router<Arc<Daemon>> {
         .route("/sandboxes/{id}/commands/wait", post(commands::wait))
         .route("/sandboxes/{id}/commands/kill", post(commands::kill))
         .route("/sandboxes/{id}/commands/attach", post(stream::attach))
+        .merge(files::routes())
 }
 
 fn system() -> Router<Arc<Daemon>> {

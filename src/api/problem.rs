@@ -2,9 +2,10 @@
 
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use protocol::ErrorCode;
+use protocol::{Error as AgentError, ErrorCode};
 use rootfs_builder::reference::NameError;
 use rootfs_builder::store::StoreError;
+use rustix::io::Errno;
 use serde_json::{Value, json};
 
 use crate::daemon::{DaemonError, chain};
@@ -73,18 +74,20 @@ impl From<DaemonError> for Problem {
 fn classify(error: &DaemonError) -> (StatusCode, &'static str) {
     match error {
         DaemonError::NotFound(_) => (StatusCode::NOT_FOUND, "notFound"),
+        DaemonError::NoWatch(_) => (StatusCode::NOT_FOUND, "noSuchWatch"),
         DaemonError::Ambiguous { .. } => (StatusCode::CONFLICT, "ambiguous"),
         DaemonError::NameTaken { .. } => (StatusCode::CONFLICT, "nameTaken"),
         DaemonError::State { .. } => (StatusCode::CONFLICT, "wrongState"),
-        DaemonError::TooMany(_) | DaemonError::TooMuchMemory { .. } => {
+        DaemonError::TooMany(_) | DaemonError::TooManyWatches(_) | DaemonError::TooMuchMemory { .. } => {
             (StatusCode::TOO_MANY_REQUESTS, "limit")
         }
         DaemonError::Store(StoreError::NotFound(_)) | DaemonError::ImageName(NameError::DefaultImage) => {
             (StatusCode::UNPROCESSABLE_ENTITY, "imageNotFound")
         }
-        DaemonError::InvalidName(_) | DaemonError::ImageName(_) => {
-            (StatusCode::UNPROCESSABLE_ENTITY, "invalid")
-        }
+        DaemonError::InvalidName(_)
+        | DaemonError::ImageName(_)
+        | DaemonError::Exec(ExecError::TooLong(_))
+        | DaemonError::File(ExecError::TooLong(_)) => (StatusCode::UNPROCESSABLE_ENTITY, "invalid"),
         DaemonError::Kernel(_) => (StatusCode::SERVICE_UNAVAILABLE, "noKernel"),
         DaemonError::Launch { source, .. } => match source {
             LaunchError::NoKvm | LaunchError::KvmDenied(_) | LaunchError::Kvm(_) => {
@@ -92,9 +95,12 @@ fn classify(error: &DaemonError) -> (StatusCode, &'static str) {
             }
             _ => (StatusCode::INTERNAL_SERVER_ERROR, "machine"),
         },
-        DaemonError::Exec(ExecError::Refused(refused)) => of_agent(refused.code),
-        DaemonError::Exec(ExecError::TooLong(_)) => (StatusCode::UNPROCESSABLE_ENTITY, "invalid"),
-        DaemonError::Exec(_) | DaemonError::Ended(_) => (StatusCode::BAD_GATEWAY, "machine"),
+        DaemonError::Exec(ExecError::Refused(refused)) | DaemonError::File(ExecError::Refused(refused)) => {
+            of_agent(refused)
+        }
+        DaemonError::Exec(_) | DaemonError::File(_) | DaemonError::Ended(_) => {
+            (StatusCode::BAD_GATEWAY, "machine")
+        }
         DaemonError::Silent(_) => (StatusCode::GATEWAY_TIMEOUT, "machine"),
         DaemonError::Ending => (StatusCode::SERVICE_UNAVAILABLE, "ending"),
         DaemonError::Store(_)
@@ -104,17 +110,31 @@ fn classify(error: &DaemonError) -> (StatusCode, &'static str) {
     }
 }
 
-fn of_agent(code: ErrorCode) -> (StatusCode, &'static str) {
-    const WRONG: StatusCode = StatusCode::UNPROCESSABLE_ENTITY;
-    match code {
+/// What the client is to change.
+const WRONG: StatusCode = StatusCode::UNPROCESSABLE_ENTITY;
+
+fn of_agent(refused: &AgentError) -> (StatusCode, &'static str) {
+    match refused.code {
+        ErrorCode::File => of_file(refused.errno),
         ErrorCode::NotFound => (WRONG, "commandNotFound"),
         ErrorCode::NotExecutable => (WRONG, "commandNotExecutable"),
         ErrorCode::NoShell => (WRONG, "noShell"),
         ErrorCode::NoSuchProcess => (StatusCode::NOT_FOUND, "noSuchProcess"),
         ErrorCode::ProcessEnded => (StatusCode::CONFLICT, "processEnded"),
-        ErrorCode::Cwd | ErrorCode::User | ErrorCode::File | ErrorCode::Archive | ErrorCode::BadRequest => {
-            (WRONG, "invalid")
-        }
+        ErrorCode::Cwd | ErrorCode::User | ErrorCode::Archive | ErrorCode::BadRequest => (WRONG, "invalid"),
         ErrorCode::Internal | ErrorCode::Other => (StatusCode::BAD_GATEWAY, "machine"),
+    }
+}
+
+/// Why a file could not be read or written, by the system's error number.
+fn of_file(errno: Option<i32>) -> (StatusCode, &'static str) {
+    match errno.map(Errno::from_raw_os_error) {
+        Some(Errno::NOENT) => (StatusCode::NOT_FOUND, "fileNotFound"),
+        Some(Errno::EXIST | Errno::NOTEMPTY) => (StatusCode::CONFLICT, "fileExists"),
+        Some(Errno::ACCESS | Errno::PERM | Errno::ROFS) => (StatusCode::FORBIDDEN, "fileDenied"),
+        Some(Errno::NOSPC | Errno::DQUOT) => (StatusCode::INSUFFICIENT_STORAGE, "noSpace"),
+        Some(Errno::ISDIR) => (WRONG, "isDirectory"),
+        Some(Errno::NOTDIR) => (WRONG, "notDirectory"),
+        _ => (WRONG, "invalid"),
     }
 }

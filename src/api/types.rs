@@ -372,7 +372,7 @@ pub(crate) struct Version {
 }
 
 /// RFC 3339 of milliseconds since 1970; a guest may say any number.
-fn time(ms: u64) -> String {
+pub(super) fn time(ms: u64) -> String {
     let last = Duration::from_secs(253_402_300_799); // 9999-12-31
     let time = SystemTime::UNIX_EPOCH + Duration::from_millis(ms).min(last);
     humantime::format_rfc3339_millis(time).to_string()

@@ -63,6 +63,9 @@ pub(crate) enum CliError {
     Runtime(#[source] io::Error),
     #[error("cannot read {what}")]
     Input { what: String, source: io::Error },
+    /// `what` is what was to be copied, and where to.
+    #[error("cannot copy {what}")]
+    Copy { what: String, source: archive::Error },
     #[error("cannot write to standard output")]
     Output(#[source] io::Error),
 }

@@ -63,6 +63,7 @@ pub(super) fn of(error: &CliError) -> &'static str {
         | CliError::Terminal(_)
         | CliError::Runtime(_)
         | CliError::Input { .. }
+        | CliError::Copy { .. }
         | CliError::Output(_) => IO,
     }
 }
@@ -94,8 +95,11 @@ fn of_client(error: &ClientError) -> &'static str {
         | "commandNotFound"
         | "interpreterNotFound"
         | "noSuchProcess"
+        | "fileNotFound"
         | "noKernel" => NOT_FOUND,
-        "wrongState" | "nameTaken" | "processEnded" => CONFLICT,
+        "wrongState" | "nameTaken" | "processEnded" | "fileExists" => CONFLICT,
+        "fileDenied" => IO,
+        "noSpace" => NO_SPACE,
         "limit" => LIMIT,
         "noKvm" => NO_KVM,
         "machine" => MACHINE,

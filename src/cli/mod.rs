@@ -3,6 +3,8 @@
 mod code;
 mod completions;
 mod config;
+mod copy;
+mod cp;
 mod create;
 mod daemon;
 mod doctor;
@@ -62,6 +64,7 @@ enum Verb {
     Create(Box<create::Args>),
     Exec(exec::Args),
     Code(code::Args),
+    Cp(cp::Args),
     Ps(ps::Args),
     Inspect(inspect::Args),
     Stop(life::StopArgs),
@@ -158,6 +161,7 @@ fn run(cli: Cli) -> Result<u8, CliError> {
         Verb::Exec(args) => return exec::run(args, &context),
         Verb::Code(args) => return code::run(&args, &context),
         Verb::Create(args) => create::run(*args, &context),
+        Verb::Cp(args) => cp::run(&args, &context),
         Verb::Ps(args) => ps::run(&args, &context),
         Verb::Inspect(args) => inspect::run(&args, &context),
         Verb::Stop(args) => life::stop(&args, &context),

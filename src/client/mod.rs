@@ -1,12 +1,14 @@
 //! The daemon as the command line sees it: one connection, requests one after the other, and a daemon that is started where
 //! there is none.
 
+mod files;
 mod session;
 mod start;
 
 use std::sync::Arc;
 
 use bytes::Bytes;
+use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper::{Method, Request, Response, StatusCode, body::Incoming, header};
@@ -23,6 +25,9 @@ use crate::socket::{Place, PlaceError};
 
 /// The longest answer that is read whole, in bytes: a list of all sandboxes there can be.
 const MAX_ANSWER: usize = 64 << 20;
+
+/// What is sent with a request.
+pub(crate) type Body = UnsyncBoxBody<Bytes, std::io::Error>;
 
 /// A daemon that can be asked.
 #[derive(Clone, Debug)]
@@ -116,14 +121,14 @@ impl Client {
                 .header(header::CONNECTION, "upgrade")
                 .header(header::UPGRADE, crate::api::EXEC_PROTOCOL);
         }
-        let request =
-            request.body(Full::new(Bytes::from(json))).map_err(|e| ClientError::Answer(e.into()))?;
+        let body = Full::new(Bytes::from(json)).map_err(|never| match never {}).boxed_unsync();
+        let request = request.body(body).map_err(|e| ClientError::Answer(e.into()))?;
         Ok(open(&self.place).await?.send_request(request).await?)
     }
 }
 
 /// A connection for one request.
-async fn open(place: &Place) -> Result<SendRequest<Full<Bytes>>, ClientError> {
+async fn open(place: &Place) -> Result<SendRequest<Body>, ClientError> {
     let failed = |source| ClientError::Connect { path: place.path().display().to_string(), source };
     let stream = UnixStream::connect(place.address()).await.map_err(failed)?;
     let (sender, connection) = handshake(TokioIo::new(stream)).await?;

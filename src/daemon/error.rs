@@ -44,6 +44,13 @@ pub(crate) enum DaemonError {
     Directory(#[from] DirectoryError),
     #[error("cannot run the command")]
     Exec(#[from] ExecError),
+    /// As [`DaemonError::Exec`], of a request about files.
+    #[error(transparent)]
+    File(ExecError),
+    #[error("there is no watch {0}, or somebody follows it already")]
+    NoWatch(String),
+    #[error("there are {0} watches already that nobody follows")]
+    TooManyWatches(usize),
     /// Why it has, as [`crate::sandbox::Ending`] tells it.
     #[error("the machine of the sandbox has ended: {0}")]
     Ended(String),

@@ -9,12 +9,14 @@
 
 mod create;
 mod error;
+mod files;
 mod life;
 mod name;
 mod sandbox;
 mod serve;
 mod state;
 mod table;
+mod watch;
 
 use std::fs::File;
 use std::path::Path;

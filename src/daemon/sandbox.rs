@@ -7,10 +7,11 @@ use protocol::FrameType;
 
 use super::error::DaemonError;
 use super::state::{State, Status};
+use super::watch::Watches;
 use crate::sandbox::{Directory, Ending, Exec, ExecError, Handle, Record, StreamError};
 
 /// The agent has to answer a request within this time. The streams of a machine on a loaded, emulated CPU need seconds.
-const ANSWER: Duration = Duration::from_secs(30);
+pub(super) const ANSWER: Duration = Duration::from_secs(30);
 /// The streams of a machine end a little before its process does.
 const ENDING: Duration = Duration::from_secs(2);
 
@@ -24,6 +25,7 @@ pub(crate) struct Sandbox {
     pub(super) turn: Arc<tokio::sync::Mutex<()>>,
     /// Whoever writes the record holds this.
     pub(super) writing: tokio::sync::Mutex<()>,
+    pub(super) watches: Watches,
 }
 
 /// What a sandbox is at this moment.
@@ -39,7 +41,7 @@ impl Sandbox {
     pub(super) fn new(directory: Arc<Directory>, record: Record, status: Status) -> Self {
         let (record, status) = (Mutex::new(record), Mutex::new(status));
         let (turn, writing) = (Arc::default(), tokio::sync::Mutex::default());
-        Self { directory, record, status, turn, writing }
+        Self { directory, record, status, turn, writing, watches: Watches::default() }
     }
 
     pub(crate) fn id(&self) -> &str {
@@ -153,10 +155,18 @@ async fn answered<T>(
     handle: &Handle,
     answer: impl Future<Output = Result<T, ExecError>>,
 ) -> Result<T, DaemonError> {
-    match tokio::time::timeout(ANSWER, answer).await {
+    answered_within(ANSWER, handle, answer).await
+}
+
+pub(super) async fn answered_within<T>(
+    limit: Duration,
+    handle: &Handle,
+    answer: impl Future<Output = Result<T, ExecError>>,
+) -> Result<T, DaemonError> {
+    match tokio::time::timeout(limit, answer).await {
         Ok(Ok(answer)) => Ok(answer),
         Ok(Err(error)) => Err(cause(handle, error).await),
-        Err(_) => Err(DaemonError::Silent(ANSWER.as_secs())),
+        Err(_) => Err(DaemonError::Silent(limit.as_secs())),
     }
 }
 

@@ -29,8 +29,8 @@ pub(crate) struct Exec {
 }
 
 /// The two directions of a command's stream: to the guest, or to a daemon that passes on.
-type Reader = Box<dyn AsyncRead + Send + Unpin>;
-type Writer = Box<dyn AsyncWrite + Send + Unpin>;
+pub(super) type Reader = Box<dyn AsyncRead + Send + Unpin>;
+pub(super) type Writer = Box<dyn AsyncWrite + Send + Unpin>;
 
 /// What goes to a command.
 pub(crate) struct Input {
@@ -133,7 +133,10 @@ impl Handle {
         Exec::begun(frames, input).await
     }
 
-    async fn request(&self, request: &Request) -> Result<(FrameReader<Reader>, Writer), ExecError> {
+    pub(super) async fn request(
+        &self,
+        request: &Request,
+    ) -> Result<(FrameReader<Reader>, Writer), ExecError> {
         let bytes = encode(request).map_err(ExecError::TooLong)?;
         let stream: UnixStream = self.connect(AGENT_PORT).await?;
         let (reader, mut writer) = stream.into_split();
@@ -151,11 +154,11 @@ impl Exec {
 }
 
 /// An answer that is no refusal.
-fn accepted(answer: Received) -> Result<Received, ExecError> {
+pub(super) fn accepted(answer: Received) -> Result<Received, ExecError> {
     if answer.kind == FrameType::Error { Err(ExecError::Refused(answer.message()?)) } else { Ok(answer) }
 }
 
-fn expect(expected: FrameType, found: FrameType) -> Result<(), ExecError> {
+pub(super) fn expect(expected: FrameType, found: FrameType) -> Result<(), ExecError> {
     if found == expected { Ok(()) } else { Err(FrameError::Unexpected { found, expected }.into()) }
 }
 

@@ -5,8 +5,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
 mod code;
+mod cp;
 mod crash;
 mod exec;
+mod files;
 #[path = "../support/guests.rs"]
 mod guests;
 mod life;

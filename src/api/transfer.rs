@@ -1,0 +1,98 @@
+//! Content on its way between a client and the guest. Neither side is read faster than the other takes it.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::StatusCode;
+use bytes::Bytes;
+use http_body_util::BodyExt as _;
+use protocol::Request;
+use tokio::sync::mpsc::channel;
+use tokio::time::timeout;
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::problem::Problem;
+use crate::daemon::Sandbox;
+use crate::sandbox::{Sink, Source};
+
+/// Pieces on their way to a client, of at most 64 KiB each.
+const PIECES: usize = 2;
+/// A client that sends or takes nothing for so long has gone, and so has a guest.
+const IDLE: Duration = Duration::from_mins(5);
+/// A client is refused while it still sends: it is listened to for so long, so that it reads the answer.
+const LINGER: Duration = Duration::from_secs(10);
+
+/// The body goes to the guest as `request` has it; returns how long it was, in bytes.
+pub(super) async fn take(sandbox: &Sandbox, request: Request, mut body: Body) -> Result<u64, Problem> {
+    let taken = match sandbox.write(request).await {
+        Ok(sink) => pass(sandbox, sink, &mut body).await,
+        Err(error) => Err(error.into()),
+    };
+    if taken.is_err() {
+        tokio::spawn(timeout(LINGER, async move { while let Some(Ok(_)) = body.frame().await {} }));
+    }
+    taken
+}
+
+async fn pass(sandbox: &Sandbox, mut sink: Sink, body: &mut Body) -> Result<u64, Problem> {
+    let mut size = 0;
+    loop {
+        let frame = tokio::select! {
+            frame = timeout(IDLE, body.frame()) => frame.map_err(|_| stalled("client"))?,
+            refused = sink.refused() => match refused {
+                Err(error) => return Err(sandbox.cause_of_files(error).await.into()),
+            },
+        };
+        let Some(frame) = frame else { break };
+        // Whoever has sent half of it gets no answer; what there is of it is dropped with the sink.
+        let frame = frame.map_err(|_| Problem::bad_request("the body has broken off"))?;
+        let Ok(data) = frame.into_data() else { continue };
+        size += data.len() as u64;
+        match timeout(IDLE, sink.write(&data)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Err(sandbox.cause_of_files(error).await.into()),
+            Err(_) => return Err(stalled("guest")),
+        }
+    }
+    match timeout(IDLE, sink.finish()).await {
+        Ok(Ok(())) => Ok(size),
+        Ok(Err(error)) => Err(sandbox.cause_of_files(error).await.into()),
+        Err(_) => Err(stalled("guest")),
+    }
+}
+
+fn stalled(who: &str) -> Problem {
+    let status = if who == "guest" { StatusCode::GATEWAY_TIMEOUT } else { StatusCode::REQUEST_TIMEOUT };
+    let detail = format!("the {who} has neither sent nor taken anything for {} s", IDLE.as_secs());
+    Problem::new(status, "timeout", detail)
+}
+
+/// What comes from the guest, as a body. One that fails on the way breaks the connection off: what has come is not the whole.
+pub(super) fn give(sandbox: Arc<Sandbox>, mut source: Source) -> Body {
+    let (sender, receiver) = channel::<io::Result<Bytes>>(PIECES);
+    tokio::spawn(async move {
+        loop {
+            let next = tokio::select! {
+                next = timeout(IDLE, source.next()) => next,
+                () = sender.closed() => return,
+            };
+            let piece = match next {
+                Ok(Ok(Some(piece))) => Ok(Bytes::from(piece)),
+                Ok(Ok(None)) => return,
+                Ok(Err(error)) => {
+                    let error = sandbox.cause_of_files(error).await;
+                    tracing::warn!(sandbox = sandbox.id(), %error, "a download has broken off");
+                    Err(io::Error::other(error))
+                }
+                Err(_) => Err(io::ErrorKind::TimedOut.into()),
+            };
+            let failed = piece.is_err();
+            if !matches!(timeout(IDLE, sender.send(piece)).await, Ok(Ok(()))) || failed {
+                return;
+            }
+        }
+    });
+    Body::from_stream(ReceiverStream::new(receiver))
+}

@@ -1,0 +1,109 @@
+//! `files/watch`: one request begins, and a WebSocket tells what happens, an event in each message.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::rejection::PathRejection;
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
+use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket, WebSocketUpgrade, close_code};
+use axum::extract::{Path, State};
+use axum::response::Response;
+use protocol::{FileEvent, FileEventKind, FileRequest};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::files::GuestPath;
+use super::input::{Body, Target};
+use super::problem::Problem;
+use super::success;
+use super::types::time;
+use crate::daemon::{Daemon, Sandbox, chain};
+use crate::sandbox::FileEvents;
+
+/// A follower has nothing to say.
+const MAX_MESSAGE: usize = 4096;
+/// The longest reason of a close frame, in bytes (RFC 6455, section 5.5).
+const MAX_REASON: usize = 123;
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Watch {
+    path: GuestPath,
+    recursive: Option<bool>,
+    /// Directories whose name begins with a dot are left out, unless this is false.
+    ignore_hidden: Option<bool>,
+}
+
+/// An event on the wire.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Event {
+    #[serde(rename = "type")]
+    kind: FileEventKind,
+    path: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    old_path: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    size: Option<u64>,
+    timestamp: String,
+}
+
+impl From<FileEvent> for Event {
+    fn from(event: FileEvent) -> Self {
+        let FileEvent { kind, path, old_path, size, time_ms } = event;
+        Self { kind, path, old_path, size, timestamp: time(time_ms) }
+    }
+}
+
+pub(super) async fn begin(Target(sandbox): Target, Body(body): Body<Watch>) -> Result<Json<Value>, Problem> {
+    let request = FileRequest::Watch {
+        path: body.path.0,
+        recursive: body.recursive.unwrap_or(false),
+        ignore_hidden: body.ignore_hidden.unwrap_or(true),
+    };
+    let session = sandbox.watch(request).await?;
+    Ok(success("watch begun", json!({ "sessionId": session })))
+}
+
+pub(super) async fn follow(
+    State(daemon): State<Arc<Daemon>>,
+    path: Result<Path<(String, String)>, PathRejection>,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+) -> Result<Response, Problem> {
+    let Path((key, session)) = path.map_err(|e| Problem::bad_request(e.body_text()))?;
+    let sandbox = daemon.find(&key)?;
+    let upgrade = upgrade
+        .map_err(|e| Problem::bad_request(format!("this is done over a WebSocket: {}", e.body_text())))?;
+    let events = sandbox.follow(&session)?;
+    let upgrade = upgrade.max_message_size(MAX_MESSAGE).max_frame_size(MAX_MESSAGE);
+    Ok(upgrade.on_upgrade(async move |socket| pass(&sandbox, events, socket).await))
+}
+
+/// Returns when the watch is over, or the client has gone.
+async fn pass(sandbox: &Sandbox, mut events: FileEvents, mut socket: WebSocket) {
+    let (code, reason) = loop {
+        let next = tokio::select! {
+            next = events.next() => next,
+            message = socket.recv() => match message {
+                Some(Err(_)) | None => return,
+                // Nothing that is said means anything here. Pings are answered by the library, and so is a close: that is
+                // sent when the next message is asked for, and there is none.
+                Some(Ok(_)) => continue,
+            },
+        };
+        match next {
+            Ok(Some(event)) => {
+                // Nothing in an event is what JSON cannot say.
+                let text = serde_json::to_string(&Event::from(event)).unwrap_or_default();
+                if socket.send(Message::text(text)).await.is_err() {
+                    return;
+                }
+            }
+            Ok(None) => break (close_code::NORMAL, String::new()),
+            Err(error) => break (close_code::ERROR, chain(&sandbox.cause_of_files(error).await)),
+        }
+    };
+    let reason = Utf8Bytes::from(&reason[..reason.floor_char_boundary(MAX_REASON)]);
+    // A client that has gone needs no word.
+    let _ = socket.send(Message::Close(Some(CloseFrame { code, reason }))).await;
+}
