@@ -61,7 +61,7 @@ export class ApiError extends VoidRunError {
 
 /** A field is wrong: which, what was given, and what is allowed (400, 422). */
 export class InvalidRequestError extends ApiError {}
-/** The key is missing or wrong (401, 403). */
+/** The key is missing or wrong (401), or a file of the sandbox may not be changed (403). */
 export class AuthenticationError extends ApiError {}
 /** There is no such sandbox, file, image or process (404). */
 export class NotFoundError extends ApiError {}

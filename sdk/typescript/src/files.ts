@@ -7,17 +7,22 @@ export interface FileInfo {
   path: string;
   /** Bytes. */
   size: number;
-  /** The permissions, as the daemon writes them. */
+  /** The permissions in octal, as "0644". */
   mode: string;
+  /** Of a symlink, whether it leads to one. */
   isDir: boolean;
+  type: "file" | "directory" | "symlink" | "other";
+  /** What a symlink points to. */
+  target?: string;
   /** RFC 3339. */
   modTime: string;
-  uid?: number;
-  gid?: number;
+  uid: number;
+  gid: number;
 }
 
 export interface FileEvent {
-  type: "created" | "modified" | "deleted" | "renamed" | "chmod";
+  /** An overflow: more has happened than is told. */
+  type: "created" | "modified" | "deleted" | "renamed" | "chmod" | "overflow";
   path: string;
   /** Where a renamed file was. */
   oldPath?: string;
@@ -69,14 +74,17 @@ export class Files {
     this.#path = `${sandboxPath}/files`;
   }
 
-  /** What is in a directory. */
+  /** What is in a directory, symlinks as themselves; 10,000 entries at most. */
   async list(path: string, { signal }: CallOptions = {}): Promise<FileInfo[]> {
     type Answer = { data: { files: FileInfo[] | null } };
     const answer = await this.#api.call<Answer>("GET", this.#path, { query: { path }, signal });
     return (answer.data.files ?? []).map(withoutNulls);
   }
 
-  /** Writes a file, whole or in pieces as they come; what is there is replaced. */
+  /**
+   * Writes a file, whole or in pieces as they come; what is there is replaced when all of it has come. Directories that are
+   * missing are made.
+   */
   async upload(path: string, content: Content, { signal }: CallOptions = {}): Promise<void> {
     // How long it may take depends on the content.
     await this.#api.call("POST", `${this.#path}/upload`, { query: { path }, content, signal, deadline: Infinity });
@@ -100,21 +108,23 @@ export class Files {
     await this.#api.call("POST", `${this.#path}/create`, { query: { path }, json: { content }, signal });
   }
 
+  /** What stands at a path; symlinks are followed. */
   async stat(path: string, { signal }: CallOptions = {}): Promise<FileInfo> {
     const answer = await this.#api.call<{ data: FileInfo }>("GET", `${this.#path}/stat`, { query: { path }, signal });
     return withoutNulls(answer.data);
   }
 
-  /** Makes a directory, and those above it. */
+  /** Makes a directory, and those above it. One that is there already stays as it is. */
   mkdir(path: string, options: CallOptions = {}): Promise<void> {
     return this.#change("POST", "/mkdir", { path }, options);
   }
 
+  /** Gives a file or a directory another path, the whole of it; a file that is there is replaced. */
   move(from: string, to: string, options: CallOptions = {}): Promise<void> {
     return this.#change("POST", "/move", { from, to }, options);
   }
 
-  /** Copies a file, or a directory with what is in it. */
+  /** Copies a file, or a directory with what is in it; a file that is there is replaced. */
   copy(from: string, to: string, options: CallOptions = {}): Promise<void> {
     return this.#change("POST", "/copy", { from, to }, options);
   }
@@ -130,7 +140,7 @@ export class Files {
     return this.#change("DELETE", "", { path }, options);
   }
 
-  /** The files below a directory whose name matches a pattern, `*.py` for example. */
+  /** What is below a directory and has a name like a pattern, `*.py` for example; 10,000 entries at most. */
   async search(path: string, pattern: string, { signal }: CallOptions = {}): Promise<FileInfo[]> {
     type Answer = { data: { files: FileInfo[] | null } };
     const answer = await this.#api.call<Answer>("GET", `${this.#path}/search`, { query: { path, pattern }, signal });

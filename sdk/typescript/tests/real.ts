@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { createHash } from "node:crypto";
 import { after, before, test } from "node:test";
 
-import { ConflictError, InvalidRequestError, NotFoundError, VoidRun, type Sandbox } from "@voidrun/sdk";
+import { ConflictError, InvalidRequestError, NotFoundError, VoidRun, type FileEvent, type Sandbox } from "@voidrun/sdk";
 
 // With real sandboxes: by `npm run test:real`, where guests can run.
 
@@ -76,6 +76,61 @@ test("a process in the background: listed, followed, ended, waited for twice", a
   assert.equal((await sandbox.commands.wait(pid)).exitCode, 143);
   assert.equal((await sandbox.commands.kill(pid)).success, false);
   await assert.rejects(sandbox.commands.wait(999_999), NotFoundError);
+});
+
+test("files: in and out, looked at and changed", async () => {
+  const { files } = sandbox;
+  const strange = "/root/f/a b\nü.txt";
+  await files.upload(strange, "täxt");
+  assert.equal((await sandbox.exec({ command: "cat /root/f/*" })).data.stdout, "täxt");
+  const bytes = new Uint8Array(3_000_000).map((_, index) => index % 251);
+  await files.upload("/root/f/bytes", bytes);
+  assert.deepEqual(await files.download("/root/f/bytes"), bytes);
+  await files.upload(
+    "/root/f/pieces",
+    (async function* () {
+      yield "one ";
+      yield new Uint8Array([50]);
+    })(),
+  );
+  let pieces = "";
+  for await (const chunk of files.downloadStream("/root/f/pieces")) pieces += Buffer.from(chunk).toString();
+  assert.equal(pieces, "one 2");
+
+  await files.mkdir("/root/f/d/e");
+  await files.create("/root/f/d/new.py", "print(1)");
+  await assert.rejects(files.create("/root/f/d/new.py"), ConflictError);
+  await files.chmod("/root/f/d/new.py", 0o750);
+  await files.copy("/root/f/d", "/root/f/copy");
+  await files.move("/root/f/d", "/root/f/moved");
+  const { name, path, size, mode, isDir, type, modTime } = await files.stat("/root/f/copy/new.py");
+  assert.deepEqual([name, path, size, mode], ["new.py", "/root/f/copy/new.py", 8, "0750"]);
+  assert.deepEqual([isDir, type, Math.abs(Date.parse(modTime) - Date.now()) < 3_600_000], [false, "file", true]);
+  const listed = (await files.list("/root/f")).map((file) => file.name);
+  assert.deepEqual(listed, ["a b\nü.txt", "bytes", "copy", "moved", "pieces"]);
+  const found = (await files.search("/root/f", "*.py")).map((file) => file.path);
+  assert.deepEqual(found, ["/root/f/copy/new.py", "/root/f/moved/new.py"]);
+  await files.delete("/root/f/copy");
+  await assert.rejects(files.stat("/root/f/copy"), { name: "NotFoundError", detail: /\/root\/f\/copy/ });
+  await assert.rejects(files.download("/root/f"), InvalidRequestError);
+  await assert.rejects(files.upload("relative", ""), { detail: /relative/ });
+});
+
+test("files are watched", async () => {
+  await sandbox.files.mkdir("/root/w/d");
+  let resolve: (event: FileEvent) => void;
+  const told = new Promise<FileEvent>((settle) => (resolve = settle));
+  await using watcher = await sandbox.files.watch("/root/w", {
+    recursive: true,
+    onEvent: (event) => {
+      if (event.path.endsWith("/last")) resolve(event);
+    },
+  });
+  await sandbox.files.upload("/root/w/d/last", "123");
+  const { type, path, size } = await told;
+  assert.deepEqual([type, path, size], ["created", "/root/w/d/last", 3]);
+  await sandbox.files.delete("/root/w");
+  await watcher.closed;
 });
 
 test("paused, resumed, stopped and started, with its files", async () => {
