@@ -10,6 +10,7 @@
 //!
 //! They share [`Agent`]: the table of commands and the cgroups. Each command is in a cgroup of its own, by which it is killed.
 
+mod attach;
 pub mod cgroup;
 pub mod control;
 pub mod exec;

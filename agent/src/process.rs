@@ -142,6 +142,8 @@ fn remove(running: &mut HashMap<u32, Arc<Process>>, process: &Arc<Process>) {
 pub(crate) struct New {
     pub(crate) command: String,
     pub(crate) detached: bool,
+    /// The agent's end of a detached command's terminal.
+    pub(crate) terminal: Option<OwnedFd>,
     pub(crate) cgroup: Cgroup,
     pub(crate) wake: Wake,
 }
@@ -152,6 +154,7 @@ pub(crate) struct Process {
     pub(crate) pid: u32,
     pub(crate) command: String,
     pub(crate) detached: bool,
+    at_terminal: bool,
     pub(crate) cgroup: Cgroup,
     pub(crate) started: Instant,
     start_time: Duration,
@@ -168,6 +171,9 @@ struct State {
     ending: bool,
     exit: Option<Exit>,
     ring: Ring,
+    /// Until the command has ended.
+    terminal: Option<OwnedFd>,
+    attached: u32,
     /// Who waits for output or for the exit.
     watchers: Vec<Weak<Wake>>,
 }
@@ -181,22 +187,26 @@ impl Process {
             pid,
             command: new.command,
             detached: new.detached,
+            at_terminal: new.terminal.is_some(),
             cgroup: new.cgroup,
             started: Instant::now(),
             start_time: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(),
             wake: new.wake,
-            state: Mutex::default(),
+            state: Mutex::new(State { terminal: new.terminal, ..State::default() }),
         }
     }
 
     /// How it stands in a list.
     pub(crate) fn entry(&self) -> protocol::Process {
+        let state = lock(&self.state);
         protocol::Process {
             pid: self.pid,
             command: self.command.clone(),
             start_time_ms: self.start_time.as_millis() as u64,
             detached: self.detached,
-            exit: lock(&self.state).exit,
+            terminal: self.at_terminal,
+            attached: state.attached,
+            exit: state.exit,
         }
     }
 
@@ -213,6 +223,7 @@ impl Process {
     fn set_exit(&self, exit: Exit) {
         let mut state = lock(&self.state);
         state.exit = Some(exit);
+        state.terminal = None;
         wake_watchers(&mut state);
     }
 
@@ -231,6 +242,22 @@ impl Process {
             (None, Some(exit)) => Output::Exit(exit),
             (None, None) => Output::Nothing,
         }
+    }
+
+    /// The position behind all output so far.
+    pub(crate) fn output_end(&self) -> u64 {
+        lock(&self.state).ring.end()
+    }
+
+    /// The terminal of a detached command that runs.
+    pub(crate) fn terminal(&self) -> Option<OwnedFd> {
+        lock(&self.state).terminal.as_ref().and_then(|terminal| terminal.try_clone().ok())
+    }
+
+    /// Counts those who are attached.
+    pub(crate) fn attach(self: &Arc<Self>) -> Attached {
+        lock(&self.state).attached += 1;
+        Attached(Arc::clone(self))
     }
 
     /// How it ended.
@@ -280,6 +307,15 @@ impl Process {
     /// Readable when the process ended or is to be ended.
     pub(crate) fn wake(&self) -> &Wake {
         &self.wake
+    }
+}
+
+/// One that is attached.
+pub(crate) struct Attached(Arc<Process>);
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        lock(&self.0.state).attached -= 1;
     }
 }
 

@@ -1,9 +1,9 @@
 //! What the host asks for on a stream.
 
-use crate::process::{Output, Process, Wake};
+use crate::process::{Process, Wake};
 use crate::stream::{Stream, StreamError};
-use crate::{Agent, exec, failure, files, kmsg, power, refusal, start_thread, vsock};
-use protocol::{Error, ErrorCode, FrameType, Request, Started, Truncated};
+use crate::{Agent, attach, exec, failure, files, kmsg, power, refusal, start_thread, vsock};
+use protocol::{Error, ErrorCode, FrameType, Request};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::process::Signal;
@@ -52,7 +52,7 @@ pub fn serve(agent: &Arc<Agent>, socket: OwnedFd) {
         Ok(Request::List) => list(agent, &stream),
         Ok(Request::Wait { pid }) => wait(agent, pid, &stream),
         Ok(Request::Kill { pid, signal }) => stream.answer(kill(agent, pid, signal)),
-        Ok(Request::Attach { pid }) => attach(agent, pid, &stream),
+        Ok(Request::Attach { pid }) => attach::attach(agent, pid, stream),
         Ok(Request::Upload { path, owner }) => files::upload(&mut stream, &path, owner.as_deref()),
         Ok(Request::Download { path, follow }) => files::download(&stream, &path, follow),
         Ok(Request::File(request)) => files::file(&mut stream, &request),
@@ -113,39 +113,8 @@ fn wait(agent: &Agent, pid: u32, stream: &Stream) -> Result<(), StreamError> {
     }
 }
 
-fn attach(agent: &Agent, pid: u32, stream: &Stream) -> Result<(), StreamError> {
-    let (process, wake) = match watched(agent, pid) {
-        Ok((process, _)) if !process.detached => {
-            let message = format!("process {pid} runs in the foreground; its output goes to who started it");
-            return stream.message(&refusal(ErrorCode::BadRequest, message));
-        }
-        Ok(found) => found,
-        Err(error) => return stream.message(&error),
-    };
-    stream.message(&Started { pid })?;
-    let mut position = 0;
-    let mut lost = false;
-    loop {
-        let expected = position;
-        match process.output(&mut position) {
-            Output::Piece(kind, bytes) => {
-                lost |= position != expected + 1;
-                let mut frame = protocol::header(kind, bytes.len()).to_vec();
-                frame.extend_from_slice(&bytes);
-                stream.send(&frame)?;
-            }
-            Output::Exit(mut exit) => {
-                // Which of the two it was is not known any more.
-                exit.truncated = if lost { Truncated { stdout: true, stderr: true } } else { exit.truncated };
-                return stream.message(&exit);
-            }
-            Output::Nothing => until_woken(&wake, stream)?,
-        }
-    }
-}
-
 /// A command, and what wakes this thread when something happens to it.
-fn watched(agent: &Agent, pid: u32) -> Result<(Arc<Process>, Arc<Wake>), Error> {
+pub(crate) fn watched(agent: &Agent, pid: u32) -> Result<(Arc<Process>, Arc<Wake>), Error> {
     let process = find(agent, pid)?;
     let wake = Arc::new(Wake::new().map_err(|errno| failure(ErrorCode::Internal, "eventfd", errno))?);
     process.watch(&wake);

@@ -69,6 +69,9 @@ pub enum Request {
     },
     /// The output of a detached command. Answer: [`Started`], Stdout and Stderr frames with up to 1 MiB of what it wrote
     /// before, then with what it writes, then [`Exit`]. A host that reads too slowly loses the oldest; `truncated` tells.
+    ///
+    /// Stdin and Resize frames go to the command's terminal, where it has one. StdinEnd leaves: once what was sent before it
+    /// is written, and the output up to then has been answered, the answer is Done.
     Attach {
         /// From [`Started`].
         pid: u32,
@@ -128,7 +131,7 @@ pub struct Exec {
     /// After how many milliseconds the command is ended: SIGTERM to every process, two seconds, SIGKILL. None or 0: never.
     #[serde(default)]
     pub timeout_ms: Option<u64>,
-    /// To give it a terminal of this size; everything is then Stdout. Not for a detached one.
+    /// To give it a terminal of this size; everything is then Stdout.
     #[serde(default)]
     pub tty: Option<WindowSize>,
     /// Whether Stdin frames will come; else the standard input is /dev/null. A terminal always takes them.
@@ -252,6 +255,12 @@ pub struct Process {
     /// Whether it runs in the background.
     #[serde(default)]
     pub detached: bool,
+    /// Whether it runs in the background at a terminal.
+    #[serde(default)]
+    pub terminal: bool,
+    /// How many are attached to it.
+    #[serde(default)]
+    pub attached: u32,
     /// How it ended; none while it runs.
     #[serde(default)]
     pub exit: Option<Exit>,

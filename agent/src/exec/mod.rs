@@ -5,7 +5,7 @@ mod plan;
 pub(crate) mod pump;
 pub(crate) mod ring;
 mod spawn;
-mod stdio;
+pub(crate) mod stdio;
 
 use crate::process::{New, Process, Wake};
 use crate::stream::Stream;
@@ -13,6 +13,8 @@ use crate::{Agent, failure, refusal, start_thread};
 use plan::Plan;
 use protocol::{Command, Error, ErrorCode, Exec, Started};
 use pump::Pump;
+use rustix::io::Errno;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use stdio::Stdio;
 
@@ -41,9 +43,6 @@ pub(crate) fn exec(agent: &Arc<Agent>, exec: &Exec, stream: Stream) {
 }
 
 fn start(agent: &Arc<Agent>, exec: &Exec) -> Result<(Arc<Process>, Stdio), Error> {
-    if exec.detached && exec.tty.is_some() {
-        return Err(refusal(ErrorCode::BadRequest, "a detached command has no terminal"));
-    }
     if exec.limits.cpu_millis.is_some_and(|millis| millis < 10) {
         return Err(refusal(ErrorCode::BadRequest, "limits.cpuMillis: at least 10 thousandths of a CPU"));
     }
@@ -57,8 +56,11 @@ fn start(agent: &Arc<Agent>, exec: &Exec) -> Result<(Arc<Process>, Stdio), Error
     })?;
     let result = (|| {
         let wake = Wake::new().map_err(internal("eventfd"))?;
-        let new =
-            New { command: title(&exec.command), detached: exec.detached, cgroup: cgroup.clone(), wake };
+        let terminal = stdio.terminal.as_ref().filter(|_| exec.detached).map(OwnedFd::try_clone).transpose();
+        let terminal =
+            terminal.map_err(|e| internal("terminal")(Errno::from_io_error(&e).unwrap_or(Errno::IO)))?;
+        let command = title(&exec.command);
+        let new = New { command, detached: exec.detached, terminal, cgroup: cgroup.clone(), wake };
         spawn::spawn(&agent.processes, new, &plan, &ends)
     })();
     match result {

@@ -227,6 +227,10 @@ impl Pump {
     /// SIGTERM to every process, then SIGKILL.
     fn end(&mut self) {
         if self.kill_at.is_none() && self.killed_at.is_none() {
+            if self.process.detached && self.stdio.terminal.is_some() {
+                // As when a terminal is closed: a shell ignores SIGTERM.
+                self.process.signal(Signal::HUP);
+            }
             self.process.cgroup.signal(Signal::TERM);
             self.kill_at = Some(Instant::now() + GRACE);
         }

@@ -30,6 +30,11 @@ impl Ring {
         }
     }
 
+    /// The position behind the last piece.
+    pub(crate) fn end(&self) -> u64 {
+        self.dropped + self.pieces.len() as u64
+    }
+
     /// The piece at `position`, or the first one there is; moves `position` behind it.
     pub(crate) fn next(&self, position: &mut u64) -> Option<(FrameType, Arc<[u8]>)> {
         let at = (*position).max(self.dropped);

@@ -81,7 +81,7 @@ fn terminal(size: WindowSize, uid: Option<u32>) -> Result<(Stdio, Ends), Errno> 
 }
 
 /// Sets a terminal's size; the foreground processes get SIGWINCH.
-pub(super) fn resize(terminal: &OwnedFd, size: WindowSize) -> Result<(), Errno> {
+pub(crate) fn resize(terminal: &OwnedFd, size: WindowSize) -> Result<(), Errno> {
     let size = Winsize { ws_row: size.rows, ws_col: size.cols, ws_xpixel: 0, ws_ypixel: 0 };
     rustix::termios::tcsetwinsize(terminal, size)
 }

@@ -9,17 +9,17 @@ fn background(line: &str) -> u32 {
     pid
 }
 
-fn wait(pid: u32) -> Exit {
+pub(crate) fn wait(pid: u32) -> Exit {
     Host::ask(&Request::Wait { pid }).expect()
 }
 
-fn attach(pid: u32) -> Host {
+pub(crate) fn attach(pid: u32) -> Host {
     let mut host = Host::ask(&Request::Attach { pid });
     assert_eq!(host.expect::<Started>().pid, pid);
     host
 }
 
-fn list() -> Vec<Process> {
+pub(crate) fn list() -> Vec<Process> {
     let mut host = Host::ask(&Request::List);
     let mut list = Vec::new();
     loop {

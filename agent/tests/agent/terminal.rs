@@ -1,7 +1,8 @@
 //! Commands at a terminal.
 
-use crate::host::{argv, run, shell, start};
-use protocol::{Exec, FrameType, WindowSize};
+use crate::detached::{attach, list, wait};
+use crate::host::{Host, argv, eventually, is_alive, run, shell, start};
+use protocol::{Exec, FrameType, Process, Request, WindowSize};
 
 fn at_terminal(exec: Exec) -> Exec {
     Exec { tty: Some(WindowSize { rows: 24, cols: 80 }), ..exec }
@@ -53,4 +54,100 @@ fn no_output_is_lost_at_exit() {
     let outcome = run(at_terminal(shell("head -c 200000 /dev/zero | tr '\\0' x; printf end")));
     assert_eq!(outcome.stdout.len(), 200_003);
     assert!(outcome.stdout.ends_with(b"xend"));
+}
+
+/// A command at a terminal that nobody is attached to yet.
+fn session(exec: Exec) -> u32 {
+    let (mut host, pid) = start(at_terminal(Exec { detached: true, ..exec }));
+    assert_eq!(host.next(), None);
+    pid
+}
+
+fn entry(pid: u32) -> Process {
+    list().into_iter().find(|process| process.pid == pid).unwrap()
+}
+
+/// What is answered up to the end of the output so far.
+fn leave(mut host: Host) -> Vec<u8> {
+    host.send(FrameType::StdinEnd, b"");
+    let mut output = Vec::new();
+    loop {
+        match host.next().unwrap() {
+            (FrameType::Stdout, payload) => output.extend(payload),
+            (FrameType::Done, _) => break,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(host.next(), None);
+    output
+}
+
+#[test]
+fn a_session_outlives_those_who_are_attached() {
+    let pid = session(shell("while read line; do echo \"<$line>\"; done; echo over"));
+    let mut first = attach(pid);
+    first.send(FrameType::Stdin, b"one\n");
+    first.until("<one>\r\n");
+    let mut second = attach(pid);
+    second.until("one\r\n<one>\r\n");
+    assert_eq!((entry(pid).terminal, entry(pid).attached, entry(pid).exit), (true, 2, None));
+    drop(first);
+    eventually("the first one gone", || entry(pid).attached == 1);
+    second.send(FrameType::Stdin, b"two\n");
+    second.until("<two>\r\n");
+    drop(second);
+    // Typed and left at once: it is written before the answer comes.
+    let mut third = attach(pid);
+    third.send(FrameType::Stdin, b"three\n");
+    leave(third);
+    attach(pid).until("<three>\r\n");
+    assert_eq!(leave(attach(pid)), b"one\r\n<one>\r\ntwo\r\n<two>\r\nthree\r\n<three>\r\n");
+    let mut last = attach(pid);
+    last.send(FrameType::Stdin, b"\x04");
+    let outcome = last.outcome();
+    assert!(outcome.text().ends_with("<three>\r\nover\r\n") && outcome.exit.exit_code == Some(0));
+    assert_eq!(wait(pid).exit_code, Some(0));
+    assert!(attach(pid).outcome().text().ends_with("over\r\n"));
+}
+
+#[test]
+fn resizing_a_session() {
+    let pid = session(shell("trap 'stty size; exit' WINCH; echo ready; while :; do sleep 0.05; done"));
+    let mut host = attach(pid);
+    host.until("ready");
+    host.message(&WindowSize { rows: 50, cols: 132 });
+    leave(host);
+    assert_eq!(wait(pid).exit_code, Some(0));
+    assert_eq!(attach(pid).outcome().text().trim_start_matches("ready").trim(), "50 132");
+}
+
+#[test]
+fn a_session_that_nobody_reads_goes_on_and_input_that_nobody_takes_waits() {
+    let pid = session(shell("head -c 3000000 /dev/zero | tr '\\0' x; echo; exec sleep 1000"));
+    eventually("all of it written", || leave(attach(pid)).ends_with(b"x\r\n"));
+    let kept = leave(attach(pid));
+    assert!((500_000..=1 << 20).contains(&kept.len()), "{}", kept.len());
+    // The terminal takes some 4 KiB of a line that nobody reads; whoever is attached can go all the same.
+    let mut host = attach(pid);
+    for _ in 0..8 {
+        host.send(FrameType::Stdin, &[b'y'; 8192]);
+    }
+    drop(host);
+    eventually("nobody attached", || entry(pid).attached == 0);
+    Host::ask(&Request::Kill { pid, signal: Some(9) }).done();
+    assert_eq!(wait(pid).signal, Some(9));
+}
+
+#[test]
+fn a_session_is_ended_with_all_that_runs_in_it() {
+    let pid = session(argv(&["bash", "--norc", "-i"]));
+    let mut host = attach(pid);
+    host.send(FrameType::Stdin, b"setsid sleep 1000 & echo \"[$!]\"\n");
+    let child = host.until("]\r\n");
+    let child = child.rsplit('[').next().unwrap().trim_end_matches("]\r\n").to_owned();
+    Host::ask(&Request::Kill { pid, signal: None }).done();
+    let exit = wait(pid);
+    // By SIGHUP: the shell ignores SIGTERM, for which two seconds would pass.
+    assert!(exit.signal == Some(1) && exit.duration_ms < 2000, "{exit:?}");
+    eventually("the child gone", || !is_alive(&child));
 }
