@@ -18,10 +18,10 @@ use hyper_util::rt::TokioIo;
 use protocol::{Error as AgentError, ErrorCode, Frame, FrameType, Sender, Started, encode};
 use tokio::io::{AsyncWrite, AsyncWriteExt as _, ReadHalf};
 
-use super::EXEC_PROTOCOL;
 use super::exec::{SLACK, command};
 use super::problem::Problem;
 use super::types::Exec;
+use super::{EXEC_PROTOCOL, Seat};
 use crate::daemon::{Sandbox, chain, is_input};
 use crate::sandbox::{Event, Exec as Running, ExecError, FrameReader, Input, StreamError};
 
@@ -39,7 +39,12 @@ impl<S: Send + Sync> FromRequestParts<S> for Upgrade {
     }
 }
 
-pub(super) async fn exec(sandbox: Arc<Sandbox>, upgrade: OnUpgrade, body: Exec) -> Result<Response, Problem> {
+pub(super) async fn exec(
+    sandbox: Arc<Sandbox>,
+    upgrade: OnUpgrade,
+    body: Exec,
+    seat: Seat,
+) -> Result<Response, Problem> {
     let (exec, deadline) = command(&sandbox, body, 0.0)?;
     let running = sandbox.exec(exec).await?;
     tokio::spawn(async move {
@@ -51,6 +56,7 @@ pub(super) async fn exec(sandbox: Arc<Sandbox>, upgrade: OnUpgrade, body: Exec) 
             }
             Err(error) => tracing::debug!(%error, "a connection was not upgraded"),
         }
+        drop(seat);
     });
     let headers = [
         (header::CONNECTION, HeaderValue::from_static("upgrade")),

@@ -2,8 +2,10 @@
 
 use std::fs::File;
 use std::io::{IsTerminal as _, Write as _};
+use std::net::SocketAddr;
 use std::os::fd::{FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
 
 use clap::ValueEnum;
 use rustix::net::sockopt;
@@ -13,7 +15,7 @@ use tracing_subscriber::filter::LevelFilter;
 use super::error::CliError;
 use super::{Context, wait_for};
 use crate::client::Client;
-use crate::daemon::{chain, run as serve};
+use crate::daemon::{Tcp, chain, loopback, run as serve};
 
 /// Serve the API, and keep the sandboxes. Other commands start it by themselves
 #[derive(Debug, clap::Args)]
@@ -24,6 +26,7 @@ VOIDRUN_LOG (error, warn, info, debug, trace) says how much it tells.
 Examples:
   voidrun daemon
   voidrun daemon --detach
+  voidrun daemon --listen 127.0.0.1:7070 --key-file ~/.config/voidrun/key
   voidrun daemon --log-format json 2>> daemon.log"
 )]
 pub(crate) struct Args {
@@ -31,8 +34,14 @@ pub(crate) struct Args {
     #[arg(long, value_enum, default_value_t)]
     log_format: LogFormat,
     /// Start one in the background unless there is one, and return when it can be asked
-    #[arg(long)]
+    #[arg(long, conflicts_with = "listen")]
     detach: bool,
+    /// Serve it on TCP as well, to those who have the key; port 0 is any that is free, which the log tells
+    #[arg(long, value_name = "127.0.0.1:PORT", value_parser = loopback, requires = "key_file")]
+    listen: Option<SocketAddr>,
+    /// The file with the key for it, which nobody else may be able to read
+    #[arg(long, value_name = "FILE", requires = "listen")]
+    key_file: Option<PathBuf>,
     /// It was started by a command: it leaves when it has nothing to do
     #[arg(long, hide = true)]
     auto: bool,
@@ -52,6 +61,7 @@ pub(super) fn run(args: &Args, context: Context) -> Result<(), CliError> {
     if args.detach {
         return wait_for("", async { Ok(Client::connect(&context.config).await.map(drop)?) });
     }
+    let tcp = args.listen.zip(args.key_file.clone()).map(|(address, key_file)| Tcp { address, key_file });
     // SAFETY: whoever names a descriptor hands it over, before anything else is open.
     let given = given()?;
     let mut ready = args.ready_fd.map(|number| File::from(unsafe { OwnedFd::from_raw_fd(number) }));
@@ -67,7 +77,7 @@ pub(super) fn run(args: &Args, context: Context) -> Result<(), CliError> {
 
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(CliError::Runtime)?;
-    let result = runtime.block_on(serve(context.config, args.auto, given, &mut ready));
+    let result = runtime.block_on(serve(context.config, args.auto, given, tcp, &mut ready));
     runtime.shutdown_background();
     if let (Err(error), Some(mut ready)) = (&result, ready) {
         // Nothing is to be done when nobody waits for it any more.

@@ -17,6 +17,7 @@ mod serve;
 mod state;
 mod table;
 mod watch;
+mod tcp;
 
 use std::fs::File;
 use std::path::Path;
@@ -34,6 +35,7 @@ pub(crate) use sandbox::{Sandbox, View, is_input};
 pub(crate) use serve::{ServeError, run};
 pub(crate) use state::State;
 pub(crate) use table::Page;
+pub(crate) use tcp::{Key, Tcp, loopback};
 
 use crate::config::Config;
 use crate::sandbox::{AdoptError, Directory, Fate, Found, Sandboxes, adopt};
