@@ -20,7 +20,11 @@ pub(super) async fn run(Target(sandbox): Target, Body(body): Body<Run>) -> Answe
 }
 
 pub(super) async fn list(Target(sandbox): Target) -> Answer {
-    let processes: Vec<Process> = sandbox.processes().await?.into_iter().map(Process::from).collect();
+    let processes: Vec<Process> = {
+        let processes = sandbox.processes().await?.into_iter();
+        // Those have a list of their own.
+        processes.filter(|process| !process.terminal).map(Process::from).collect()
+    };
     Ok(Json(json!({ "success": true, "processes": processes, "data": processes })))
 }
 

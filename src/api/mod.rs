@@ -12,10 +12,14 @@ mod problem;
 mod sandboxes;
 mod session;
 mod stream;
+mod terminal;
+mod terminal_exec;
 mod text;
 mod transfer;
+mod typed;
 pub(crate) mod types;
 mod watch;
+mod websocket;
 
 use std::any::Any;
 use std::sync::Arc;
@@ -92,6 +96,14 @@ fn tree() -> Router<Arc<Daemon>> {
         .route("/sandboxes/{id}/commands/kill", post(commands::kill))
         .route("/sandboxes/{id}/commands/attach", post(stream::attach))
         .merge(files::routes())
+        .route("/sandboxes/{id}/pty", get(terminal::ephemeral))
+        .route("/sandboxes/{id}/pty/sessions", get(terminal::list).post(terminal::create))
+        .route("/sandboxes/{id}/pty/sessions/{session}", get(terminal::connect).delete(terminal::delete))
+        .route("/sandboxes/{id}/pty/sessions/{session}/resize", post(terminal::resize))
+        .route("/sandboxes/{id}/pty/sessions/{session}/buffer", get(terminal::buffer))
+        .route("/sandboxes/{id}/pty/sessions/{session}/execute", post(terminal::execute))
+        .route("/sandboxes/{id}/session-exec", post(terminal_exec::exec))
+        .route("/sandboxes/{id}/session-exec-stream", post(terminal_exec::stream))
 }
 
 fn system() -> Router<Arc<Daemon>> {

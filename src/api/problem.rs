@@ -75,10 +75,14 @@ fn classify(error: &DaemonError) -> (StatusCode, &'static str) {
     match error {
         DaemonError::NotFound(_) => (StatusCode::NOT_FOUND, "notFound"),
         DaemonError::NoWatch(_) => (StatusCode::NOT_FOUND, "noSuchWatch"),
+        DaemonError::NoTerminal { .. } => (StatusCode::NOT_FOUND, "noTerminal"),
         DaemonError::Ambiguous { .. } => (StatusCode::CONFLICT, "ambiguous"),
         DaemonError::NameTaken { .. } => (StatusCode::CONFLICT, "nameTaken"),
         DaemonError::State { .. } => (StatusCode::CONFLICT, "wrongState"),
-        DaemonError::TooMany(_) | DaemonError::TooManyWatches(_) | DaemonError::TooMuchMemory { .. } => {
+        DaemonError::TooMany(_)
+        | DaemonError::TooManyWatches(_)
+        | DaemonError::TooManyTerminals(_)
+        | DaemonError::TooMuchMemory { .. } => {
             (StatusCode::TOO_MANY_REQUESTS, "limit")
         }
         DaemonError::Store(StoreError::NotFound(_)) | DaemonError::ImageName(NameError::DefaultImage) => {

@@ -31,7 +31,7 @@ use crate::sandbox::{Event, Exec as Running, Output};
 const EVENTS: &str = "text/event-stream";
 const LINES: &str = "application/x-ndjson";
 /// Pieces of output on their way to a client, of at most 64 KiB each: one that reads slowly stalls its own command.
-const PIECES: usize = 2;
+pub(super) const PIECES: usize = 2;
 
 pub(super) async fn exec(
     Target(sandbox): Target,
@@ -92,11 +92,16 @@ impl Format {
         accepts(EVENTS).then(Self::events)
     }
 
+    pub(super) fn content_type(&self) -> &'static str {
+        if matches!(self, Self::Lines) { LINES } else { EVENTS }
+    }
+
     fn events() -> Self {
         Self::Events { stdout: Text::default(), stderr: Text::default() }
     }
 
-    fn output(&mut self, name: &str, bytes: &[u8]) -> Option<String> {
+    /// A piece of an output; none where no character is whole yet.
+    pub(super) fn output(&mut self, name: &str, bytes: &[u8]) -> Option<String> {
         match self {
             Self::Lines => {
                 Some(format!("{}\n", json!({ "stream": name, "data": BASE64_STANDARD.encode(bytes) })))
@@ -109,7 +114,7 @@ impl Format {
     }
 
     /// What is left of the outputs, and the end.
-    fn exit(&mut self, end: &impl Serialize) -> String {
+    pub(super) fn exit(&mut self, end: &impl Serialize) -> String {
         match self {
             Self::Lines => format!("{}\n", text(&Exit { stream: "exit", end })),
             Self::Events { stdout, stderr } => {
@@ -121,7 +126,7 @@ impl Format {
     }
 
     /// A problem document, as the whole answer would have been.
-    fn error(&self, problem: &Problem) -> String {
+    pub(super) fn error(&self, problem: &Problem) -> String {
         let mut document = problem.document();
         match self {
             Self::Lines => {
@@ -147,7 +152,7 @@ pub(super) fn answer(
     mut format: Format,
     code: Option<String>,
 ) -> Response {
-    let kind = if matches!(format, Format::Lines) { LINES } else { EVENTS };
+    let kind = format.content_type();
     let (sender, receiver) = channel(PIECES);
     tokio::spawn(async move {
         let Running { input, output, .. } = running;

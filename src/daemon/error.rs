@@ -32,6 +32,10 @@ pub(crate) enum DaemonError {
          or set limits.memory in the configuration"
     )]
     TooMuchMemory { used: u64, wanted: u64, limit: u64 },
+    #[error("there is no terminal {id} in the sandbox {sandbox}, or it has ended")]
+    NoTerminal { id: String, sandbox: String },
+    #[error("the sandbox has {0} terminals, which is the limit: end one of them")]
+    TooManyTerminals(usize),
     #[error(transparent)]
     ImageName(#[from] NameError),
     #[error(transparent)]

@@ -18,6 +18,7 @@ mod state;
 mod table;
 mod watch;
 mod tcp;
+mod terminal;
 
 use std::fs::File;
 use std::path::Path;
@@ -36,6 +37,7 @@ pub(crate) use serve::{ServeError, run};
 pub(crate) use state::State;
 pub(crate) use table::Page;
 pub(crate) use tcp::{Key, Tcp, loopback};
+pub(crate) use terminal::Terminal;
 
 use crate::config::Config;
 use crate::sandbox::{AdoptError, Directory, Fate, Found, Sandboxes, adopt};

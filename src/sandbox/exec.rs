@@ -88,7 +88,7 @@ impl Handle {
         self.started(&Request::Exec(exec)).await
     }
 
-    /// The output of a detached command, from what is kept of it on. Its input goes nowhere.
+    /// The output of a detached command, from what is kept of it on. Its input goes to its terminal, if it has one.
     pub(crate) async fn attach(&self, pid: u32) -> Result<Exec, ExecError> {
         self.started(&Request::Attach { pid }).await
     }
@@ -202,12 +202,21 @@ impl Input {
 impl Output {
     /// What comes next. Dropped before it returns, nothing is lost.
     pub(crate) async fn next(&mut self) -> Result<Event, ExecError> {
+        event(self.frames.next().await?)
+    }
+
+    /// The same of a command that is attached to; none once that was left by the end of its input.
+    pub(crate) async fn next_until_left(&mut self) -> Result<Option<Event>, ExecError> {
         let frame = self.frames.next().await?;
-        match frame.kind {
-            FrameType::Stdout => Ok(Event::Stdout(frame.payload)),
-            FrameType::Stderr => Ok(Event::Stderr(frame.payload)),
-            FrameType::Error => Err(ExecError::Refused(frame.message()?)),
-            _ => Ok(Event::Exit(frame.message()?)),
-        }
+        if frame.kind == FrameType::Done { Ok(None) } else { event(frame).map(Some) }
+    }
+}
+
+fn event(frame: Received) -> Result<Event, ExecError> {
+    match frame.kind {
+        FrameType::Stdout => Ok(Event::Stdout(frame.payload)),
+        FrameType::Stderr => Ok(Event::Stderr(frame.payload)),
+        FrameType::Error => Err(ExecError::Refused(frame.message()?)),
+        _ => Ok(Event::Exit(frame.message()?)),
     }
 }

@@ -46,10 +46,9 @@ impl Listening {
     /// Status and answer of a request with these lines in its head.
     fn ask(&self, path: &str, head: &[&str]) -> (u16, Value) {
         let mut stream = TcpStream::connect(&self.address).unwrap();
-        let head: String = head.iter().map(|line| format!("{line}\r\n")).collect();
-        stream
-            .write_all(format!("GET {path} HTTP/1.1\r\nConnection: close\r\n{head}\r\n").as_bytes())
-            .unwrap();
+        let head = head.join("\r\n");
+        let request = format!("GET {path} HTTP/1.1\r\nConnection: close\r\n{head}\r\n\r\n");
+        stream.write_all(request.as_bytes()).unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
         let (head, body) = answer.split_once("\r\n\r\n").unwrap();

@@ -12,6 +12,7 @@ mod files;
 #[path = "../support/guests.rs"]
 mod guests;
 mod life;
+mod terminal;
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
