@@ -20,6 +20,8 @@ export interface PtySessionInfo {
 export interface ConnectOptions extends CallOptions {
   /** A session of `createSession`, which goes on when the connection ends; else a new shell, which does not. */
   sessionId?: string | undefined;
+  /** The size of a new shell's terminal, 80 by 24 where it is absent; that of a session is changed by `resize`. */
+  size?: PtySize | undefined;
   /** Told what the terminal shows; awaited before the next. No character is ever cut in two. */
   onData: (data: string) => unknown;
 }
@@ -35,13 +37,14 @@ export class Pty {
     this.#path = `${sandboxPath}/pty`;
   }
 
-  /** Starts a shell in a terminal that outlives its connections, and returns the session's id. */
+  /** Starts a shell in a terminal that outlives its connections, and the daemon; returns the session's id. */
   async createSession(size: PtySize = { cols: 80, rows: 24 }, { signal }: CallOptions = {}): Promise<string> {
     type Answer = { data: { sessionId: string } };
     const answer = await this.#api.call<Answer>("POST", `${this.#path}/sessions`, { json: size, signal });
     return answer.data.sessionId;
   }
 
+  /** The sessions whose shell has not ended. */
   async listSessions({ signal }: CallOptions = {}): Promise<PtySessionInfo[]> {
     type Answer = { data: { sessions: PtySessionInfo[] | null } };
     const answer = await this.#api.call<Answer>("GET", `${this.#path}/sessions`, { signal });
@@ -53,7 +56,7 @@ export class Pty {
     await this.#api.call("DELETE", this.#session(sessionId), { signal });
   }
 
-  /** The last of what a session's terminal has shown. */
+  /** The last of what a session's terminal has shown, at most 1 MiB: what `connect` tells first. */
   async buffer(sessionId: string, { signal }: CallOptions = {}): Promise<string> {
     type Answer = { data: { output: string | null } };
     const answer = await this.#api.call<Answer>("GET", `${this.#session(sessionId)}/buffer`, { signal });
@@ -65,14 +68,15 @@ export class Pty {
   }
 
   /** Connects to a terminal. */
-  async connect({ sessionId, onData, signal }: ConnectOptions): Promise<Terminal> {
+  async connect({ sessionId, size, onData, signal }: ConnectOptions): Promise<Terminal> {
     const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
     const handle = async (data: Buffer) => {
       const text = decoder.decode(data, { stream: true });
       if (text) await onData(text);
     };
+    const options = sessionId === undefined ? { query: { ...size }, signal } : { signal };
     const path = sessionId === undefined ? this.#path : this.#session(sessionId);
-    return new Terminal(await this.#api.webSocket(path, handle, { signal }));
+    return new Terminal(await this.#api.webSocket(path, handle, options));
   }
 
   #session(id: string): string {

@@ -1,8 +1,22 @@
 import assert from "node:assert/strict";
-import { createHash } from "node:crypto";
+import { spawn } from "node:child_process";
+import { createHash, randomBytes } from "node:crypto";
+import { once } from "node:events";
+import { mkdtemp, rm, symlink, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { after, before, test } from "node:test";
+import { setTimeout } from "node:timers/promises";
 
-import { ConflictError, InvalidRequestError, NotFoundError, VoidRun, type FileEvent, type Sandbox } from "@voidrun/sdk";
+import {
+  AuthenticationError,
+  ConflictError,
+  InvalidRequestError,
+  NotFoundError,
+  VoidRun,
+  type FileEvent,
+  type Sandbox,
+} from "@voidrun/sdk";
 
 // With real sandboxes: by `npm run test:real`, where guests can run.
 
@@ -131,6 +145,94 @@ test("files are watched", async () => {
   assert.deepEqual([type, path, size], ["created", "/root/w/d/last", 3]);
   await sandbox.files.delete("/root/w");
   await watcher.closed;
+});
+
+/** What a terminal shows, and a wait until it shows something. */
+class Screen {
+  shown = "";
+  readonly onData = (data: string) => void (this.shown += data);
+
+  async shows(text: string) {
+    for (const end = Date.now() + 60_000; !this.shown.includes(text); await setTimeout(20)) {
+      assert.ok(Date.now() < end, `${text} is not in ${this.shown}`);
+    }
+  }
+}
+
+test("a terminal ends with its shell, and the shell with its connection", async () => {
+  const screen = new Screen();
+  await using terminal = await sandbox.pty.connect({ size: { cols: 100, rows: 30 }, onData: screen.onData });
+  await terminal.write("stty size; echo $GREETING $((6 * 7)) 👍\n");
+  await screen.shows("30 100\r\nhello 42 👍\r\n");
+  await terminal.write("exit\n");
+  await terminal.closed;
+
+  const other = await sandbox.pty.connect({ onData: screen.onData });
+  await other.write("exec sleep 4712\n");
+  const running = "while ! pgrep -x sleep >/dev/null; do sleep 0.1; done";
+  assert.equal((await sandbox.exec({ command: running, timeout: 60 })).data.exitCode, 0);
+  await other.close();
+  const gone = "while pgrep -f 'sleep [4]712' >/dev/null; do sleep 0.1; done";
+  assert.equal((await sandbox.exec({ command: gone, timeout: 60 })).data.exitCode, 0);
+});
+
+test("a session of a terminal goes on without its connection", async () => {
+  const sessionId = await sandbox.pty.createSession({ cols: 90, rows: 20 });
+  const first = new Screen();
+  const terminal = await sandbox.pty.connect({ sessionId, onData: first.onData });
+  await terminal.write("NAME=kept; stty size\n");
+  await first.shows("20 90\r\n");
+  const [listed] = (await sandbox.pty.listSessions()).filter(({ id }) => id === sessionId);
+  assert.deepEqual([listed?.alive, listed?.clients], [true, 1]);
+  await terminal.close();
+  await sandbox.pty.resize(sessionId, { cols: 132, rows: 43 });
+
+  const second = new Screen();
+  await using again = await sandbox.pty.connect({ sessionId, onData: second.onData });
+  await second.shows("20 90\r\n");
+  await again.write('echo "<$NAME>"; stty size\n');
+  await second.shows("<kept>\r\n43 132\r\n");
+  assert.ok((await sandbox.pty.buffer(sessionId)).includes("<kept>\r\n43 132\r\n"));
+  await sandbox.pty.deleteSession(sessionId);
+  await again.closed;
+  assert.ok(!(await sandbox.pty.listSessions()).some(({ id }) => id === sessionId));
+  await assert.rejects(sandbox.pty.connect({ sessionId, onData: second.onData }), NotFoundError);
+  await assert.rejects(sandbox.pty.createSession({ cols: 0, rows: 24 }), { name: "InvalidRequestError", detail: /cols/ });
+});
+
+test("by TCP, with the key", async () => {
+  const directory = await mkdtemp(join(tmpdir(), "voidrun-tcp-"));
+  // The same images, and sandboxes of its own.
+  for (const shared of ["blobs", "images", "refs", "store.json"]) {
+    await symlink(join(process.env["VOIDRUN_HOME"]!, shared), join(directory, shared));
+  }
+  const apiKey = randomBytes(32).toString("base64");
+  await writeFile(join(directory, "key"), apiKey, { mode: 0o600 });
+  const environment = { ...process.env, XDG_RUNTIME_DIR: directory, VOIDRUN_HOME: directory };
+  const daemon = spawn(
+    process.env["VOIDRUN_BIN"] ?? "voidrun",
+    ["daemon", "--listen", "127.0.0.1:0", "--key-file", join(directory, "key")],
+    { env: environment, stdio: ["ignore", "ignore", "pipe"] },
+  );
+  try {
+    const log = new Screen();
+    daemon.stderr.on("data", (data: Buffer) => log.onData(data.toString()));
+    await log.shows("serves");
+    const apiUrl = /http:\/\/[0-9.:]+/.exec(log.shown)![0];
+    for (const wrong of [{ apiUrl }, { apiUrl, apiKey: `${apiKey}x` }]) {
+      await assert.rejects(new VoidRun(wrong).listSandboxes(), AuthenticationError);
+    }
+    await using other = await new VoidRun({ apiUrl, apiKey }).createSandbox({ mem: 256 });
+    assert.equal((await other.exec({ command: "echo $((6 * 7))" })).data.stdout, "42\n");
+    const screen = new Screen();
+    await using terminal = await other.pty.connect({ onData: screen.onData });
+    await terminal.write("echo $((6 * 7))\n");
+    await screen.shows("42\r\n");
+  } finally {
+    daemon.kill();
+    if (daemon.exitCode === null) await once(daemon, "exit");
+    await rm(directory, { recursive: true });
+  }
 });
 
 test("paused, resumed, stopped and started, with its files", async () => {
