@@ -64,6 +64,10 @@ need_node() {
     [[ $found =~ ^v(2[0-9]|[3-9][0-9])\. ]] ||
         fail "the SDK needs Node.js 20 or newer, and $found was found. Get it from https://nodejs.org, put it into PATH and run this again."
 }
+# Debian keeps what makes an environment apart from the interpreter.
+need_python() {
+    command -v python3 >/dev/null && python3 -c 'import ensurepip, venv' 2>/dev/null || need_packages python3 python3-venv
+}
 need_image_packages() {
     need_packages mmdebstrap debian-archive-keyring umoci jq gzip
     ((EUID == 0)) || need_packages uidmap
