@@ -7,6 +7,7 @@ mod client;
 mod code;
 mod config;
 mod daemon;
+mod lock;
 mod sandbox;
 mod size;
 mod socket;
@@ -18,6 +19,11 @@ fn main() -> ExitCode {
         return machine();
     }
     cli::main()
+}
+
+/// This program's release.
+fn version() -> &'static str {
+    env!("CARGO_PKG_VERSION")
 }
 
 /// The hidden role: one machine, as [`sandbox::launch`] starts it.

@@ -81,7 +81,7 @@ fn system() -> Router<Arc<Daemon>> {
 
 async fn version(State(daemon): State<Arc<Daemon>>) -> Json<types::Version> {
     Json(types::Version {
-        version: env!("CARGO_PKG_VERSION").to_owned(),
+        version: crate::version().to_owned(),
         pid: std::process::id(),
         home: daemon.config().home.value.display().to_string(),
     })

@@ -10,19 +10,17 @@
 mod create;
 mod error;
 mod life;
+mod listen;
 mod name;
 mod sandbox;
 mod serve;
 mod state;
 mod table;
 
-use std::fs::File;
-use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rootfs_builder::store::Store;
-use rustix::fs::{FlockOperation, flock};
 use tokio_util::task::TaskTracker;
 
 pub(crate) use create::New;
@@ -34,6 +32,7 @@ pub(crate) use state::State;
 pub(crate) use table::Page;
 
 use crate::config::Config;
+use crate::lock::{self, Lock};
 use crate::sandbox::{AdoptError, Directory, Fate, Found, Sandboxes, adopt};
 use state::Status;
 use table::Table;
@@ -50,7 +49,7 @@ pub(crate) struct Daemon {
     table: Mutex<Table>,
     /// What nobody waits for until the daemon ends.
     work: TaskTracker,
-    _lock: File,
+    lock: Lock,
 }
 
 /// A daemon that cannot start.
@@ -67,7 +66,14 @@ pub(crate) enum OpenError {
 impl Daemon {
     /// Takes the store, and finds the sandboxes that are in it. Blocks; inside of a runtime.
     pub(crate) fn open(config: Config, store: Store) -> Result<Arc<Self>, OpenError> {
-        let lock = lock(&store.root().join("daemon.lock"), store.root())?;
+        let root = store.root();
+        let lock = match Lock::take(root) {
+            Ok(Some(lock)) => lock,
+            Ok(None) => return Err(OpenError::Taken(root.display().to_string())),
+            Err(source) => {
+                return Err(OpenError::Lock { path: lock::path(root).display().to_string(), source });
+            }
+        };
         let sandboxes = Sandboxes::new(store.root());
         let daemon = Arc::new(Self {
             config,
@@ -75,7 +81,7 @@ impl Daemon {
             sandboxes,
             table: Mutex::default(),
             work: TaskTracker::new(),
-            _lock: lock,
+            lock,
         });
         for directory in daemon.sandboxes.list()? {
             daemon.find_again(directory);
@@ -157,17 +163,6 @@ fn found(found: Result<Found, AdoptError>) -> Status {
         // Whether it was to end is not known any more; how it did is.
         Ok(Found::Ended(ending)) => Status::ended(&ending, false),
         Err(error) => Status::failed(chain(&error)),
-    }
-}
-
-fn lock(path: &Path, store: &Path) -> Result<File, OpenError> {
-    let failed = |source| OpenError::Lock { path: path.display().to_string(), source };
-    let mut options = File::options();
-    let file = options.create(true).append(true).open(path).map_err(failed)?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(OpenError::Taken(store.display().to_string())),
-        Err(e) => Err(failed(e.into())),
     }
 }
 

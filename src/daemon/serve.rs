@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io::Write as _;
-use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixListener as StdUnixListener;
 use std::pin::pin;
 use std::sync::Arc;
@@ -12,17 +11,18 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use rootfs_builder::store::{Store, StoreError};
 use sd_notify::NotifyState;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixStream;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::{Daemon, OpenError};
+use super::listen::Socket;
+use super::{Daemon, OpenError, chain};
 use crate::api;
 use crate::config::Config;
-use crate::socket::{Place, PlaceError};
+use crate::socket::PlaceError;
 
 /// So many connections at once; more wait in the socket's queue.
 const MAX_CONNECTIONS: usize = 1024;
@@ -32,6 +32,8 @@ const HEAD: Duration = Duration::from_secs(30);
 const GRACE: Duration = Duration::from_secs(5);
 /// A daemon that was started by a command leaves when it has been idle for so long.
 const IDLE: Duration = Duration::from_mins(5);
+/// So often the daemon looks whether it is idle, and whether its socket is still there.
+const LOOK: Duration = Duration::from_secs(1);
 /// Descriptors are short, or memory is.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -59,65 +61,34 @@ pub(crate) async fn run(
     given: Option<StdUnixListener>,
     ready: &mut Option<File>,
 ) -> Result<(), ServeError> {
-    let place = Place::of(&config)?;
     let store = Store::open(&config.home.value)?;
     // The lock comes first: whoever has it may replace the socket that a killed daemon has left.
     let daemon = {
         let open = tokio::task::spawn_blocking(move || Daemon::open(config, store));
         open.await.map_err(|e| ServeError::Runtime(e.into()))??
     };
-    let ours = given.is_none();
-    let listener = match given {
-        Some(given) => take(given).map_err(ServeError::Runtime)?,
-        None => listen(&place)?,
-    };
-    tracing::info!(
-        socket = if ours { place.path().display().to_string() } else { "systemd's".into() },
-        "serves"
-    );
+    let socket = Socket::open(&daemon.config, given, &daemon.lock).await?;
+    tracing::info!(socket = socket.path(), "serves");
     // Nothing is to be done where there is no systemd, or nobody waits any more.
     let _ = sd_notify::notify(&[NotifyState::Ready]);
     if let Some(mut ready) = ready.take() {
         let _ = ready.write_all(b"ready\n");
     }
-    let result = serve(&daemon, listener, auto).await;
-    // First the name, then the lock: the next daemon is not disturbed.
-    if ours {
-        let _ = std::fs::remove_file(place.address());
-    }
+    let result = serve(&daemon, socket, auto).await;
     daemon.finish().await;
     tracing::info!("ends");
     result
 }
 
-/// A socket that somebody else has opened, and closes.
-fn take(given: StdUnixListener) -> std::io::Result<UnixListener> {
-    given.set_nonblocking(true)?;
-    UnixListener::from_std(given)
-}
-
-fn listen(place: &Place) -> Result<UnixListener, ServeError> {
-    let failed = |action| {
-        move |source| ServeError::Socket { action, path: place.path().display().to_string(), source }
-    };
-    match std::fs::remove_file(place.address()) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(failed("replace")(e)),
-        _ => {}
-    }
-    let listener = UnixListener::bind(place.address()).map_err(failed("listen at"))?;
-    // The directory keeps others out already.
-    std::fs::set_permissions(place.address(), std::fs::Permissions::from_mode(0o600))
-        .map_err(failed("protect"))?;
-    Ok(listener)
-}
-
-async fn serve(daemon: &Arc<Daemon>, listener: UnixListener, auto: bool) -> Result<(), ServeError> {
+async fn serve(daemon: &Arc<Daemon>, mut socket: Socket, auto: bool) -> Result<(), ServeError> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Runtime)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Runtime)?;
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let (connections, ending) = (TaskTracker::new(), CancellationToken::new());
     let service = api::router(Arc::clone(daemon));
     let mut idle_since = Instant::now();
+    let mut look = tokio::time::interval(LOOK);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let busy = !connections.is_empty() || !daemon.is_idle();
         if busy {
@@ -126,16 +97,19 @@ async fn serve(daemon: &Arc<Daemon>, listener: UnixListener, auto: bool) -> Resu
         let accepted = async {
             // The semaphore is never closed.
             let place = Arc::clone(&places).acquire_owned().await;
-            (place, listener.accept().await)
+            (place, socket.listener.accept().await)
         };
         let (place, accepted) = tokio::select! {
             accepted = accepted => accepted,
             _ = interrupt.recv() => break,
             _ = terminate.recv() => break,
-            () = tokio::time::sleep(IDLE / 10), if auto => {
-                if !busy && idle_since.elapsed() >= IDLE {
+            _ = look.tick() => {
+                if auto && !busy && idle_since.elapsed() >= IDLE {
                     tracing::info!("nothing to do");
                     break;
+                }
+                if !socket.is_there() {
+                    listen_again(daemon, &mut socket).await;
                 }
                 continue;
             }
@@ -156,13 +130,32 @@ async fn serve(daemon: &Arc<Daemon>, listener: UnixListener, auto: bool) -> Resu
             }
         }
     }
-    drop(listener);
+    // First the name, then the lock: the next daemon is not disturbed.
+    let _ = daemon.lock.clear();
+    socket.close();
     ending.cancel();
     connections.close();
     if tokio::time::timeout(GRACE, connections.wait()).await.is_err() {
         tracing::info!("the commands that still run are ended");
     }
     Ok(())
+}
+
+/// The connections there are go on. What fails is tried again at the next look.
+async fn listen_again(daemon: &Daemon, socket: &mut Socket) {
+    match Socket::open(&daemon.config, None, &daemon.lock).await {
+        Ok(new) => {
+            tracing::warn!(
+                before = socket.path(),
+                socket = new.path(),
+                "the socket was taken away: serves anew"
+            );
+            *socket = new;
+        }
+        Err(error) => {
+            tracing::warn!(socket = socket.path(), error = %chain(&error), "the socket was taken away")
+        }
+    }
 }
 
 /// Serves one client: until it goes, or until the answer to what it has asked when the daemon is `ending`.

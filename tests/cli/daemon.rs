@@ -5,6 +5,7 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process, pidfd_open, pidfd_send_signal};
 use serde_json::{Value, json};
@@ -165,14 +166,75 @@ fn what_listens_and_does_not_answer() {
     site.run(&["ps"]).ok();
     let socket = site.socket();
     site.end(Signal::TERM);
+    // Each connection ends at once: there is no daemon, and none takes the place of whoever that is.
     let listener = UnixListener::bind(&socket).unwrap();
-    let command = site.command(&["ps"]).spawn().unwrap();
-    // Each connection ends at once.
-    for _ in 0..2 {
-        drop(listener.accept().unwrap());
-    }
-    Ran::from(command.wait_with_output().unwrap()).fails(1, &["connection to the daemon"]);
+    let accepting = listener.try_clone().unwrap();
+    std::thread::spawn(move || accepting.incoming().for_each(drop));
+    let words = ["cannot listen at", "another process listens there", &socket.display().to_string()];
+    site.run(&["ps"]).fails(1, &words);
+    site.run(&["daemon"]).fails(1, &words);
+    assert!(UnixStream::connect(&socket).is_ok());
     std::fs::remove_file(&socket).unwrap();
+    site.run(&["ps"]).ok();
+}
+
+/// In cron, or with another session's environment.
+#[test]
+fn a_daemon_is_found_by_its_store() {
+    let site = Site::new();
+    site.run(&["ps"]).ok();
+    let pid = site.daemon();
+    for (name, value) in
+        [("XDG_RUNTIME_DIR", ""), ("XDG_RUNTIME_DIR", "/nonexistent"), ("HOME", "/nonexistent")]
+    {
+        Ran::from(site.command(&["ps"]).env(name, value).output().unwrap()).ok();
+    }
+    let store = site.voidrun.store().display().to_string();
+    site.run(&["--home", &format!("{store}/../store/"), "ps"]).ok();
+    assert_eq!(site.daemon(), pid);
+    site.run(&["daemon"]).fails(1, &["another daemon has the store"]);
+
+    // Two data directories are two stores, of which neither is the default one's.
+    for (data, daemons) in [("a", 2), ("b", 3), ("a", 3), (".local/share", 4)] {
+        let mut command = site.command(&["ps"]);
+        command.env_remove("VOIDRUN_HOME").env("XDG_DATA_HOME", site.voidrun.path(data));
+        Ran::from(command.output().unwrap()).ok();
+        assert_eq!(site.sockets().len(), daemons, "{data}: {:?}", site.sockets());
+        let default = site.sockets().iter().any(|socket| socket.ends_with("voidrun.sock"));
+        assert_eq!(default, data == ".local/share");
+    }
+}
+
+/// The session's directory goes at the last logout, with the socket in it.
+#[test]
+fn a_socket_that_was_taken_away() {
+    let site = Site::new();
+    site.run(&["ps"]).ok();
+    let (pid, socket) = (site.daemon(), site.socket());
+    std::fs::remove_file(&socket).unwrap();
+    site.run(&["ps"]).ok();
+    assert_eq!(site.daemon(), pid);
+    std::fs::remove_dir_all(site.voidrun.path("runtime/voidrun")).unwrap();
+    site.run(&["ps"]).ok();
+    assert_eq!(site.daemon(), pid);
+
+    // Somebody else's in its place is left alone while anybody listens there.
+    std::fs::remove_file(&socket).unwrap();
+    let listener = UnixListener::bind(&socket).unwrap();
+    let log = || std::fs::read_to_string(site.voidrun.path(".local/state/voidrun/daemon.log")).unwrap();
+    let end = Instant::now() + Duration::from_secs(30);
+    while !log().contains("another process listens there") {
+        assert!(Instant::now() < end, "{}", log());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    drop(listener);
+    // It is its own again.
+    while UnixStream::connect(&socket).is_err() {
+        assert!(Instant::now() < end, "{}", log());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(site.daemon(), pid);
+    assert_eq!(socket.metadata().unwrap().permissions().mode() & 0o777, 0o600);
 }
 
 #[test]
