@@ -4,6 +4,7 @@
 
 mod code;
 mod commands;
+mod drain;
 mod exec;
 mod input;
 mod problem;
@@ -20,7 +21,7 @@ use std::time::Instant;
 
 use axum::extract::{Request, State};
 use axum::http::{HeaderValue, StatusCode};
-use axum::middleware::{Next, from_fn};
+use axum::middleware::{Next, from_fn, map_request};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
@@ -42,7 +43,8 @@ pub(crate) fn router(daemon: Arc<Daemon>) -> Router {
         .layer(SetRequestIdLayer::x_request_id(RequestIds::default()))
         .layer(PropagateRequestIdLayer::x_request_id())
         .layer(from_fn(log))
-        .layer(CatchPanicLayer::custom(panicked));
+        .layer(CatchPanicLayer::custom(panicked))
+        .layer(map_request(drain::body));
     Router::new()
         .merge(system())
         .nest("/v1", tree().layer(Extension(Wire::Strict)))

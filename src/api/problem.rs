@@ -92,14 +92,18 @@ fn classify(error: &DaemonError) -> (StatusCode, &'static str) {
             }
             _ => (StatusCode::INTERNAL_SERVER_ERROR, "machine"),
         },
-        DaemonError::Exec(ExecError::Refused(refused)) => of_agent(refused.code),
-        DaemonError::Exec(ExecError::TooLong(_)) => (StatusCode::UNPROCESSABLE_ENTITY, "invalid"),
-        DaemonError::Exec(_) | DaemonError::Ended(_) => (StatusCode::BAD_GATEWAY, "machine"),
-        DaemonError::Silent(_) => (StatusCode::GATEWAY_TIMEOUT, "machine"),
+        DaemonError::Exec { source: ExecError::Refused(refused), .. } => of_agent(refused.code),
+        DaemonError::Exec { source: ExecError::TooLong(_), .. } => {
+            (StatusCode::UNPROCESSABLE_ENTITY, "invalid")
+        }
+        DaemonError::Exec { .. } | DaemonError::Ended { .. } | DaemonError::Lost { .. } => {
+            (StatusCode::BAD_GATEWAY, "machine")
+        }
+        DaemonError::Silent { .. } => (StatusCode::GATEWAY_TIMEOUT, "machine"),
         DaemonError::Ending => (StatusCode::SERVICE_UNAVAILABLE, "ending"),
         DaemonError::Store(_)
         | DaemonError::Directory(_)
-        | DaemonError::Control(_)
+        | DaemonError::Control { .. }
         | DaemonError::Host { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "failed"),
     }
 }

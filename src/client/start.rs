@@ -4,6 +4,7 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -132,6 +133,10 @@ fn start(config: &Config, log: &Path) -> io::Result<String> {
         command.arg("--home").arg(std::path::absolute(&config.home.value)?);
     }
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(open_log(log)?);
+    // What the caller of this command has left open is not for a daemon: whoever reads from a pipe would wait for its end for
+    // ever.
+    // SAFETY: a system call alone, which touches no memory; what the child needs gets its number afterwards.
+    unsafe { command.pre_exec(close_all_at_exec) };
     let mapping = FdMapping { parent_fd: its_ready, child_fd: READY_FD };
     command.fd_mappings(vec![mapping]).map_err(io::Error::other)?;
     // It is nobody's child for long: this process ends before it does.
@@ -141,6 +146,15 @@ fn start(config: &Config, log: &Path) -> io::Result<String> {
     read_all(ready, &mut reason)?;
     drop(child);
     Ok(reason)
+}
+
+/// All but standard input, output and error.
+fn close_all_at_exec() -> io::Result<()> {
+    // SAFETY: the kernel touches no memory here, and closes nothing yet.
+    match unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 fn read_all(pipe: OwnedFd, text: &mut String) -> io::Result<()> {

@@ -166,9 +166,10 @@ impl Daemon {
         // Only now that the record is written does the store's collection leave the image alone.
         let rootfs = blocking(move || Ok(store.rootfs(&derivation)?)).await?;
         let launch = Launch { record: &record, rootfs: &rootfs, kernel, cmdline: "" };
-        let handle = boot(&sandbox.directory, lock, launch, &mut |_| {})
-            .await
-            .map_err(|source| DaemonError::Launch { image: record.image_name.clone(), source })?;
+        let handle = boot(&sandbox.directory, lock, launch, &mut |_| {}).await.map_err(|source| {
+            let (name, image) = (record.name.clone(), record.image_name.clone());
+            DaemonError::Launch { name, image, source }
+        })?;
         let handle = Arc::new(handle);
         *sandbox.status() = Status::up(Arc::clone(&handle), false);
         tracing::info!(sandbox = sandbox.id(), name = record.name, image = record.image_name, "runs");

@@ -7,16 +7,18 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hyper::body::Incoming;
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use rootfs_builder::store::{Store, StoreError};
 use sd_notify::NotifyState;
 use tokio::net::UnixStream;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tower::Service as _;
 
 use super::listen::Socket;
 use super::{Daemon, OpenError, chain};
@@ -30,6 +32,8 @@ const MAX_CONNECTIONS: usize = 1024;
 const HEAD: Duration = Duration::from_secs(30);
 /// Commands that run when the daemon is told to end get so long; their streams end then.
 const GRACE: Duration = Duration::from_secs(5);
+/// What they say last, that the daemon ends, has to be taken in this time.
+const LAST: Duration = Duration::from_secs(2);
 /// A daemon that was started by a command leaves when it has been idle for so long.
 const IDLE: Duration = Duration::from_mins(5);
 /// So often the daemon looks whether it is idle, and whether its socket is still there.
@@ -63,10 +67,7 @@ pub(crate) async fn run(
 ) -> Result<(), ServeError> {
     let store = Store::open(&config.home.value)?;
     // The lock comes first: whoever has it may replace the socket that a killed daemon has left.
-    let daemon = {
-        let open = tokio::task::spawn_blocking(move || Daemon::open(config, store));
-        open.await.map_err(|e| ServeError::Runtime(e.into()))??
-    };
+    let daemon = Daemon::open(config, store).await?;
     let socket = Socket::open(&daemon.config, given, &daemon.lock).await?;
     tracing::info!(socket = socket.path(), "serves");
     // Nothing is to be done where there is no systemd, or nobody waits any more.
@@ -84,7 +85,8 @@ async fn serve(daemon: &Arc<Daemon>, mut socket: Socket, auto: bool) -> Result<(
     let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Runtime)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Runtime)?;
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let (connections, ending) = (TaskTracker::new(), CancellationToken::new());
+    let connections = TaskTracker::new();
+    let (ending, ended) = (CancellationToken::new(), CancellationToken::new());
     let service = api::router(Arc::clone(daemon));
     let mut idle_since = Instant::now();
     let mut look = tokio::time::interval(LOOK);
@@ -117,11 +119,12 @@ async fn serve(daemon: &Arc<Daemon>, mut socket: Socket, auto: bool) -> Result<(
         match accepted {
             Ok((stream, _)) => {
                 let (service, ending) = (service.clone(), ending.clone());
+                let (place, tracker, ended) = (place.ok().map(Arc::new), connections.clone(), ended.clone());
+                let own = Connection { _place: place, tracker, ended };
                 connections.spawn(async move {
-                    if let Err(error) = connection(stream, service, &ending).await {
+                    if let Err(error) = connection(stream, service, &ending, own).await {
                         tracing::debug!(%error, "a connection has broken off");
                     }
-                    drop(place);
                 });
             }
             Err(error) => {
@@ -137,8 +140,35 @@ async fn serve(daemon: &Arc<Daemon>, mut socket: Socket, auto: bool) -> Result<(
     connections.close();
     if tokio::time::timeout(GRACE, connections.wait()).await.is_err() {
         tracing::info!("the commands that still run are ended");
+        ended.cancel();
+        let _ = tokio::time::timeout(LAST, connections.wait()).await;
     }
     Ok(())
+}
+
+/// The connection of a request, in the request's extensions: it counts, and is awaited at the daemon's end, for as long as
+/// this is kept. For what goes on after the answer, on an upgraded connection.
+#[derive(Clone, Debug)]
+pub(crate) struct Connection {
+    _place: Option<Arc<OwnedSemaphorePermit>>,
+    tracker: TaskTracker,
+    ended: CancellationToken,
+}
+
+impl Connection {
+    /// Goes on with it in the background. It has to end soon after [`Self::ended`].
+    pub(crate) fn spawn(self, work: impl Future<Output = ()> + Send + 'static) {
+        let tracker = self.tracker.clone();
+        tracker.spawn(async move {
+            work.await;
+            drop(self);
+        });
+    }
+
+    /// Cancelled when the daemon waits no longer for what goes on.
+    pub(crate) fn ended(&self) -> CancellationToken {
+        self.ended.clone()
+    }
 }
 
 /// The connections there are go on. What fails is tried again at the next look.
@@ -163,16 +193,25 @@ async fn connection(
     stream: UnixStream,
     service: axum::Router,
     ending: &CancellationToken,
+    own: Connection,
 ) -> Result<(), hyper::Error> {
+    let ended = own.ended();
+    let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+        request.extensions_mut().insert(own.clone());
+        service.clone().call(request)
+    });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service))
+        .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
     let mut connection = pin!(connection);
     tokio::select! {
         served = &mut connection => return served,
         () = ending.cancelled() => connection.as_mut().graceful_shutdown(),
     }
-    connection.await
+    tokio::select! {
+        served = connection => served,
+        () = ended.cancelled() => Ok(()),
+    }
 }

@@ -117,6 +117,24 @@ fn several_commands_at_once_start_one_daemon() {
     assert_eq!(site.daemon(), pid);
 }
 
+/// Whoever reads what a command has written, by whatever descriptor, reads to its end.
+#[test]
+fn a_daemon_inherits_nothing() {
+    let site = Site::new();
+    let mut command = Command::new("sh");
+    command.args(["-c", "exec \"$0\" ps 9>&1 >/dev/null", env!("CARGO_BIN_EXE_voidrun")]);
+    let ours = site.command(&[]);
+    command.env_clear().envs(ours.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let mut child = command.stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let mut pipe = child.stdout.take().unwrap();
+    let (sender, ended) = std::sync::mpsc::channel();
+    std::thread::spawn(move || sender.send(pipe.read_to_end(&mut Vec::new()).unwrap()));
+    assert!(child.wait().unwrap().success());
+    assert_eq!(ended.recv_timeout(Duration::from_secs(30)), Ok(0));
+    // It was the daemon that could have held it open.
+    site.daemon();
+}
+
 #[test]
 fn a_second_daemon_refuses() {
     let site = Site::new();
@@ -273,6 +291,21 @@ fn what_the_api_refuses() {
     assert_eq!(site.voidrun.files("sandboxes"), Vec::<String>::new());
 }
 
+/// A client that sends before it reads finds the answer and not a broken connection.
+#[test]
+fn a_long_body_of_a_request_that_is_refused() {
+    let site = Site::new();
+    site.run(&["ps"]).ok();
+    for (path, status) in [("/v1/nothing", 404), ("/v1/sandboxes/absent/exec", 404), ("/v1/sandboxes", 413)] {
+        let (found, answer) = site.ask("POST", path, &" ".repeat(16 << 20));
+        assert_eq!(found, status, "{answer}");
+    }
+    // One that never ends is not read for ever.
+    let mut stream = UnixStream::connect(site.socket()).unwrap();
+    stream.write_all(b"POST /v1/nothing HTTP/1.1\r\nHost: x\r\nContent-Length: 999999999\r\n\r\n").unwrap();
+    assert!((0..999).any(|_| stream.write_all(&[b' '; 1 << 20]).is_err()));
+}
+
 /// Whatever the reason here, no KVM or none that can be used, or one that works and a kernel that is none.
 #[test]
 fn a_sandbox_that_cannot_start_leaves_nothing() {
@@ -281,7 +314,7 @@ fn a_sandbox_that_cannot_start_leaves_nothing() {
     site.run(&["images", "pull", &source]).ok();
     let kernel = site.voidrun.file("kernel", b"this is no kernel");
     site.voidrun.configure(&format!("kernel = '{kernel}'\n"));
-    site.run(&["create", "--name", "x", "tool"]).fails(1, &["cannot start a sandbox from"]);
+    site.run(&["create", "--name", "x", "tool"]).fails(1, &["cannot start the sandbox x from tool"]);
     assert_eq!(site.run(&["ps", "--all", "--json"]).json(), json!([]));
     assert_eq!(site.voidrun.files("sandboxes"), Vec::<String>::new());
     site.run(&["exec", "x", "true"]).fails(125, &["there is no sandbox x"]);

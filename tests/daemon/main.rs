@@ -6,10 +6,12 @@
 
 mod code;
 mod crash;
+mod ending;
 mod exec;
 #[path = "../support/guests.rs"]
 mod guests;
 mod life;
+mod lost;
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
