@@ -29,6 +29,9 @@ pub(crate) struct Notice {
     pub(crate) pid: u32,
     /// Where it listens.
     pub(crate) socket: PathBuf,
+    /// Whether it comes again by itself: a command has started it, or systemd. One that a user has started is the user's to end.
+    #[serde(default)]
+    pub(crate) replaceable: bool,
 }
 
 /// Who has a store.
@@ -119,7 +122,12 @@ mod tests {
         let lock = Lock::take(store.path()).unwrap().unwrap();
         assert_eq!(owner(), Owner::Silent);
         assert!(Lock::take(store.path()).unwrap().is_none());
-        let notice = |socket: &str| Notice { version: "1.2.3".into(), pid: 7, socket: socket.into() };
+        let notice = |socket: &str| Notice {
+            version: "1.2.3".into(),
+            pid: 7,
+            socket: socket.into(),
+            replaceable: true,
+        };
         lock.publish(&notice("/run/a/long/path/voidrun.sock")).unwrap();
         lock.publish(&notice("/x.sock")).unwrap();
         assert_eq!(owner(), Owner::Daemon(notice("/x.sock")));

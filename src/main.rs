@@ -21,9 +21,13 @@ fn main() -> ExitCode {
     cli::main()
 }
 
-/// This program's release.
+/// This program's release. It stands in the binary once and behind words that nothing else there has, so that a test can make
+/// the program of another release.
 fn version() -> &'static str {
-    env!("CARGO_PKG_VERSION")
+    const WORDS: &str = "this is voidrun ";
+    static RELEASE: &str = concat!("this is voidrun ", env!("CARGO_PKG_VERSION"));
+    let release: &'static str = std::hint::black_box(RELEASE);
+    &release[WORDS.len()..]
 }
 
 /// The hidden role: one machine, as [`sandbox::launch`] starts it.

@@ -44,7 +44,7 @@ const GLOBAL: &str = "Global options";
 
 /// Runs untrusted code in a real virtual machine on your own Linux machine, as easily as calling a function.
 #[derive(Debug, Parser)]
-#[command(version, propagate_version = true, arg_required_else_help = true)]
+#[command(version = crate::version(), propagate_version = true, arg_required_else_help = true)]
 struct Cli {
     /// Print JSON for programs: results on standard output, an error as one object on standard error.
     #[arg(long, global = true, help_heading = GLOBAL)]

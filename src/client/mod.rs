@@ -1,6 +1,7 @@
 //! The daemon as the command line sees it: one connection, requests one after the other, and a daemon that is started where
 //! there is none.
 
+mod release;
 mod session;
 mod start;
 

@@ -16,7 +16,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use serde_json::Value;
 use tokio::net::UnixStream;
 
-use super::{Client, ClientError};
+use super::{Client, ClientError, release};
 use crate::config::{Config, Origin};
 use crate::lock::Owner;
 use crate::socket::{Place, PlaceError};
@@ -24,14 +24,16 @@ use crate::socket::{Place, PlaceError};
 /// The daemon's end of the pipe by which it tells that it is ready, in the daemon.
 const READY_FD: i32 = 3;
 /// A daemon that somebody else has started is waited for so long.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_mins(1);
 const PAUSE: Duration = Duration::from_millis(20);
 /// A longer log is put aside when a daemon is started, in bytes.
 const MAX_LOG: u64 = 10 << 20;
 
 /// The place of the daemon, when it can be asked.
 pub(super) async fn ensure(config: &Config) -> Result<Place, ClientError> {
-    if let Some(place) = find(config).await? {
+    if let Some(place) = find(config).await?
+        && !release::replace(config).await?
+    {
         return Ok(place);
     }
     let own = Place::of(config)?;
@@ -79,7 +81,7 @@ async fn find(config: &Config) -> Result<Option<Place>, ClientError> {
     }
 }
 
-fn owner(config: &Config) -> Result<Owner, ClientError> {
+pub(super) fn owner(config: &Config) -> Result<Owner, ClientError> {
     Owner::of(&config.home.value)
         .map_err(|source| ClientError::Host { action: "look at the lock daemon.lock of the store", source })
 }
@@ -110,7 +112,7 @@ async fn wakes(place: Place) -> bool {
     tokio::time::timeout(PATIENCE, answer).await.is_ok_and(|answer: Result<Value, _>| answer.is_ok())
 }
 
-async fn in_background<T: Send + 'static>(
+pub(super) async fn in_background<T: Send + 'static>(
     action: &'static str,
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> Result<T, ClientError> {

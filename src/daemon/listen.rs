@@ -35,14 +35,16 @@ impl Socket {
     pub(super) async fn open(
         config: &Config,
         given: Option<StdUnixListener>,
+        auto: bool,
         lock: &Lock,
     ) -> Result<Self, ServeError> {
+        let replaceable = auto || given.is_some();
         let socket = match given {
             Some(given) => Self::take(given).map_err(ServeError::Runtime)?,
             None => Self::listen(Place::of(config)?).await?,
         };
-        let notice =
-            Notice { version: version().to_owned(), pid: std::process::id(), socket: socket.path.clone() };
+        let (version, pid) = (version().to_owned(), std::process::id());
+        let notice = Notice { version, pid, socket: socket.path.clone(), replaceable };
         lock.publish(&notice).map_err(|source| ServeError::Socket {
             action: "tell clients of",
             path: socket.path(),

@@ -68,7 +68,7 @@ pub(crate) async fn run(
     let store = Store::open(&config.home.value)?;
     // The lock comes first: whoever has it may replace the socket that a killed daemon has left.
     let daemon = Daemon::open(config, store).await?;
-    let socket = Socket::open(&daemon.config, given, &daemon.lock).await?;
+    let socket = Socket::open(&daemon.config, given, auto, &daemon.lock).await?;
     tracing::info!(socket = socket.path(), "serves");
     // Nothing is to be done where there is no systemd, or nobody waits any more.
     let _ = sd_notify::notify(&[NotifyState::Ready]);
@@ -111,7 +111,7 @@ async fn serve(daemon: &Arc<Daemon>, mut socket: Socket, auto: bool) -> Result<(
                     break;
                 }
                 if !socket.is_there() {
-                    listen_again(daemon, &mut socket).await;
+                    listen_again(daemon, &mut socket, auto).await;
                 }
                 continue;
             }
@@ -172,8 +172,8 @@ impl Connection {
 }
 
 /// The connections there are go on. What fails is tried again at the next look.
-async fn listen_again(daemon: &Daemon, socket: &mut Socket) {
-    match Socket::open(&daemon.config, None, &daemon.lock).await {
+async fn listen_again(daemon: &Daemon, socket: &mut Socket, auto: bool) {
+    match Socket::open(&daemon.config, None, auto, &daemon.lock).await {
         Ok(new) => {
             tracing::warn!(
                 before = socket.path(),

@@ -3,7 +3,7 @@
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -26,7 +26,12 @@ impl Site {
     }
 
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = self.voidrun.command(arguments);
+        self.command_of(Path::new(env!("CARGO_BIN_EXE_voidrun")), arguments)
+    }
+
+    /// Of another program than ours.
+    pub(crate) fn command_of(&self, program: &Path, arguments: &[&str]) -> Command {
+        let mut command = self.voidrun.command_of(program, arguments);
         command.env("XDG_RUNTIME_DIR", self.voidrun.path("runtime"));
         command
     }
@@ -50,7 +55,12 @@ impl Site {
         ask(UnixStream::connect(self.socket()).unwrap(), method, path, body)
     }
 
-    fn daemon(&self) -> Pid {
+    /// The daemon's.
+    pub(crate) fn release(&self) -> String {
+        self.ask("GET", "/version", "").1["version"].as_str().unwrap().to_owned()
+    }
+
+    pub(crate) fn daemon(&self) -> Pid {
         daemon(UnixStream::connect(self.socket()).unwrap())
     }
 

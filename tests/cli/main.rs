@@ -7,6 +7,7 @@ mod daemon;
 mod doctor;
 mod processes;
 mod registry;
+mod release;
 mod run;
 mod sources;
 mod store;
