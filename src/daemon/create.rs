@@ -27,6 +27,8 @@ pub(crate) struct New {
     pub(crate) labels: BTreeMap<String, String>,
     /// The machine ends so many ms after each start.
     pub(crate) ttl_ms: Option<u64>,
+    /// It ends when nothing is done in it for so many ms.
+    pub(crate) idle_ms: Option<u64>,
 }
 
 /// A sandbox that has its place, and no machine yet.
@@ -73,6 +75,7 @@ impl Daemon {
         record.env = new.env;
         record.labels = new.labels;
         record.ttl_ms = new.ttl_ms;
+        record.idle_ms = new.idle_ms;
 
         let (directory, lock) = self.sandboxes.create()?;
         let directory = Arc::new(directory);

@@ -69,7 +69,10 @@ impl Status {
 
     /// After the end of a machine; `stopping`: a user has asked for it.
     pub(super) fn ended(ending: &Ending, stopping: bool) -> Self {
-        let expected = matches!(ending.reason, Some(ExitReason::Shutdown | ExitReason::Ttl { .. }));
+        let expected = matches!(
+            ending.reason,
+            Some(ExitReason::Shutdown | ExitReason::Ttl { .. } | ExitReason::Idle { .. })
+        );
         let state = if stopping || expected { State::Stopped } else { State::Failed };
         let reason = if stopping { "it was stopped".to_owned() } else { ending.to_string() };
         Self { state, handle: None, reason: Some(reason), stopping: false, lost: false }
