@@ -82,7 +82,9 @@ fn classify(error: &DaemonError) -> (StatusCode, &'static str) {
         DaemonError::Store(StoreError::NotFound(_)) | DaemonError::ImageName(NameError::DefaultImage) => {
             (StatusCode::UNPROCESSABLE_ENTITY, "imageNotFound")
         }
-        DaemonError::InvalidName(_) | DaemonError::ImageName(_) => {
+        DaemonError::InvalidName(_)
+        | DaemonError::ImageName(_)
+        | DaemonError::Exec { source: ExecError::TooLong(_), .. } => {
             (StatusCode::UNPROCESSABLE_ENTITY, "invalid")
         }
         DaemonError::Kernel(_) => (StatusCode::SERVICE_UNAVAILABLE, "noKernel"),
@@ -93,9 +95,6 @@ fn classify(error: &DaemonError) -> (StatusCode, &'static str) {
             _ => (StatusCode::INTERNAL_SERVER_ERROR, "machine"),
         },
         DaemonError::Exec { source: ExecError::Refused(refused), .. } => of_agent(refused.code),
-        DaemonError::Exec { source: ExecError::TooLong(_), .. } => {
-            (StatusCode::UNPROCESSABLE_ENTITY, "invalid")
-        }
         DaemonError::Exec { .. } | DaemonError::Ended { .. } | DaemonError::Lost { .. } => {
             (StatusCode::BAD_GATEWAY, "machine")
         }

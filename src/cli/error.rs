@@ -63,6 +63,8 @@ pub(crate) enum CliError {
     Runtime(#[source] io::Error),
     #[error("cannot read {what}")]
     Input { what: String, source: io::Error },
+    #[error("cannot remove {path}")]
+    Remove { path: String, source: io::Error },
     #[error("cannot write to standard output")]
     Output(#[source] io::Error),
 }

@@ -63,6 +63,7 @@ pub(super) fn of(error: &CliError) -> &'static str {
         | CliError::Terminal(_)
         | CliError::Runtime(_)
         | CliError::Input { .. }
+        | CliError::Remove { .. }
         | CliError::Output(_) => IO,
     }
 }

@@ -18,9 +18,11 @@ mod login;
 mod logout;
 mod progress;
 mod ps;
+mod reset;
 mod rm;
 mod run;
 mod session;
+mod system;
 mod values;
 
 use std::ffi::OsString;
@@ -78,6 +80,10 @@ enum Verb {
     /// Forget what login kept
     Logout(logout::Args),
     Doctor(doctor::Args),
+    /// Show what takes room, and make room
+    #[command(subcommand)]
+    System(system::Verb),
+    Reset(reset::Args),
     /// Show every setting and where it comes from
     #[command(after_help = "Examples:
   voidrun config
@@ -170,6 +176,8 @@ fn run(cli: Cli) -> Result<u8, CliError> {
         Verb::Login(args) => login::run(args, &context),
         Verb::Logout(args) => logout::run(&args, &context),
         Verb::Doctor(args) => doctor::run(&args, &context),
+        Verb::System(verb) => system::run(&verb, &context),
+        Verb::Reset(args) => reset::run(&args, &context),
         Verb::Config => config::run(&context),
         Verb::Completions(args) => completions::run(&args),
     };

@@ -17,7 +17,9 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::net::UnixStream;
 
+pub(crate) use release::end_daemon;
 pub(crate) use session::Remote;
+pub(crate) use start::log_path;
 
 use crate::config::Config;
 use crate::socket::{Place, PlaceError};

@@ -18,12 +18,11 @@ use crate::lock::{Notice, Owner};
 use crate::version;
 
 /// The daemon awaits what goes on in it, within bounds of its own.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// Ends the daemon of the store if it is of an older release. Returns whether it has.
-pub(super) async fn replace(config: &Config) -> Result<bool, ClientError> {
-    let Owner::Daemon(notice) = owner(config)? else { return Ok(false) };
+/// Ends the daemon that has said this if it is of an older release. Returns whether it is gone, by whomever.
+pub(super) async fn replace(config: &Config, notice: Notice) -> Result<bool, ClientError> {
     match compare(&notice.version) {
         Some(Ordering::Less) if notice.replaceable => {}
         Some(Ordering::Less) => {
@@ -36,10 +35,22 @@ pub(super) async fn replace(config: &Config) -> Result<bool, ClientError> {
         }
         _ => return Ok(false),
     }
+    end_that(config, notice).await.map(|()| true)
+}
+
+/// Ends the daemon of the store, if there is one. Sandboxes run on.
+pub(crate) async fn end_daemon(config: &Config) -> Result<(), ClientError> {
+    match owner(config)? {
+        Owner::Daemon(notice) => end_that(config, notice).await,
+        _ => Ok(()),
+    }
+}
+
+async fn end_that(config: &Config, notice: Notice) -> Result<(), ClientError> {
     let (config, expected) = (config.clone(), notice.clone());
     let is_still =
         move || Owner::of(&config.home.value).map(|owner| owner == Owner::Daemon(expected.clone()));
-    in_background("end the daemon of an older release", move || end(&notice, is_still)).await
+    in_background("end the daemon", move || end(&notice, is_still)).await
 }
 
 /// The daemon's release to ours; none for what is no release.
@@ -58,17 +69,17 @@ fn tell(notice: &Notice, how: &str, what: &str) {
     );
 }
 
-/// Returns whether it was us who have ended it: several commands may come at once.
-fn end(notice: &Notice, is_still: impl Fn() -> io::Result<bool>) -> io::Result<bool> {
-    let Some(pid) = i32::try_from(notice.pid).ok().and_then(Pid::from_raw) else { return Ok(false) };
+/// Several commands may come at once.
+fn end(notice: &Notice, is_still: impl Fn() -> io::Result<bool>) -> io::Result<()> {
+    let Some(pid) = i32::try_from(notice.pid).ok().and_then(Pid::from_raw) else { return Ok(()) };
     let process = match pidfd_open(pid, PidfdFlags::empty()) {
-        Err(rustix::io::Errno::SRCH) => return Ok(true),
+        Err(rustix::io::Errno::SRCH) => return Ok(()),
         process => process?,
     };
     // Only now the number is known to be the daemon's: the lock is given back by its death.
     let line = std::fs::read(format!("/proc/{}/cmdline", notice.pid)).unwrap_or_default();
     if !is_still()? || line.split(|byte| *byte == 0).nth(1) != Some(b"daemon") {
-        return Ok(true);
+        return Ok(());
     }
     match pidfd_send_signal(&process, Signal::TERM) {
         Ok(()) | Err(rustix::io::Errno::SRCH) => {}
@@ -82,7 +93,7 @@ fn end(notice: &Notice, is_still: impl Fn() -> io::Result<bool>) -> io::Result<b
         }
         std::thread::sleep(PAUSE);
     }
-    Ok(true)
+    Ok(())
 }
 
 #[cfg(test)]

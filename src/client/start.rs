@@ -18,7 +18,7 @@ use tokio::net::UnixStream;
 
 use super::{Client, ClientError, release};
 use crate::config::{Config, Origin};
-use crate::lock::Owner;
+use crate::lock::{Notice, Owner};
 use crate::socket::{Place, PlaceError};
 
 /// The daemon's end of the pipe by which it tells that it is ready, in the daemon.
@@ -31,8 +31,8 @@ const MAX_LOG: u64 = 10 << 20;
 
 /// The place of the daemon, when it can be asked.
 pub(super) async fn ensure(config: &Config) -> Result<Place, ClientError> {
-    if let Some(place) = find(config).await?
-        && !release::replace(config).await?
+    if let Some((place, notice)) = find(config).await?
+        && !release::replace(config, notice).await?
     {
         return Ok(place);
     }
@@ -42,7 +42,7 @@ pub(super) async fn ensure(config: &Config) -> Result<Place, ClientError> {
         in_background("lock the lock beside the daemon's socket", move || lock_start(&own)).await?;
     let (end, log) = (Instant::now() + PATIENCE, log_path());
     loop {
-        if let Some(place) = find(config).await? {
+        if let Some((place, _)) = find(config).await? {
             return Ok(place);
         }
         // One that somebody has started by hand, or that is just ending, answers soon, or is soon gone.
@@ -62,9 +62,9 @@ pub(super) async fn ensure(config: &Config) -> Result<Place, ClientError> {
 }
 
 /// The daemon that has the store, if it takes connections.
-async fn find(config: &Config) -> Result<Option<Place>, ClientError> {
+async fn find(config: &Config) -> Result<Option<(Place, Notice)>, ClientError> {
     match owner(config)? {
-        Owner::Daemon(notice) => listening(&notice.socket).await,
+        Owner::Daemon(notice) => listening(notice).await,
         Owner::Silent => Ok(None),
         Owner::Nobody => {
             let place = Place::of(config)?;
@@ -74,7 +74,7 @@ async fn find(config: &Config) -> Result<Option<Place>, ClientError> {
                 return Ok(None);
             }
             match owner(config)? {
-                Owner::Daemon(notice) => listening(&notice.socket).await,
+                Owner::Daemon(notice) => listening(notice).await,
                 _ => Ok(None),
             }
         }
@@ -87,9 +87,9 @@ pub(super) fn owner(config: &Config) -> Result<Owner, ClientError> {
 }
 
 /// The place, unless nobody listens there.
-async fn listening(socket: &Path) -> Result<Option<Place>, ClientError> {
-    match Place::at(socket) {
-        Ok(place) => Ok(accepts(&place).await?.then_some(place)),
+async fn listening(notice: Notice) -> Result<Option<(Place, Notice)>, ClientError> {
+    match Place::at(&notice.socket) {
+        Ok(place) => Ok(accepts(&place).await?.then_some((place, notice))),
         // The directory went with the last session; the daemon notices that.
         Err(PlaceError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error.into()),
@@ -164,7 +164,7 @@ fn read_all(pipe: OwnedFd, text: &mut String) -> io::Result<()> {
 }
 
 /// `$XDG_STATE_HOME/voidrun/daemon.log`
-fn log_path() -> PathBuf {
+pub(crate) fn log_path() -> PathBuf {
     let variable = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let state = variable("XDG_STATE_HOME").or_else(|| Some(variable("HOME")?.join(".local/state")));
     state.map_or_else(|| "/dev/null".into(), |state| state.join("voidrun/daemon.log"))

@@ -285,7 +285,7 @@ impl Daemon {
                 match released.await {
                     Ok(true) => break tracing::info!(sandbox = sandbox.id(), "removed"),
                     Ok(false) => {
-                        tracing::error!(sandbox = sandbox.id(), "cannot be removed: somebody runs it")
+                        tracing::error!(sandbox = sandbox.id(), "cannot be removed: somebody runs it");
                     }
                     Err(error) => {
                         tracing::error!(sandbox = sandbox.id(), error = %chain(&error), "cannot be removed");

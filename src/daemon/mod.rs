@@ -7,6 +7,7 @@
 //! those in a [`Sandbox`] are held for some instructions and never across an await; the table's is taken first. Whoever
 //! changes the state of a sandbox holds its `turn` meanwhile.
 
+mod collect;
 mod create;
 mod error;
 mod life;

@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::Service as _;
 
+use super::collect::collect;
 use super::listen::Socket;
 use super::{Daemon, OpenError, chain};
 use crate::api;
@@ -75,7 +76,9 @@ pub(crate) async fn run(
     if let Some(mut ready) = ready.take() {
         let _ = ready.write_all(b"ready\n");
     }
+    let collecting = tokio::spawn(collect(Arc::clone(&daemon)));
     let result = serve(&daemon, socket, auto).await;
+    collecting.abort();
     daemon.finish().await;
     tracing::info!("ends");
     result
@@ -183,7 +186,7 @@ async fn listen_again(daemon: &Daemon, socket: &mut Socket, auto: bool) {
             *socket = new;
         }
         Err(error) => {
-            tracing::warn!(socket = socket.path(), error = %chain(&error), "the socket was taken away")
+            tracing::warn!(socket = socket.path(), error = %chain(&error), "the socket was taken away");
         }
     }
 }

@@ -313,7 +313,8 @@ fn a_long_body_of_a_request_that_is_refused() {
     // One that never ends is not read for ever.
     let mut stream = UnixStream::connect(site.socket()).unwrap();
     stream.write_all(b"POST /v1/nothing HTTP/1.1\r\nHost: x\r\nContent-Length: 999999999\r\n\r\n").unwrap();
-    assert!((0..999).any(|_| stream.write_all(&[b' '; 1 << 20]).is_err()));
+    let piece = vec![b' '; 1 << 20];
+    assert!((0..999).any(|_| stream.write_all(&piece).is_err()));
 }
 
 /// Whatever the reason here, no KVM or none that can be used, or one that works and a kernel that is none.

@@ -13,6 +13,7 @@ mod sources;
 mod store;
 #[path = "../support/mod.rs"]
 mod support;
+mod system;
 mod systemd;
 
 use support::layer;
