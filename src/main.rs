@@ -7,6 +7,7 @@ mod client;
 mod code;
 mod config;
 mod daemon;
+mod lock;
 mod sandbox;
 mod size;
 mod socket;
@@ -18,6 +19,15 @@ fn main() -> ExitCode {
         return machine();
     }
     cli::main()
+}
+
+/// This program's release. It stands in the binary once and behind words that nothing else there has, so that a test can make
+/// the program of another release.
+fn version() -> &'static str {
+    const WORDS: &str = "this is voidrun ";
+    static RELEASE: &str = concat!("this is voidrun ", env!("CARGO_PKG_VERSION"));
+    let release: &'static str = std::hint::black_box(RELEASE);
+    &release[WORDS.len()..]
 }
 
 /// The hidden role: one machine, as [`sandbox::launch`] starts it.

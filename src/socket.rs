@@ -1,4 +1,5 @@
-//! Where the daemon listens: one socket a store, in a directory that is this user's alone.
+//! Where the daemon listens: one socket a store, in a directory that is this user's alone. Clients learn of it from the
+//! store's lock, see [`crate::lock`].
 
 use std::fs::DirBuilder;
 use std::io;
@@ -10,7 +11,7 @@ use rootfs_builder::image::Digest;
 use rustix::fs::{Mode, OFlags};
 use rustix::process::geteuid;
 
-use crate::config::{Config, Origin};
+use crate::config::Config;
 
 /// The place of a daemon's socket.
 #[derive(Debug)]
@@ -34,14 +35,11 @@ pub(crate) enum PlaceError {
 }
 
 impl Place {
-    /// That of the store which `config` names: `voidrun.sock` for the default one, a name of its own for any other. The
+    /// The one of the store which `config` names: `voidrun.sock` for the default one, a name of its own for any other. The
     /// directory is made where it is missing.
     pub(crate) fn of(config: &Config) -> Result<Self, PlaceError> {
         let dir = directory(std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from));
-        let name = match config.home.origin {
-            Origin::Default => "voidrun.sock".to_owned(),
-            _ => format!("voidrun-{}.sock", store_key(&config.home.value)),
-        };
+        let name = socket_name(&config.home.value, std::env::var_os("HOME").map(PathBuf::from));
         let failed = |source| PlaceError::Io { dir: dir.clone(), source };
         match DirBuilder::new().mode(0o700).create(&dir) {
             Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(failed(e)),
@@ -64,7 +62,18 @@ impl Place {
         Ok(Self { dir, name, fd })
     }
 
-    /// For people.
+    /// Where a daemon says that it listens.
+    pub(crate) fn at(socket: &Path) -> Result<Self, PlaceError> {
+        let dir = socket.parent().unwrap_or(Path::new("/")).to_owned();
+        let name = socket.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        match rustix::fs::open(&dir, flags, Mode::empty()) {
+            Ok(fd) => Ok(Self { dir, name, fd }),
+            Err(e) => Err(PlaceError::Io { dir, source: e.into() }),
+        }
+    }
+
+    /// For people, and for other processes.
     pub(crate) fn path(&self) -> PathBuf {
         self.dir.join(&self.name)
     }
@@ -90,16 +99,25 @@ fn directory(runtime: Option<PathBuf>) -> PathBuf {
     }
 }
 
-/// Twelve hexadecimal digits of the SHA-256 of the store's path.
-fn store_key(home: &Path) -> String {
-    let path = std::path::absolute(home).unwrap_or_else(|_| home.to_owned());
-    // The store may not be there yet: its name must not change when it is.
+/// The default store is where it is when nobody says otherwise, whoever names it.
+fn socket_name(store: &Path, user_home: Option<PathBuf>) -> String {
+    let store = real(store);
+    if user_home.is_some_and(|home| real(&home.join(".local/share/voidrun")) == store) {
+        return "voidrun.sock".to_owned();
+    }
+    let digits = Digest::of(store.as_os_str().as_encoded_bytes()).hex();
+    format!("voidrun-{}.sock", &digits[..12])
+}
+
+/// The path without links and dots; the same before and after the directory is made.
+fn real(path: &Path) -> PathBuf {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let real = path.ancestors().find_map(|dir| {
         let real = std::fs::canonicalize(dir).ok()?;
         // `join` with nothing would add a slash.
         Some(if dir == path { real } else { real.join(path.strip_prefix(dir).ok()?) })
     });
-    Digest::of(real.unwrap_or(path).as_os_str().as_encoded_bytes()).hex()[..12].to_owned()
+    real.unwrap_or(path)
 }
 
 #[cfg(test)]
@@ -120,13 +138,21 @@ mod tests {
     #[test]
     fn stores_have_sockets_of_their_own() {
         let dir = tempfile::tempdir().unwrap();
-        let (a, b) = (store_key(dir.path()), store_key(&dir.path().join("x")));
-        assert!(a != b && a.len() == 12);
-        assert_eq!(a, store_key(&dir.path().join(".")));
+        let name = |path: &Path| socket_name(path, Some(dir.path().into()));
+        let (a, b) = (name(dir.path()), name(&dir.path().join("x")));
+        assert!(a != b && a.starts_with("voidrun-") && a.len() == 25, "{a}");
+        assert_eq!(a, name(&dir.path().join(".")));
         // The same before it is made, also by way of a link.
         std::os::unix::fs::symlink(dir.path(), dir.path().join("link")).unwrap();
-        assert_eq!(b, store_key(&dir.path().join("link/x")));
+        assert_eq!(b, name(&dir.path().join("link/x")));
         std::fs::create_dir(dir.path().join("x")).unwrap();
-        assert_eq!(b, store_key(&dir.path().join("x")));
+        assert_eq!(b, name(&dir.path().join("x")));
+
+        let default = dir.path().join(".local/share/voidrun");
+        for path in [&default, &dir.path().join("link/.local/share/voidrun")] {
+            assert_eq!(name(path), "voidrun.sock");
+        }
+        assert_ne!(socket_name(&default, Some("/elsewhere".into())), "voidrun.sock");
+        assert_ne!(socket_name(&default, None), "voidrun.sock");
     }
 }

@@ -48,7 +48,9 @@ fn wanted(body: RunCode) -> Result<(Language, String, Exec), Problem> {
 
 async fn start(sandbox: &Sandbox, language: Language, exec: protocol::Exec) -> Result<Running, Problem> {
     match sandbox.exec(exec).await {
-        Err(DaemonError::Exec(ExecError::Refused(refused))) if refused.code == ErrorCode::NotFound => {
+        Err(DaemonError::Exec { source: ExecError::Refused(refused), .. })
+            if refused.code == ErrorCode::NotFound =>
+        {
             let missing = language.missing(&format!("the image {}", sandbox.view().record.image_name));
             let detail = format!("language: {missing}");
             Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "interpreterNotFound", detail))

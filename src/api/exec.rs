@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use axum::Extension;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
 use protocol::Command;
@@ -11,8 +10,8 @@ use protocol::Command;
 use super::input::{Body, Target};
 use super::problem::Problem;
 use super::session::{self, Upgrade};
+use super::success;
 use super::types::{End, Exec, ExecResult};
-use super::{Seat, success};
 use crate::daemon::Sandbox;
 use crate::sandbox::Event;
 
@@ -27,12 +26,11 @@ const LONGEST: f64 = 3.2e9;
 
 pub(super) async fn exec(
     Target(sandbox): Target,
-    Extension(seat): Extension<Seat>,
     Upgrade(upgrade): Upgrade,
     Body(body): Body<Exec>,
 ) -> Result<Response, Problem> {
     if let Some(upgrade) = upgrade {
-        return session::exec(sandbox, upgrade, body, seat).await;
+        return session::exec(sandbox, upgrade, body).await;
     }
     if body.tty.is_some() || body.stdin == Some(true) {
         let field = if body.tty.is_some() { "tty" } else { "stdin" };

@@ -11,19 +11,18 @@ use axum::middleware::Next;
 use axum::response::Response;
 use percent_encoding::percent_decode_str;
 
-use super::Seat;
 use super::problem::Problem;
-use crate::daemon::Key;
+use crate::daemon::{Connection, Key};
 
 const HEADER: &str = "x-api-key";
 const PARAMETER: &str = "apiKey";
 
 pub(super) async fn guard(
-    Extension(seat): Extension<Seat>,
+    Extension(connection): Extension<Connection>,
     request: Request,
     next: Next,
 ) -> Result<Response, Problem> {
-    if let Some(key) = &seat.key {
+    if let Some(key) = connection.key() {
         check(key, request.uri(), request.headers())?;
     }
     Ok(next.run(request).await)

@@ -4,6 +4,7 @@
 
 mod code;
 mod commands;
+mod drain;
 mod exec;
 pub(crate) mod files;
 mod guard;
@@ -28,45 +29,31 @@ use std::time::Instant;
 
 use axum::extract::{Request, State};
 use axum::http::{HeaderValue, StatusCode};
-use axum::middleware::{Next, from_fn};
+use axum::middleware::{Next, from_fn, map_request};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
 use serde_json::{Value, json};
-use tokio::sync::OwnedSemaphorePermit;
 use tower::ServiceBuilder;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::request_id::{MakeRequestId, PropagateRequestIdLayer, RequestId, SetRequestIdLayer};
 
-use crate::daemon::{Daemon, Key};
+use crate::daemon::Daemon;
 use input::Wire;
 use problem::Problem;
 
 /// What an upgraded connection speaks: the frames of [`protocol`].
 pub(crate) const EXEC_PROTOCOL: &str = "voidrun-exec";
 
-/// One of the connections that there can be at once, until the last clone is gone: what goes on behind an upgrade keeps it.
-#[derive(Clone, Debug)]
-pub(crate) struct Seat {
-    _permit: Arc<OwnedSemaphorePermit>,
-    /// What its requests have to know, see [`guard`].
-    key: Option<Arc<Key>>,
-}
-
-impl Seat {
-    pub(crate) fn new(permit: OwnedSemaphorePermit, key: Option<Arc<Key>>) -> Self {
-        Self { _permit: Arc::new(permit), key }
-    }
-}
-
-/// All routes. Each request has to have the [`Seat`] of its connection as an extension.
+/// All routes. Each request has to have its [`Connection`](crate::daemon::Connection) as an extension.
 pub(crate) fn router(daemon: Arc<Daemon>) -> Router {
     let layers = ServiceBuilder::new()
         .layer(SetRequestIdLayer::x_request_id(RequestIds::default()))
         .layer(PropagateRequestIdLayer::x_request_id())
         .layer(from_fn(log))
         .layer(CatchPanicLayer::custom(panicked))
-        .layer(from_fn(guard::guard));
+        .layer(from_fn(guard::guard))
+        .layer(map_request(drain::body));
     Router::new()
         .merge(system())
         .nest("/v1", tree().layer(Extension(Wire::Strict)))
@@ -114,7 +101,7 @@ fn system() -> Router<Arc<Daemon>> {
 
 async fn version(State(daemon): State<Arc<Daemon>>) -> Json<types::Version> {
     Json(types::Version {
-        version: env!("CARGO_PKG_VERSION").to_owned(),
+        version: crate::version().to_owned(),
         pid: std::process::id(),
         home: daemon.config().home.value.display().to_string(),
     })

@@ -82,16 +82,15 @@ fn classify(error: &DaemonError) -> (StatusCode, &'static str) {
         DaemonError::TooMany(_)
         | DaemonError::TooManyWatches(_)
         | DaemonError::TooManyTerminals(_)
-        | DaemonError::TooMuchMemory { .. } => {
-            (StatusCode::TOO_MANY_REQUESTS, "limit")
-        }
+        | DaemonError::TooMuchMemory { .. } => (StatusCode::TOO_MANY_REQUESTS, "limit"),
         DaemonError::Store(StoreError::NotFound(_)) | DaemonError::ImageName(NameError::DefaultImage) => {
             (StatusCode::UNPROCESSABLE_ENTITY, "imageNotFound")
         }
         DaemonError::InvalidName(_)
         | DaemonError::ImageName(_)
-        | DaemonError::Exec(ExecError::TooLong(_))
-        | DaemonError::File(ExecError::TooLong(_)) => (StatusCode::UNPROCESSABLE_ENTITY, "invalid"),
+        | DaemonError::Exec { source: ExecError::TooLong(_), .. } => {
+            (StatusCode::UNPROCESSABLE_ENTITY, "invalid")
+        }
         DaemonError::Kernel(_) => (StatusCode::SERVICE_UNAVAILABLE, "noKernel"),
         DaemonError::Launch { source, .. } => match source {
             LaunchError::NoKvm | LaunchError::KvmDenied(_) | LaunchError::Kvm(_) => {
@@ -99,17 +98,15 @@ fn classify(error: &DaemonError) -> (StatusCode, &'static str) {
             }
             _ => (StatusCode::INTERNAL_SERVER_ERROR, "machine"),
         },
-        DaemonError::Exec(ExecError::Refused(refused)) | DaemonError::File(ExecError::Refused(refused)) => {
-            of_agent(refused)
-        }
-        DaemonError::Exec(_) | DaemonError::File(_) | DaemonError::Ended(_) => {
+        DaemonError::Exec { source: ExecError::Refused(refused), .. } => of_agent(refused),
+        DaemonError::Exec { .. } | DaemonError::Ended { .. } | DaemonError::Lost { .. } => {
             (StatusCode::BAD_GATEWAY, "machine")
         }
-        DaemonError::Silent(_) => (StatusCode::GATEWAY_TIMEOUT, "machine"),
+        DaemonError::Silent { .. } => (StatusCode::GATEWAY_TIMEOUT, "machine"),
         DaemonError::Ending => (StatusCode::SERVICE_UNAVAILABLE, "ending"),
         DaemonError::Store(_)
         | DaemonError::Directory(_)
-        | DaemonError::Control(_)
+        | DaemonError::Control { .. }
         | DaemonError::Host { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "failed"),
     }
 }

@@ -56,9 +56,6 @@ fn wanted(body: Create) -> Result<New, Problem> {
     if body.network.is_some_and(|network| network.mode != NetworkMode::None) {
         return Err(Problem::not_implemented("network"));
     }
-    if body.idle_timeout.is_some_and(|seconds| seconds > 0) {
-        return Err(Problem::not_implemented("idleTimeout"));
-    }
     if body.auto_sleep == Some(true) {
         return Err(Problem::not_implemented("autoSleep"));
     }
@@ -77,10 +74,13 @@ fn wanted(body: Create) -> Result<New, Problem> {
         let range = range(MemoryMib::MIN.into(), MemoryMib::MAX.into(), " MiB");
         valid.ok_or_else(|| Problem::field("mem", format!("{mem} {range}")))
     });
-    let ttl = body.ttl.filter(|seconds| *seconds > 0);
-    if let Some(ttl) = ttl.filter(|seconds| *seconds > LONGEST) {
-        return Err(Problem::field("ttl", format!("{ttl} {}", range(0, LONGEST, " s"))));
-    }
+    let time = |field: &str, seconds: Option<u64>| match seconds.filter(|seconds| *seconds > 0) {
+        Some(seconds) if seconds > LONGEST => {
+            Err(Problem::field(field, format!("{seconds} {}", range(0, LONGEST, " s"))))
+        }
+        seconds => Ok(seconds.map(|seconds| seconds * 1000)),
+    };
+    let (ttl_ms, idle_ms) = (time("ttl", body.ttl)?, time("idleTimeout", body.idle_timeout)?);
     let env = body.env_vars.unwrap_or_default();
     super::exec::check_env("envVars", &env)?;
     let length: usize = env.iter().map(|(name, value)| name.len() + value.len()).sum();
@@ -94,7 +94,8 @@ fn wanted(body: Create) -> Result<New, Problem> {
         memory: memory.transpose()?,
         env,
         labels: checked(body.labels.unwrap_or_default())?,
-        ttl_ms: ttl.map(|seconds| seconds * 1000),
+        ttl_ms,
+        idle_ms,
     })
 }
 
@@ -223,6 +224,7 @@ mod tests {
             Create { mem: Some(127), ..Create::default() },
             Create { mem: Some(1 << 40), ..Create::default() },
             Create { ttl: Some(u64::MAX), ..Create::default() },
+            Create { idle_timeout: Some(u64::MAX), ..Create::default() },
             Create { ports: Some(vec![json!({})]), ..Create::default() },
             Create { network: Some(Network { mode: NetworkMode::Public }), ..Create::default() },
             Create { auto_sleep: Some(true), ..Create::default() },
@@ -235,6 +237,7 @@ mod tests {
             cpu: Some(2),
             mem: Some(512),
             ttl: Some(3),
+            idle_timeout: Some(0),
             auto_sleep: Some(false),
             ports: Some(vec![]),
             labels: Some(label("env", "prod")),
@@ -242,8 +245,8 @@ mod tests {
         });
         let new = new.unwrap();
         assert_eq!(
-            (new.cpus.unwrap().get(), new.memory.unwrap().bytes(), new.ttl_ms),
-            (2, 512 << 20, Some(3000))
+            (new.cpus.unwrap().get(), new.memory.unwrap().bytes(), new.ttl_ms, new.idle_ms),
+            (2, 512 << 20, Some(3000), None)
         );
         assert_eq!(wanted(Create { ttl: Some(0), ..Create::default() }).unwrap().ttl_ms, None);
     }

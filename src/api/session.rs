@@ -3,7 +3,7 @@
 //! The daemon sends Started first, then what the agent sends: Stdout and Stderr up to one Exit, or Error. The client sends Stdin,
 //! StdinEnd, Resize and Signal. Each frame is decoded and made anew, so that neither side can break the other's stream. When
 //! the client's direction ends, the command is ended. The command was started before the 101, so that why it was not is an
-//! ordinary error.
+//! ordinary error. At the daemon's end the session ends with an Error.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -18,15 +18,18 @@ use hyper_util::rt::TokioIo;
 use protocol::{Error as AgentError, ErrorCode, Frame, FrameType, Sender, Started, encode};
 use tokio::io::{AsyncWrite, AsyncWriteExt as _, ReadHalf};
 
+use super::EXEC_PROTOCOL;
 use super::exec::{SLACK, command};
 use super::problem::Problem;
 use super::types::Exec;
-use super::{EXEC_PROTOCOL, Seat};
-use crate::daemon::{Sandbox, chain, is_input};
+use crate::daemon::{Connection, Sandbox, chain, is_input};
 use crate::sandbox::{Event, Exec as Running, ExecError, FrameReader, Input, StreamError};
 
+/// A client has so long to take the last frame, where it tells of an error.
+const LAST: Duration = Duration::from_secs(5);
+
 /// The connection below the request, where the client asks for the frames.
-pub(super) struct Upgrade(pub(super) Option<OnUpgrade>);
+pub(super) struct Upgrade(pub(super) Option<(OnUpgrade, Connection)>);
 
 impl<S: Send + Sync> FromRequestParts<S> for Upgrade {
     type Rejection = Infallible;
@@ -35,28 +38,30 @@ impl<S: Send + Sync> FromRequestParts<S> for Upgrade {
         let wanted = parts.headers.get(header::UPGRADE);
         let wanted =
             wanted.is_some_and(|name| name.as_bytes().eq_ignore_ascii_case(EXEC_PROTOCOL.as_bytes()));
-        Ok(Self(if wanted { parts.extensions.remove::<OnUpgrade>() } else { None }))
+        if !wanted {
+            return Ok(Self(None));
+        }
+        let upgrade = parts.extensions.remove::<OnUpgrade>();
+        Ok(Self(upgrade.zip(parts.extensions.remove::<Connection>())))
     }
 }
 
 pub(super) async fn exec(
     sandbox: Arc<Sandbox>,
-    upgrade: OnUpgrade,
+    (upgrade, connection): (OnUpgrade, Connection),
     body: Exec,
-    seat: Seat,
 ) -> Result<Response, Problem> {
     let (exec, deadline) = command(&sandbox, body, 0.0)?;
     let running = sandbox.exec(exec).await?;
     tokio::spawn(async move {
         match upgrade.await {
             Ok(stream) => {
-                if let Err(error) = session(&sandbox, stream, running, deadline).await {
+                if let Err(error) = session(&sandbox, stream, running, deadline, &connection).await {
                     tracing::debug!(sandbox = sandbox.id(), %error, "a session has broken off");
                 }
             }
             Err(error) => tracing::debug!(%error, "a connection was not upgraded"),
         }
-        drop(seat);
     });
     let headers = [
         (header::CONNECTION, HeaderValue::from_static("upgrade")),
@@ -71,6 +76,7 @@ async fn session(
     stream: Upgraded,
     running: Running,
     deadline: Option<Duration>,
+    connection: &Connection,
 ) -> Result<(), StreamError> {
     let (reader, mut writer) = tokio::io::split(TokioIo::new(stream));
     let Running { pid, mut input, mut output } = running;
@@ -81,16 +87,10 @@ async fn session(
                 Ok(Event::Stdout(payload)) => send(&mut writer, FrameType::Stdout, &payload).await?,
                 Ok(Event::Stderr(payload)) => send(&mut writer, FrameType::Stderr, &payload).await?,
                 Ok(Event::Exit(exit)) => break writer.write_all(&encode(&exit)?).await?,
-                Err(error) => {
-                    let error = match error {
-                        ExecError::Refused(error) => error,
-                        error => failed(&chain(&sandbox.cause(error).await)),
-                    };
-                    break writer.write_all(&encode(&error)?).await?;
-                }
+                Err(error) => return Ok(Some(error)),
             }
         }
-        Ok::<(), StreamError>(())
+        Ok::<_, StreamError>(None)
     };
     let overdue = async {
         match deadline {
@@ -98,17 +98,22 @@ async fn session(
             None => std::future::pending().await,
         }
     };
-    let late = tokio::select! {
+    let error = tokio::select! {
         biased;
-        done = pass_output => { done?; false }
+        done = pass_output => match done? {
+            None => return Ok(writer.shutdown().await?),
+            Some(ExecError::Refused(error)) => error,
+            Some(error) => failed(&chain(&sandbox.cause(error).await)),
+        },
         gone = pass_input(reader, &mut input) => return gone,
-        () = overdue => true,
+        () = overdue => failed("the guest has not ended the command, whose time was over"),
+        () = connection.ended() => failed("the daemon is ending, and the command with it"),
     };
-    if late {
-        let message = "the guest has not ended the command, whose time was over";
-        writer.write_all(&encode(&failed(message))?).await?;
-    }
-    Ok(writer.shutdown().await?)
+    let last = async {
+        writer.write_all(&encode(&error)?).await?;
+        Ok(writer.shutdown().await?)
+    };
+    tokio::time::timeout(LAST, last).await.unwrap_or_else(|e| Err(StreamError::Io(e.into())))
 }
 
 fn failed(message: &str) -> AgentError {

@@ -206,7 +206,13 @@ async fn pass(
                 (Some(exit), true)
             }
             Some(Err(error)) => (Some(format.error(&sandbox.cause(error).await.into())), true),
-            None => (Some(format.error(&overdue(deadline.unwrap_or_default()))), true),
+            None => {
+                // The command is over, also for a client that reads nothing.
+                drop(output);
+                let error = format.error(&overdue(deadline.unwrap_or_default()));
+                let _ = tokio::time::timeout(SLACK, sender.send(error.into())).await;
+                return;
+            }
         };
         let gone = match piece {
             Some(piece) => sender.send(piece.into()).await.is_err(),

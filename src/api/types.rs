@@ -36,16 +36,17 @@ pub(crate) struct Create {
     /// The machine ends so many seconds after each start; 0: never.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) ttl: Option<u64>,
+    /// The machine ends when nothing is done in it for so many seconds: no exec, no stream, no file transfer; 0: never.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) idle_timeout: Option<u64>,
     /// `missing` and `never`: the image has to be there.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) pull: Option<Pull>,
-    /// Not there yet, as the next five.
+    /// Not there yet, as the next three.
     #[serde(skip_serializing)]
     pub(crate) ports: Option<Vec<serde_json::Value>>,
     #[serde(skip_serializing)]
     pub(crate) network: Option<Network>,
-    #[serde(skip_serializing)]
-    pub(crate) idle_timeout: Option<u64>,
     #[serde(skip_serializing)]
     pub(crate) auto_sleep: Option<bool>,
     #[serde(skip_serializing)]
@@ -142,6 +143,9 @@ pub(crate) struct Sandbox {
     /// Seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) ttl: Option<u64>,
+    /// Seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) idle_timeout: Option<u64>,
 }
 
 impl From<View> for Sandbox {
@@ -169,6 +173,7 @@ impl From<View> for Sandbox {
             auto_sleep: false,
             ports: Vec::new(),
             ttl: record.ttl_ms.map(|ms| ms.div_ceil(1000)),
+            idle_timeout: record.idle_ms.map(|ms| ms.div_ceil(1000)),
         }
     }
 }

@@ -4,8 +4,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::rejection::PathRejection;
-use axum::extract::ws::rejection::WebSocketUpgradeRejection;
-use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket, WebSocketUpgrade, close_code};
+use axum::extract::ws::{Message, WebSocket, close_code};
 use axum::extract::{Path, State};
 use axum::response::Response;
 use protocol::{FileEvent, FileEventKind, FileRequest};
@@ -17,13 +16,12 @@ use super::input::{Body, Target};
 use super::problem::Problem;
 use super::success;
 use super::types::time;
+use super::websocket::{Upgrade, close_frame};
 use crate::daemon::{Daemon, Sandbox, chain};
 use crate::sandbox::FileEvents;
 
 /// A follower has nothing to say.
 const MAX_MESSAGE: usize = 4096;
-/// The longest reason of a close frame, in bytes (RFC 6455, section 5.5).
-const MAX_REASON: usize = 123;
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -68,15 +66,12 @@ pub(super) async fn begin(Target(sandbox): Target, Body(body): Body<Watch>) -> R
 pub(super) async fn follow(
     State(daemon): State<Arc<Daemon>>,
     path: Result<Path<(String, String)>, PathRejection>,
-    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+    upgrade: Upgrade,
 ) -> Result<Response, Problem> {
     let Path((key, session)) = path.map_err(|e| Problem::bad_request(e.body_text()))?;
     let sandbox = daemon.find(&key)?;
-    let upgrade = upgrade
-        .map_err(|e| Problem::bad_request(format!("this is done over a WebSocket: {}", e.body_text())))?;
     let events = sandbox.follow(&session)?;
-    let upgrade = upgrade.max_message_size(MAX_MESSAGE).max_frame_size(MAX_MESSAGE);
-    Ok(upgrade.on_upgrade(async move |socket| pass(&sandbox, events, socket).await))
+    Ok(upgrade.begin(MAX_MESSAGE, async move |socket| pass(&sandbox, events, socket).await))
 }
 
 /// Returns when the watch is over, or the client has gone.
@@ -103,7 +98,6 @@ async fn pass(sandbox: &Sandbox, mut events: FileEvents, mut socket: WebSocket) 
             Err(error) => break (close_code::ERROR, chain(&sandbox.cause_of_files(error).await)),
         }
     };
-    let reason = Utf8Bytes::from(&reason[..reason.floor_char_boundary(MAX_REASON)]);
     // A client that has gone needs no word.
-    let _ = socket.send(Message::Close(Some(CloseFrame { code, reason }))).await;
+    let _ = socket.send(Message::Close(Some(close_frame(code, &reason)))).await;
 }

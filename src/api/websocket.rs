@@ -16,9 +16,8 @@ use axum::response::Response;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt as _, StreamExt as _};
 
-use super::Seat;
 use super::problem::Problem;
-use crate::daemon::{Sandbox, chain};
+use crate::daemon::{Connection, Sandbox, chain};
 use crate::sandbox::{Event, Exec, Input, Output};
 
 /// The longest message from a client, in bytes.
@@ -31,7 +30,7 @@ const MAX_REASON: usize = 123;
 /// A request for a WebSocket.
 pub(super) struct Upgrade {
     upgrade: WebSocketUpgrade,
-    seat: Seat,
+    connection: Connection,
 }
 
 impl<S: Send + Sync> FromRequestParts<S> for Upgrade {
@@ -42,18 +41,34 @@ impl<S: Send + Sync> FromRequestParts<S> for Upgrade {
             Problem::bad_request(format!("this is done over a WebSocket: {}", error.body_text()))
         };
         let upgrade = WebSocketUpgrade::from_request_parts(parts, state).await.map_err(wrong)?;
-        // Each connection has one.
-        let seat =
-            parts.extensions.get::<Seat>().cloned().ok_or_else(|| Problem::bad_request("no connection"))?;
-        Ok(Self { upgrade, seat })
+        let connection = parts.extensions.get::<Connection>().cloned();
+        let connection = connection.ok_or_else(|| Problem::bad_request("no connection"))?;
+        Ok(Self { upgrade, connection })
     }
 }
 
 impl Upgrade {
+    /// Does `work` with the client, whose messages are at most `longest` bytes, unless the daemon ends before.
+    pub(super) fn begin<W>(
+        self,
+        longest: usize,
+        work: impl FnOnce(WebSocket) -> W + Send + 'static,
+    ) -> Response
+    where
+        W: Future<Output = ()> + Send + 'static,
+    {
+        let Self { upgrade, connection } = self;
+        upgrade.max_message_size(longest).max_frame_size(longest).on_upgrade(|socket| async move {
+            tokio::select! {
+                () = work(socket) => {}
+                () = connection.ended() => {}
+            }
+        })
+    }
+
     /// Connects the client with a command, which is dropped when the client goes.
     pub(super) fn with(self, sandbox: Arc<Sandbox>, running: Exec) -> Response {
-        let Self { upgrade, seat } = self;
-        upgrade.max_message_size(MAX_MESSAGE).max_frame_size(MAX_MESSAGE).on_upgrade(|socket| async move {
+        self.begin(MAX_MESSAGE, |socket| async move {
             let (mut sink, mut stream) = socket.split();
             let Exec { input, output, .. } = running;
             // The client is heard also while it does not read, so that Ctrl-C gets through.
@@ -61,9 +76,13 @@ impl Upgrade {
                 end = pass_output(&sandbox, output, &mut sink) => close(end, sink, stream).await,
                 () = pass_input(&mut stream, input) => {}
             }
-            drop(seat);
         })
     }
+}
+
+/// How it is closed, and why.
+pub(super) fn close_frame(code: u16, reason: &str) -> CloseFrame {
+    CloseFrame { code, reason: Utf8Bytes::from(&reason[..reason.floor_char_boundary(MAX_REASON)]) }
 }
 
 /// Returns how it is to be closed; none where the client has gone.
@@ -88,8 +107,7 @@ async fn pass_output(
     if !rest.is_empty() {
         sink.send(Message::Binary(rest.into())).await.ok()?;
     }
-    let reason = Utf8Bytes::from(&reason[..reason.floor_char_boundary(MAX_REASON)]);
-    Some(CloseFrame { code, reason })
+    Some(close_frame(code, &reason))
 }
 
 /// Closes, and hears the client out: a connection that ends with something unread can take the last messages along.

@@ -51,6 +51,9 @@ pub(crate) struct Args {
     /// Stop it this long after each start, as 30m or 8h [default: never]
     #[arg(long, value_name = "TIME", value_parser = values::duration)]
     ttl: Option<Duration>,
+    /// Stop it when nothing is done in it for so long, as 30m: no command, no stream, no file transfer [default: never]
+    #[arg(long, value_name = "TIME", value_parser = values::duration)]
+    idle_timeout: Option<Duration>,
     /// Whether to get the image before
     #[arg(long, value_enum, default_value_t)]
     pull: PullPolicy,
@@ -69,6 +72,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     let image = image::get(context, &context.store()?, text, args.disk, args.pull)?;
     let variables = environment::given(&args.env_file, &args.env)?;
     let env = environment::merge(&[], &variables, |name| std::env::var_os(name))?;
+    let whole = |time: Duration| time.as_secs() + u64::from(time.subsec_nanos() > 0);
     let create = Create {
         name: args.name,
         image: Some(image.reference.name.to_string()),
@@ -76,7 +80,8 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         mem: args.memory.map(|memory| memory.mib().bytes() >> 20),
         env_vars: Some(env),
         labels: Some(args.label.into_iter().collect()),
-        ttl: args.ttl.map(|ttl| ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0)),
+        ttl: args.ttl.map(whole),
+        idle_timeout: args.idle_timeout.map(whole),
         ..Create::default()
     };
     let advice = "; a sandbox that is coming up comes up all the same: `voidrun ps` shows it";

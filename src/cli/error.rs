@@ -66,6 +66,8 @@ pub(crate) enum CliError {
     /// `what` is what was to be copied, and where to.
     #[error("cannot copy {what}")]
     Copy { what: String, source: archive::Error },
+    #[error("cannot remove {path}")]
+    Remove { path: String, source: io::Error },
     #[error("cannot write to standard output")]
     Output(#[source] io::Error),
 }

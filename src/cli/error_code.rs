@@ -64,6 +64,7 @@ pub(super) fn of(error: &CliError) -> &'static str {
         | CliError::Runtime(_)
         | CliError::Input { .. }
         | CliError::Copy { .. }
+        | CliError::Remove { .. }
         | CliError::Output(_) => IO,
     }
 }

@@ -72,16 +72,19 @@ pub(super) fn resume(args: &ResumeArgs, context: &Context) -> Result<(), CliErro
     each(context, &args.sandboxes, "resume", &())
 }
 
-/// One after the other, up to the first that fails. Prints them as they were called, as docker does.
+/// One after the other, up to the first that fails. Prints them as they were called, as docker does; also those before it.
 fn each(context: &Context, sandboxes: &[String], verb: &str, body: &impl Serialize) -> Result<(), CliError> {
-    let done: Vec<Sandbox> = wait_for("", async {
+    let mut done: Vec<Sandbox> = Vec::new();
+    let result = wait_for("", async {
         let client = Client::connect(&context.config).await?;
-        let mut done = Vec::new();
         for sandbox in sandboxes {
             let path = format!("/sandboxes/{}/{verb}", segment(sandbox));
             done.push(client.ask(Method::POST, &path, body).await?);
         }
-        Ok(done)
-    })?;
-    context.print(&done, |_| sandboxes.join("\n"))
+        Ok(())
+    });
+    if result.is_ok() || !done.is_empty() {
+        context.print(&done, |done| sandboxes[..done.len()].join("\n"))?;
+    }
+    result
 }

@@ -20,9 +20,11 @@ mod login;
 mod logout;
 mod progress;
 mod ps;
+mod reset;
 mod rm;
 mod run;
 mod session;
+mod system;
 mod values;
 
 use std::ffi::OsString;
@@ -46,7 +48,7 @@ const GLOBAL: &str = "Global options";
 
 /// Runs untrusted code in a real virtual machine on your own Linux machine, as easily as calling a function.
 #[derive(Debug, Parser)]
-#[command(version, propagate_version = true, arg_required_else_help = true)]
+#[command(version = crate::version(), propagate_version = true, arg_required_else_help = true)]
 struct Cli {
     /// Print JSON for programs: results on standard output, an error as one object on standard error.
     #[arg(long, global = true, help_heading = GLOBAL)]
@@ -81,6 +83,10 @@ enum Verb {
     /// Forget what login kept
     Logout(logout::Args),
     Doctor(doctor::Args),
+    /// Show what takes room, and make room
+    #[command(subcommand)]
+    System(system::Verb),
+    Reset(reset::Args),
     /// Show every setting and where it comes from
     #[command(after_help = "Examples:
   voidrun config
@@ -174,6 +180,8 @@ fn run(cli: Cli) -> Result<u8, CliError> {
         Verb::Login(args) => login::run(args, &context),
         Verb::Logout(args) => logout::run(&args, &context),
         Verb::Doctor(args) => doctor::run(&args, &context),
+        Verb::System(verb) => system::run(&verb, &context),
+        Verb::Reset(args) => reset::run(&args, &context),
         Verb::Config => config::run(&context),
         Verb::Completions(args) => completions::run(&args),
     };

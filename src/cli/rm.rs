@@ -23,9 +23,9 @@ pub(crate) struct Args {
 }
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
-    let removed: Vec<String> = wait_for("", async {
+    let mut removed: Vec<String> = Vec::new();
+    let result = wait_for("", async {
         let client = Client::connect(&context.config).await?;
-        let mut removed = Vec::new();
         for name in &args.sandboxes {
             let sandbox: Sandbox =
                 client.ask(Method::GET, &format!("/sandboxes/{}", segment(name)), &()).await?;
@@ -38,7 +38,12 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
             let _: Value = client.ask(Method::DELETE, &format!("/sandboxes/{}", sandbox.id), &()).await?;
             removed.push(sandbox.id);
         }
-        Ok(removed)
-    })?;
-    context.print(&json!({ "removed": removed }), |_| args.sandboxes.join("\n"))
+        Ok(())
+    });
+    // Those before the one that could not be removed are gone.
+    if result.is_ok() || !removed.is_empty() {
+        let names = args.sandboxes[..removed.len()].join("\n");
+        context.print(&json!({ "removed": removed }), |_| names)?;
+    }
+    result
 }

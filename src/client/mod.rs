@@ -2,6 +2,7 @@
 //! there is none.
 
 mod files;
+mod release;
 mod session;
 mod start;
 
@@ -18,7 +19,9 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::net::UnixStream;
 
+pub(crate) use release::end_daemon;
 pub(crate) use session::Remote;
+pub(crate) use start::log_path;
 
 use crate::config::Config;
 use crate::socket::{Place, PlaceError};
@@ -68,9 +71,13 @@ impl ClientError {
 impl Client {
     /// The daemon of the store that `config` names. It is started where there is none.
     pub(crate) async fn connect(config: &Config) -> Result<Self, ClientError> {
-        let place = Arc::new(Place::of(config)?);
-        start::ensure(&place, config).await?;
-        Ok(Self { place })
+        let place = start::ensure(config).await?;
+        Ok(Self::at(place))
+    }
+
+    /// The daemon that listens there, if one does.
+    fn at(place: Place) -> Self {
+        Self { place: Arc::new(place) }
     }
 
     /// Asks for `path`, below `/v1`; returns the answer's `data`.

@@ -4,88 +4,126 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
-use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use command_fds::{CommandFdExt as _, FdMapping};
+use hyper::Method;
 use rustix::fs::{FlockOperation, flock};
 use rustix::pipe::{PipeFlags, pipe_with};
+use serde_json::Value;
+use tokio::net::UnixStream;
 
-use super::ClientError;
+use super::{Client, ClientError, release};
 use crate::config::{Config, Origin};
-use crate::socket::Place;
+use crate::lock::{Notice, Owner};
+use crate::socket::{Place, PlaceError};
 
 /// The daemon's end of the pipe by which it tells that it is ready, in the daemon.
 const READY_FD: i32 = 3;
 /// A daemon that somebody else has started is waited for so long.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_mins(1);
 const PAUSE: Duration = Duration::from_millis(20);
 /// A longer log is put aside when a daemon is started, in bytes.
 const MAX_LOG: u64 = 10 << 20;
 
-/// Returns when the daemon can be asked.
-pub(super) async fn ensure(place: &Arc<Place>, config: &Config) -> Result<(), ClientError> {
-    if listens(place)? {
-        return Ok(());
+/// The place of the daemon, when it can be asked.
+pub(super) async fn ensure(config: &Config) -> Result<Place, ClientError> {
+    if let Some((place, notice)) = find(config).await?
+        && !release::replace(config, notice).await?
+    {
+        return Ok(place);
     }
-    let (place, config) = (Arc::clone(place), config.clone());
-    let started = tokio::task::spawn_blocking(move || start_once(&place, &config)).await;
-    started.map_err(|e| ClientError::Host { action: "start the daemon", source: e.into() })?
+    let own = Place::of(config)?;
+    // Of several commands that come at once, one starts the daemon and the others wait for it.
+    let _starting =
+        in_background("lock the lock beside the daemon's socket", move || lock_start(&own)).await?;
+    let (end, log) = (Instant::now() + PATIENCE, log_path());
+    loop {
+        if let Some((place, _)) = find(config).await? {
+            return Ok(place);
+        }
+        // One that somebody has started by hand, or that is just ending, answers soon, or is soon gone.
+        let mut reason =
+            format!("another daemon has the store {} and does not listen", config.home.value.display());
+        if owner(config)? == Owner::Nobody {
+            let (config, log) = (config.clone(), log.clone());
+            reason = in_background("start the daemon", move || start(&config, &log)).await?;
+        }
+        let soon = reason == "ready\n" || reason.contains("another daemon has the store");
+        if !soon || Instant::now() > end {
+            let reason = if reason.is_empty() { "it has ended at once" } else { reason.trim_end() };
+            return Err(ClientError::Start { reason: reason.to_owned(), log: log.display().to_string() });
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// The daemon that has the store, if it takes connections.
+async fn find(config: &Config) -> Result<Option<(Place, Notice)>, ClientError> {
+    match owner(config)? {
+        Owner::Daemon(notice) => listening(notice).await,
+        Owner::Silent => Ok(None),
+        Owner::Nobody => {
+            let place = Place::of(config)?;
+            // systemd may listen for a daemon that does not run yet: a request starts it. Whether it is that of this store
+            // is then known by the lock.
+            if !accepts(&place).await? || !wakes(place).await {
+                return Ok(None);
+            }
+            match owner(config)? {
+                Owner::Daemon(notice) => listening(notice).await,
+                _ => Ok(None),
+            }
+        }
+    }
+}
+
+pub(super) fn owner(config: &Config) -> Result<Owner, ClientError> {
+    Owner::of(&config.home.value)
+        .map_err(|source| ClientError::Host { action: "look at the lock daemon.lock of the store", source })
+}
+
+/// The place, unless nobody listens there.
+async fn listening(notice: Notice) -> Result<Option<(Place, Notice)>, ClientError> {
+    match Place::at(&notice.socket) {
+        Ok(place) => Ok(accepts(&place).await?.then_some((place, notice))),
+        // The directory went with the last session; the daemon notices that.
+        Err(PlaceError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Whether somebody takes connections.
-fn listens(place: &Place) -> Result<bool, ClientError> {
-    match UnixStream::connect(place.address()) {
+async fn accepts(place: &Place) -> Result<bool, ClientError> {
+    match UnixStream::connect(place.address()).await {
         Ok(_) => Ok(true),
         Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => Ok(false),
         Err(source) => Err(ClientError::Connect { path: place.path().display().to_string(), source }),
     }
 }
 
-/// Of several commands that come at once, one starts the daemon and the others wait for it.
-fn start_once(place: &Place, config: &Config) -> Result<(), ClientError> {
-    let failed = |action| move |source| ClientError::Host { action, source };
-    let lock = place.start_lock();
-    let lock = OpenOptions::new().create(true).append(true).mode(0o600).open(lock);
-    let lock = lock.map_err(failed("open the lock beside the daemon's socket"))?;
-    rustix::io::retry_on_intr(|| flock(&lock, FlockOperation::LockExclusive))
-        .map_err(|e| failed("lock the lock beside the daemon's socket")(e.into()))?;
-    if listens(place)? {
-        return Ok(());
-    }
-    let log = log_path();
-    let reason = start(config, &log).map_err(failed("start the daemon"))?;
-    match reason.as_str() {
-        "ready\n" => Ok(()),
-        // One that was started by hand, or one that is just ending: it answers soon, or it is soon gone.
-        other if other.contains("another daemon has the store") => wait(place, config, &log),
-        other => {
-            let reason = if other.is_empty() { "it has ended at once" } else { other.trim_end() };
-            Err(ClientError::Start { reason: reason.to_owned(), log: log.display().to_string() })
-        }
-    }
+/// Whether a request there is answered.
+async fn wakes(place: Place) -> bool {
+    let client = Client::at(place);
+    let answer = client.whole(Method::GET, "/version", &());
+    tokio::time::timeout(PATIENCE, answer).await.is_ok_and(|answer: Result<Value, _>| answer.is_ok())
 }
 
-fn wait(place: &Place, config: &Config, log: &Path) -> Result<(), ClientError> {
-    let end = Instant::now() + PATIENCE;
-    loop {
-        std::thread::sleep(PAUSE);
-        if listens(place)? {
-            return Ok(());
-        }
-        let started = start(config, log);
-        match started.map_err(|source| ClientError::Host { action: "start the daemon", source })?.as_str() {
-            "ready\n" => return Ok(()),
-            reason if Instant::now() > end => {
-                let (reason, log) = (reason.trim_end().to_owned(), log.display().to_string());
-                return Err(ClientError::Start { reason, log });
-            }
-            _ => {}
-        }
-    }
+pub(super) async fn in_background<T: Send + 'static>(
+    action: &'static str,
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> Result<T, ClientError> {
+    let done = tokio::task::spawn_blocking(work).await.unwrap_or_else(|e| Err(e.into()));
+    done.map_err(|source| ClientError::Host { action, source })
+}
+
+fn lock_start(place: &Place) -> io::Result<File> {
+    let lock = OpenOptions::new().create(true).append(true).mode(0o600).open(place.start_lock())?;
+    rustix::io::retry_on_intr(|| flock(&lock, FlockOperation::LockExclusive))?;
+    Ok(lock)
 }
 
 /// Starts a daemon; returns what it says of its start.
@@ -97,6 +135,10 @@ fn start(config: &Config, log: &Path) -> io::Result<String> {
         command.arg("--home").arg(std::path::absolute(&config.home.value)?);
     }
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(open_log(log)?);
+    // What the caller of this command has left open is not for a daemon: whoever reads from a pipe would wait for its end for
+    // ever.
+    // SAFETY: a system call alone, which touches no memory; what the child needs gets its number afterwards.
+    unsafe { command.pre_exec(close_all_at_exec) };
     let mapping = FdMapping { parent_fd: its_ready, child_fd: READY_FD };
     command.fd_mappings(vec![mapping]).map_err(io::Error::other)?;
     // It is nobody's child for long: this process ends before it does.
@@ -108,12 +150,21 @@ fn start(config: &Config, log: &Path) -> io::Result<String> {
     Ok(reason)
 }
 
+/// All but standard input, output and error.
+fn close_all_at_exec() -> io::Result<()> {
+    // SAFETY: the kernel touches no memory here, and closes nothing yet.
+    match unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 fn read_all(pipe: OwnedFd, text: &mut String) -> io::Result<()> {
     File::from(pipe).take(64 << 10).read_to_string(text).map(drop)
 }
 
 /// `$XDG_STATE_HOME/voidrun/daemon.log`
-fn log_path() -> PathBuf {
+pub(crate) fn log_path() -> PathBuf {
     let variable = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let state = variable("XDG_STATE_HOME").or_else(|| Some(variable("HOME")?.join(".local/state")));
     state.map_or_else(|| "/dev/null".into(), |state| state.join("voidrun/daemon.log"))

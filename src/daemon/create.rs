@@ -27,6 +27,8 @@ pub(crate) struct New {
     pub(crate) labels: BTreeMap<String, String>,
     /// The machine ends so many ms after each start.
     pub(crate) ttl_ms: Option<u64>,
+    /// It ends when nothing is done in it for so many ms.
+    pub(crate) idle_ms: Option<u64>,
 }
 
 /// A sandbox that has its place, and no machine yet.
@@ -73,6 +75,7 @@ impl Daemon {
         record.env = new.env;
         record.labels = new.labels;
         record.ttl_ms = new.ttl_ms;
+        record.idle_ms = new.idle_ms;
 
         let (directory, lock) = self.sandboxes.create()?;
         let directory = Arc::new(directory);
@@ -166,9 +169,10 @@ impl Daemon {
         // Only now that the record is written does the store's collection leave the image alone.
         let rootfs = blocking(move || Ok(store.rootfs(&derivation)?)).await?;
         let launch = Launch { record: &record, rootfs: &rootfs, kernel, cmdline: "" };
-        let handle = boot(&sandbox.directory, lock, launch, &mut |_| {})
-            .await
-            .map_err(|source| DaemonError::Launch { image: record.image_name.clone(), source })?;
+        let handle = boot(&sandbox.directory, lock, launch, &mut |_| {}).await.map_err(|source| {
+            let (name, image) = (record.name.clone(), record.image_name.clone());
+            DaemonError::Launch { name, image, source }
+        })?;
         let handle = Arc::new(handle);
         *sandbox.status() = Status::up(Arc::clone(&handle), false);
         tracing::info!(sandbox = sandbox.id(), name = record.name, image = record.image_name, "runs");

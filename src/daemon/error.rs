@@ -42,35 +42,31 @@ pub(crate) enum DaemonError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Kernel(#[from] KernelError),
-    #[error("cannot start a sandbox from {image}")]
-    Launch { image: String, source: LaunchError },
+    #[error("cannot start the sandbox {name} from {image}")]
+    Launch { name: String, image: String, source: LaunchError },
     #[error(transparent)]
     Directory(#[from] DirectoryError),
-    #[error("cannot run the command")]
-    Exec(#[from] ExecError),
-    /// As [`DaemonError::Exec`], of a request about files.
-    #[error(transparent)]
-    File(ExecError),
+    /// `action` is what the guest was asked for, as in "run a command in".
+    #[error("cannot {action} the sandbox {name}")]
+    Exec { action: &'static str, name: String, source: ExecError },
     #[error("there is no watch {0}, or somebody follows it already")]
     NoWatch(String),
     #[error("there are {0} watches already that nobody follows")]
     TooManyWatches(usize),
     /// Why it has, as [`crate::sandbox::Ending`] tells it.
-    #[error("the machine of the sandbox has ended: {0}")]
-    Ended(String),
-    #[error("the guest has not answered within {0} s")]
-    Silent(u64),
-    #[error(transparent)]
-    Control(#[from] ControlError),
-    /// Something that the host does for a sandbox.
-    #[error("cannot {action}")]
-    Host { action: &'static str, source: std::io::Error },
+    #[error("cannot {action} the sandbox {name}: its machine has ended: {reason}")]
+    Ended { action: &'static str, name: String, reason: String },
+    /// Its machine runs, and this daemon cannot talk to it.
+    #[error("the sandbox {name} cannot be reached: {reason}; `voidrun stop` and `voidrun rm` end it")]
+    Lost { name: String, reason: String },
+    #[error("cannot {action} the sandbox {name}: the guest has not answered within {seconds} s")]
+    Silent { action: &'static str, name: String, seconds: u64 },
+    /// What the process of its machine was asked for.
+    #[error("cannot {action} the sandbox {name}")]
+    Control { action: &'static str, name: String, source: ControlError },
+    /// Something that the host does for a sandbox, as in "lock".
+    #[error("cannot {action} the sandbox {name}")]
+    Host { action: &'static str, name: String, source: std::io::Error },
     #[error("the daemon is ending")]
     Ending,
-}
-
-impl DaemonError {
-    pub(super) fn host(action: &'static str) -> impl FnOnce(std::io::Error) -> Self {
-        move |source| Self::Host { action, source }
-    }
 }

@@ -5,12 +5,15 @@ use std::time::Duration;
 use protocol::{FileInfo, FileRequest, Request};
 
 use super::error::DaemonError;
-use super::sandbox::{ANSWER, Sandbox, answered_within};
+use super::sandbox::{ANSWER, Sandbox};
 use super::state::State;
 use crate::sandbox::{Entries, ExecError, FileEvents, Handle, Sink, Source};
 
 /// What goes through a whole tree may take so long.
 const TREE: Duration = Duration::from_mins(10);
+
+/// What cannot be done when a request about files fails.
+const FILES: &str = "reach the files of";
 
 impl Sandbox {
     async fn files<T>(
@@ -19,7 +22,7 @@ impl Sandbox {
         work: impl AsyncFnOnce(&Handle) -> Result<T, ExecError>,
     ) -> Result<T, DaemonError> {
         let handle = self.machine("use the files of", &[State::Running])?;
-        answered_within(limit, &handle, work(&handle)).await.map_err(of_files)
+        self.answered_within(limit, FILES, &handle, work(&handle)).await
     }
 
     /// What stands at a path.
@@ -59,13 +62,7 @@ impl Sandbox {
 
     /// Why a transfer has broken off.
     pub(crate) async fn cause_of_files(&self, error: ExecError) -> DaemonError {
-        of_files(self.cause(error).await)
-    }
-}
-
-fn of_files(error: DaemonError) -> DaemonError {
-    match error {
-        DaemonError::Exec(error) => DaemonError::File(error),
-        error => error,
+        let handle = self.status().handle.clone();
+        self.explain(FILES, handle.as_deref(), error).await
     }
 }

@@ -14,7 +14,7 @@ use super::error::DaemonError;
 use super::sandbox::Sandbox;
 use super::state::{State, Status};
 use super::{Daemon, chain, name};
-use crate::sandbox::{Claim, Directory, Handle, Kernel};
+use crate::sandbox::{Claim, Directory, Ending, Handle, Kernel};
 
 /// Between SIGTERM and SIGKILL to the processes of a sandbox that is stopped.
 pub(crate) const GRACE: Duration = Duration::from_secs(2);
@@ -23,6 +23,8 @@ const SLACK: Duration = Duration::from_secs(8);
 /// A machine that has ended gives its lock back in ms. A process that is being forked holds it for some more.
 const UNLOCK: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(10);
+/// What cannot be removed is tried again so often at least.
+const AGAIN: Duration = Duration::from_mins(1);
 
 /// Waits in the background for the end of a machine.
 pub(super) fn supervise(sandbox: &Arc<Sandbox>, handle: Arc<Handle>) {
@@ -47,26 +49,26 @@ pub(super) fn supervise(sandbox: &Arc<Sandbox>, handle: Arc<Handle>) {
 impl Sandbox {
     /// Powers the guest off and waits for the end of the machine; kills it if it does not end by itself. Its processes have
     /// `grace` to end.
-    async fn stop(&self, grace: Duration) -> Result<(), DaemonError> {
+    async fn stop(self: &Arc<Self>, grace: Duration) -> Result<(), DaemonError> {
         let _turn = self.turn.lock().await;
-        let handle = self.machine("stop", &[State::Running, State::Paused])?;
+        let handle = self.to_end().await?.ok_or_else(|| self.wrong_state("stop"))?;
         let paused = self.state() == State::Paused;
         self.status().stopping = true;
         let asked = async {
             if paused {
-                control(&handle, Client::resume).await?;
+                self.control("resume", &handle, Client::resume).await?;
             }
             let grace_ms = Some(grace.as_millis() as u64);
             // The end of the stream may come before the answer does.
             let _ = handle.ask(&protocol::Request::PowerOff { grace_ms }).await;
-            handle.ended().await.map_err(DaemonError::host("wait for the machine"))
+            self.ending_of(&handle).await
         };
         let ending = if let Ok(Ok(ending)) = tokio::time::timeout(grace + SLACK, asked).await {
             ending
         } else {
             tracing::warn!(sandbox = self.id(), "has not powered off and is killed");
-            kill(&handle).await?;
-            handle.ended().await.map_err(DaemonError::host("wait for the machine"))?
+            self.end_machine(&handle).await?;
+            self.ending_of(&handle).await?
         };
         self.ended(&handle, &ending);
         Ok(())
@@ -75,7 +77,7 @@ impl Sandbox {
     async fn pause(&self) -> Result<(), DaemonError> {
         let _turn = self.turn.lock().await;
         let handle = self.machine("pause", &[State::Running])?;
-        control(&handle, Client::pause).await?;
+        self.control("pause", &handle, Client::pause).await?;
         self.is_now(&handle, State::Paused);
         Ok(())
     }
@@ -83,7 +85,7 @@ impl Sandbox {
     async fn resume(&self) -> Result<(), DaemonError> {
         let _turn = self.turn.lock().await;
         let handle = self.machine("resume", &[State::Paused])?;
-        control(&handle, Client::resume).await?;
+        self.control("resume", &handle, Client::resume).await?;
         self.is_now(&handle, State::Running);
         Ok(())
     }
@@ -93,6 +95,47 @@ impl Sandbox {
         // It may have ended in the meantime.
         if status.handle.as_ref().is_some_and(|current| Arc::ptr_eq(current, handle)) {
             status.state = state;
+        }
+    }
+
+    async fn ending_of(&self, handle: &Handle) -> Result<Ending, DaemonError> {
+        handle.ended().await.map_err(|e| self.host("wait for the end of", e))
+    }
+
+    /// Kills a machine and waits until it is gone.
+    async fn end_machine(&self, handle: &Arc<Handle>) -> Result<(), DaemonError> {
+        let handle = Arc::clone(handle);
+        blocking(move || Ok(handle.end())).await?.map_err(|e| self.host("end", e))
+    }
+
+    /// Asks the process of a machine for something.
+    async fn control(
+        &self,
+        action: &'static str,
+        handle: &Arc<Handle>,
+        request: impl FnOnce(&mut Client) -> Result<(), ControlError> + Send + 'static,
+    ) -> Result<(), DaemonError> {
+        let handle = Arc::clone(handle);
+        let done = blocking(move || Ok(handle.control().and_then(|mut client| request(&mut client)))).await?;
+        done.map_err(|source| DaemonError::Control { action, name: self.name(), source })
+    }
+
+    pub(super) fn host(&self, action: &'static str, source: io::Error) -> DaemonError {
+        DaemonError::Host { action, name: self.name(), source }
+    }
+
+    /// The lock of a sandbox that nobody runs.
+    async fn claim(&self) -> Result<OwnedFd, DaemonError> {
+        let end = tokio::time::Instant::now() + UNLOCK;
+        loop {
+            match self.directory.claim()? {
+                Claim::Ours(lock) => return Ok(lock),
+                Claim::Held if tokio::time::Instant::now() < end => tokio::time::sleep(PAUSE).await,
+                Claim::Held => return Err(self.host("lock", io::ErrorKind::TimedOut.into())),
+                Claim::NoLock | Claim::Replaced => {
+                    return Err(self.host("lock", io::ErrorKind::NotFound.into()));
+                }
+            }
         }
     }
 
@@ -140,9 +183,11 @@ impl Daemon {
         let (daemon, sandbox) = (Arc::clone(self), Arc::clone(sandbox));
         self.to_its_end(async move {
             let _turn = sandbox.turn.lock().await;
+            sandbox.look().await;
             if sandbox.record().removed || !matches!(sandbox.state(), State::Stopped | State::Failed) {
                 return Err(sandbox.wrong_state("start"));
             }
+            sandbox.is_not_lost()?;
             // From now on its memory counts.
             let before = std::mem::replace(&mut *sandbox.status(), Status::creating());
             let result = daemon.start_now(&sandbox).await;
@@ -164,9 +209,8 @@ impl Daemon {
             let wanted = u64::from(u32::from(sandbox.record().memory_mib));
             return Err(DaemonError::TooMuchMemory { used: used - wanted, wanted, limit });
         }
-        let (directory, config, store) =
-            (Arc::clone(&sandbox.directory), self.config.kernel.clone(), self.store.clone());
-        let lock = claim(&directory).await?;
+        let (config, store) = (self.config.kernel.clone(), self.store.clone());
+        let lock = sandbox.claim().await?;
         let kernel = blocking(move || Ok(Kernel::find(&config, store.root())?)).await?;
         self.boot(sandbox, lock, kernel).await
     }
@@ -229,41 +273,30 @@ impl Daemon {
         self.work.spawn(async move {
             // One that is coming up has to be up, or to have failed.
             let _turn = sandbox.turn.lock().await;
-            let handle = {
-                let mut status = sandbox.status();
-                status.stopping = true;
-                status.handle.clone()
-            };
-            let released = async {
-                if let Some(handle) = handle {
-                    kill(&handle).await?;
+            sandbox.status().stopping = true;
+            let mut pause = PAUSE;
+            loop {
+                let released = async {
+                    if let Some(handle) = sandbox.to_end().await? {
+                        sandbox.end_machine(&handle).await?;
+                    }
+                    remove(&sandbox.directory).await
+                };
+                match released.await {
+                    Ok(true) => break tracing::info!(sandbox = sandbox.id(), "removed"),
+                    Ok(false) => {
+                        tracing::error!(sandbox = sandbox.id(), "cannot be removed: somebody runs it");
+                    }
+                    Err(error) => {
+                        tracing::error!(sandbox = sandbox.id(), error = %chain(&error), "cannot be removed");
+                    }
                 }
-                remove(&sandbox.directory).await
-            };
-            match released.await {
-                Ok(true) => tracing::info!(sandbox = sandbox.id(), "removed"),
-                Ok(false) => tracing::error!(sandbox = sandbox.id(), "cannot be removed: somebody runs it"),
-                Err(error) => {
-                    tracing::error!(sandbox = sandbox.id(), error = %chain(&error), "cannot be removed");
-                }
+                // The next daemon goes on with it if this one ends before.
+                pause = (pause * 4).min(AGAIN);
+                tokio::time::sleep(pause).await;
             }
         });
     }
-}
-
-/// Kills a machine and waits until it is gone.
-async fn kill(handle: &Arc<Handle>) -> Result<(), DaemonError> {
-    let handle = Arc::clone(handle);
-    blocking(move || handle.end().map_err(DaemonError::host("end the machine"))).await
-}
-
-/// Asks the process of a machine for something.
-async fn control(
-    handle: &Arc<Handle>,
-    request: impl FnOnce(&mut Client) -> Result<(), ControlError> + Send + 'static,
-) -> Result<(), DaemonError> {
-    let handle = Arc::clone(handle);
-    blocking(move || Ok(handle.control().and_then(|mut client| request(&mut client))?)).await
 }
 
 /// Removes a sandbox that nobody runs; false if somebody does all the same.
@@ -278,28 +311,5 @@ pub(super) async fn remove(directory: &Arc<Directory>) -> Result<bool, DaemonErr
             return Ok(false);
         }
         tokio::time::sleep(PAUSE).await;
-    }
-}
-
-/// The lock of a sandbox that nobody runs.
-async fn claim(directory: &Arc<Directory>) -> Result<OwnedFd, DaemonError> {
-    let end = tokio::time::Instant::now() + UNLOCK;
-    loop {
-        match directory.claim()? {
-            Claim::Ours(lock) => return Ok(lock),
-            Claim::Held if tokio::time::Instant::now() < end => tokio::time::sleep(PAUSE).await,
-            Claim::Held => {
-                return Err(DaemonError::Host {
-                    action: "lock the sandbox",
-                    source: io::ErrorKind::TimedOut.into(),
-                });
-            }
-            Claim::NoLock | Claim::Replaced => {
-                return Err(DaemonError::Host {
-                    action: "lock the sandbox",
-                    source: io::ErrorKind::NotFound.into(),
-                });
-            }
-        }
     }
 }

@@ -7,28 +7,32 @@
 //! those in a [`Sandbox`] are held for some instructions and never across an await; the table's is taken first. Whoever
 //! changes the state of a sandbox holds its `turn` meanwhile.
 
+mod collect;
+mod connection;
 mod create;
 mod error;
 mod files;
 mod life;
+mod listen;
+mod lost;
 mod name;
 mod sandbox;
 mod serve;
 mod state;
 mod table;
-mod watch;
 mod tcp;
 mod terminal;
+mod watch;
 
-use std::fs::File;
-use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rootfs_builder::store::Store;
-use rustix::fs::{FlockOperation, flock};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 
+pub(crate) use connection::Connection;
 pub(crate) use create::New;
 pub(crate) use error::DaemonError;
 pub(crate) use life::GRACE;
@@ -40,12 +44,17 @@ pub(crate) use tcp::{Key, Tcp, loopback};
 pub(crate) use terminal::Terminal;
 
 use crate::config::Config;
-use crate::sandbox::{AdoptError, Directory, Fate, Found, Sandboxes, adopt};
-use state::Status;
+use crate::lock::{self, Lock};
+use crate::sandbox::{Directory, Fate, Sandboxes, adopt};
 use table::Table;
 
 /// So long the work in the background may take when the daemon ends.
 const WORK: Duration = Duration::from_secs(20);
+
+/// So many machines are asked at once whether they run.
+const ADOPTIONS: usize = 32;
+/// One that has begun to end, or to start, is waited for.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// All sandboxes of a store.
 #[derive(Debug)]
@@ -56,7 +65,7 @@ pub(crate) struct Daemon {
     table: Mutex<Table>,
     /// What nobody waits for until the daemon ends.
     work: TaskTracker,
-    _lock: File,
+    lock: Lock,
 }
 
 /// A daemon that cannot start.
@@ -68,28 +77,47 @@ pub(crate) enum OpenError {
     Taken(String),
     #[error(transparent)]
     Directory(#[from] crate::sandbox::DirectoryError),
+    #[error("cannot look for the sandboxes")]
+    Host(#[source] std::io::Error),
 }
 
 impl Daemon {
-    /// Takes the store, and finds the sandboxes that are in it. Blocks; inside of a runtime.
-    pub(crate) fn open(config: Config, store: Store) -> Result<Arc<Self>, OpenError> {
-        let lock = lock(&store.root().join("daemon.lock"), store.root())?;
-        let sandboxes = Sandboxes::new(store.root());
-        let daemon = Arc::new(Self {
-            config,
-            store,
-            sandboxes,
-            table: Mutex::default(),
-            work: TaskTracker::new(),
-            _lock: lock,
-        });
-        for directory in daemon.sandboxes.list()? {
-            daemon.find_again(directory);
+    /// Takes the store, and finds the sandboxes that are in it.
+    pub(crate) async fn open(config: Config, store: Store) -> Result<Arc<Self>, OpenError> {
+        let daemon = in_background(|| Self::take(config, store)).await?;
+        let listing = Arc::clone(&daemon);
+        let directories = in_background(move || Ok(listing.sandboxes.list()?)).await?;
+        // A machine that does not answer holds up some of the others at most.
+        let (places, mut adoptions) = (Arc::new(Semaphore::new(ADOPTIONS)), JoinSet::new());
+        for directory in directories {
+            // The semaphore is never closed.
+            let place = Arc::clone(&places).acquire_owned().await;
+            let daemon = Arc::clone(&daemon);
+            adoptions.spawn_blocking(move || {
+                daemon.find_again(directory);
+                drop(place);
+            });
         }
-        if let Err(error) = daemon.sandboxes.sweep() {
+        adoptions.join_all().await;
+        let sweeping = daemon.sandboxes.clone();
+        let swept = in_background(move || Ok(sweeping.sweep()?)).await;
+        if let Err(error) = swept {
             tracing::warn!(error = %chain(&error), "what is left of a sandbox stays");
         }
         Ok(daemon)
+    }
+
+    fn take(config: Config, store: Store) -> Result<Arc<Self>, OpenError> {
+        let root = store.root();
+        let lock = match Lock::take(root) {
+            Ok(Some(lock)) => lock,
+            Ok(None) => return Err(OpenError::Taken(root.display().to_string())),
+            Err(source) => {
+                return Err(OpenError::Lock { path: lock::path(root).display().to_string(), source });
+            }
+        };
+        let (sandboxes, table, work) = (Sandboxes::new(root), Mutex::default(), TaskTracker::new());
+        Ok(Arc::new(Self { config, store, sandboxes, table, work, lock }))
     }
 
     fn find_again(self: &Arc<Self>, directory: Directory) {
@@ -106,8 +134,8 @@ impl Daemon {
             _ => return,
         };
         let directory = Arc::new(directory);
-        let (status, removed) = (found(adopt(&directory)), record.removed);
-        let handle = status.handle.clone();
+        let (status, removed) = (lost::found(adopt(&directory, PATIENCE)), record.removed);
+        let (handle, is_lost) = (status.handle.clone(), status.lost);
         tracing::info!(sandbox = %directory.id(), state = %status.state, "found");
         let sandbox = Arc::new(Sandbox::new(directory, record, status));
         if removed {
@@ -117,6 +145,10 @@ impl Daemon {
         self.table().insert(Arc::clone(&sandbox));
         if let Some(handle) = handle {
             life::supervise(&sandbox, handle);
+        }
+        if is_lost {
+            tracing::warn!(sandbox = sandbox.id(), reason = sandbox.view().reason, "cannot be talked to");
+            lost::look_for(&sandbox);
         }
     }
 
@@ -145,7 +177,7 @@ impl Daemon {
 
     /// Whether nothing would be missed if the daemon went.
     pub(crate) fn is_idle(&self) -> bool {
-        self.work.is_empty() && self.table().all().iter().all(|sandbox| !sandbox.state().is_up())
+        self.work.is_empty() && self.table().all().iter().all(|sandbox| !sandbox.status().is_up())
     }
 
     /// Waits for what goes on in the background. Sandboxes run on.
@@ -157,24 +189,10 @@ impl Daemon {
     }
 }
 
-fn found(found: Result<Found, AdoptError>) -> Status {
-    match found {
-        Ok(Found::Running { handle, paused }) => Status::up(Arc::new(handle), paused),
-        // Whether it was to end is not known any more; how it did is.
-        Ok(Found::Ended(ending)) => Status::ended(&ending, false),
-        Err(error) => Status::failed(chain(&error)),
-    }
-}
-
-fn lock(path: &Path, store: &Path) -> Result<File, OpenError> {
-    let failed = |source| OpenError::Lock { path: path.display().to_string(), source };
-    let mut options = File::options();
-    let file = options.create(true).append(true).open(path).map_err(failed)?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(OpenError::Taken(store.display().to_string())),
-        Err(e) => Err(failed(e.into())),
-    }
+async fn in_background<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, OpenError> + Send + 'static,
+) -> Result<T, OpenError> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|e| Err(OpenError::Host(e.into())))
 }
 
 /// An error with its sources, as one line.

@@ -15,6 +15,9 @@ pub(super) const ANSWER: Duration = Duration::from_secs(30);
 /// The streams of a machine end a little before its process does.
 const ENDING: Duration = Duration::from_secs(2);
 
+/// What cannot be done when a command's stream fails.
+const RUN: &str = "run a command in";
+
 /// One sandbox.
 #[derive(Debug)]
 pub(crate) struct Sandbox {
@@ -84,7 +87,18 @@ impl Sandbox {
             let now = self.status();
             now.handle.clone().filter(|_| states.contains(&now.state))
         };
-        machine.ok_or_else(|| self.wrong_state(action))
+        match machine {
+            Some(machine) => Ok(machine),
+            None => self.is_not_lost().and_then(|()| Err(self.wrong_state(action))),
+        }
+    }
+
+    pub(super) fn is_not_lost(&self) -> Result<(), DaemonError> {
+        let reason = {
+            let status = self.status();
+            status.lost.then(|| status.reason.clone().unwrap_or_default())
+        };
+        reason.map_or(Ok(()), |reason| Err(DaemonError::Lost { name: self.name(), reason }))
     }
 
     /// `handle` has ended. False if that is known, or another machine has taken its place.
@@ -99,16 +113,17 @@ impl Sandbox {
 
     /// Starts a command.
     pub(crate) async fn exec(&self, exec: protocol::Exec) -> Result<Exec, DaemonError> {
-        let handle = self.machine("run a command in", &[State::Running])?;
-        answered(&handle, handle.exec(exec)).await
+        let handle = self.machine(RUN, &[State::Running])?;
+        self.answered(RUN, &handle, handle.exec(exec)).await
     }
 
     /// Signals a command; without a signal it is ended as by a timeout. False if it has ended already.
     pub(crate) async fn kill(&self, pid: u32, signal: Option<i32>) -> Result<bool, DaemonError> {
-        let handle = self.machine("signal a command in", &[State::Running])?;
-        match answered(&handle, handle.ask(&protocol::Request::Kill { pid, signal })).await {
+        let action = "signal a command in";
+        let handle = self.machine(action, &[State::Running])?;
+        match self.answered(action, &handle, handle.ask(&protocol::Request::Kill { pid, signal })).await {
             Ok(()) => Ok(true),
-            Err(DaemonError::Exec(ExecError::Refused(refused)))
+            Err(DaemonError::Exec { source: ExecError::Refused(refused), .. })
                 if refused.code == protocol::ErrorCode::ProcessEnded =>
             {
                 Ok(false)
@@ -119,69 +134,88 @@ impl Sandbox {
 
     /// The commands that run, and the last detached ones that have ended.
     pub(crate) async fn processes(&self) -> Result<Vec<protocol::Process>, DaemonError> {
-        let handle = self.machine("list the commands of", &[State::Running])?;
-        answered(&handle, handle.processes()).await
+        let action = "list the commands of";
+        let handle = self.machine(action, &[State::Running])?;
+        self.answered(action, &handle, handle.processes()).await
     }
 
     /// The end of a command, whenever it comes.
     pub(crate) async fn wait(&self, pid: u32) -> Result<protocol::Exit, DaemonError> {
-        let handle = self.machine("wait for a command in", &[State::Running])?;
+        let action = "wait for a command in";
+        let handle = self.machine(action, &[State::Running])?;
         match handle.wait(pid).await {
             Ok(exit) => Ok(exit),
-            Err(error) => Err(cause(&handle, error).await),
+            Err(error) => Err(self.explain(action, Some(&handle), error).await),
         }
     }
 
     /// The output of a detached command, and its end.
     pub(crate) async fn attach(&self, pid: u32) -> Result<Exec, DaemonError> {
-        let handle = self.machine("attach to a command in", &[State::Running])?;
-        answered(&handle, handle.attach(pid)).await
+        let action = "attach to a command in";
+        let handle = self.machine(action, &[State::Running])?;
+        self.answered(action, &handle, handle.attach(pid)).await
     }
 
-    /// Why a stream of the sandbox has broken off.
+    /// Why the stream of a command has broken off.
     pub(crate) async fn cause(&self, error: ExecError) -> DaemonError {
         let handle = self.status().handle.clone();
-        match handle {
-            Some(handle) => cause(&handle, error).await,
-            None => match self.status().reason.clone() {
-                Some(reason) if is_broken(&error) => DaemonError::Ended(reason),
-                _ => DaemonError::Exec(error),
-            },
+        self.explain(RUN, handle.as_deref(), error).await
+    }
+
+    async fn answered<T>(
+        &self,
+        action: &'static str,
+        handle: &Handle,
+        answer: impl Future<Output = Result<T, ExecError>>,
+    ) -> Result<T, DaemonError> {
+        self.answered_within(ANSWER, action, handle, answer).await
+    }
+
+    pub(super) async fn answered_within<T>(
+        &self,
+        limit: Duration,
+        action: &'static str,
+        handle: &Handle,
+        answer: impl Future<Output = Result<T, ExecError>>,
+    ) -> Result<T, DaemonError> {
+        match tokio::time::timeout(limit, answer).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) => Err(self.explain(action, Some(handle), error).await),
+            Err(_) => Err(self.silent(action, limit)),
         }
     }
-}
 
-async fn answered<T>(
-    handle: &Handle,
-    answer: impl Future<Output = Result<T, ExecError>>,
-) -> Result<T, DaemonError> {
-    answered_within(ANSWER, handle, answer).await
-}
+    pub(super) fn silent(&self, action: &'static str, limit: Duration) -> DaemonError {
+        DaemonError::Silent { action, name: self.name(), seconds: limit.as_secs() }
+    }
 
-pub(super) async fn answered_within<T>(
-    limit: Duration,
-    handle: &Handle,
-    answer: impl Future<Output = Result<T, ExecError>>,
-) -> Result<T, DaemonError> {
-    match tokio::time::timeout(limit, answer).await {
-        Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(error)) => Err(cause(handle, error).await),
-        Err(_) => Err(DaemonError::Silent(limit.as_secs())),
+    /// Why a request has failed: the end of the machine, if that is what it was.
+    pub(super) async fn explain(
+        &self,
+        action: &'static str,
+        handle: Option<&Handle>,
+        error: ExecError,
+    ) -> DaemonError {
+        let name = self.name();
+        if !is_broken(&error) {
+            return DaemonError::Exec { action, name, source: error };
+        }
+        let reason = match handle {
+            Some(handle) => match tokio::time::timeout(ENDING, handle.ended()).await {
+                Ok(Ok(ending)) => Some(ending.to_string()),
+                _ => None,
+            },
+            None => self.status().reason.clone(),
+        };
+        match reason {
+            Some(reason) => DaemonError::Ended { action, name, reason },
+            None => DaemonError::Exec { action, name, source: error },
+        }
     }
 }
 
 fn is_broken(error: &ExecError) -> bool {
     matches!(error, ExecError::Connect(_) | ExecError::Stream(StreamError::Io(_) | StreamError::End))
-}
-
-/// Why a request has failed: the end of the machine, if that is what it was.
-async fn cause(handle: &Handle, error: ExecError) -> DaemonError {
-    if is_broken(&error)
-        && let Ok(Ok(ending)) = tokio::time::timeout(ENDING, handle.ended()).await
-    {
-        return DaemonError::Ended(ending.to_string());
-    }
-    DaemonError::Exec(error)
 }
 
 /// Whether a frame from a client may go to a command's stream as it is.

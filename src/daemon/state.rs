@@ -34,6 +34,8 @@ pub(super) struct Status {
     pub(super) reason: Option<String>,
     /// A user has asked for the end.
     pub(super) stopping: bool,
+    /// A machine runs and cannot be talked to. Without a handle it cannot even be ended.
+    pub(super) lost: bool,
 }
 
 impl State {
@@ -57,23 +59,35 @@ impl fmt::Display for State {
 
 impl Status {
     pub(super) fn creating() -> Self {
-        Self { state: State::Creating, handle: None, reason: None, stopping: false }
+        Self { state: State::Creating, handle: None, reason: None, stopping: false, lost: false }
     }
 
     pub(super) fn up(handle: Arc<Handle>, paused: bool) -> Self {
         let state = if paused { State::Paused } else { State::Running };
-        Self { state, handle: Some(handle), reason: None, stopping: false }
+        Self { state, handle: Some(handle), reason: None, stopping: false, lost: false }
     }
 
     /// After the end of a machine; `stopping`: a user has asked for it.
     pub(super) fn ended(ending: &Ending, stopping: bool) -> Self {
-        let expected = matches!(ending.reason, Some(ExitReason::Shutdown | ExitReason::Ttl { .. }));
+        let expected = matches!(
+            ending.reason,
+            Some(ExitReason::Shutdown | ExitReason::Ttl { .. } | ExitReason::Idle { .. })
+        );
         let state = if stopping || expected { State::Stopped } else { State::Failed };
         let reason = if stopping { "it was stopped".to_owned() } else { ending.to_string() };
-        Self { state, handle: None, reason: Some(reason), stopping: false }
+        Self { state, handle: None, reason: Some(reason), stopping: false, lost: false }
+    }
+
+    pub(super) fn lost(handle: Option<Arc<Handle>>, reason: String) -> Self {
+        Self { handle, lost: true, ..Self::failed(reason) }
+    }
+
+    /// Whether a machine takes memory.
+    pub(super) fn is_up(&self) -> bool {
+        self.state.is_up() || self.lost
     }
 
     pub(super) fn failed(reason: String) -> Self {
-        Self { state: State::Failed, handle: None, reason: Some(reason), stopping: false }
+        Self { state: State::Failed, handle: None, reason: Some(reason), stopping: false, lost: false }
     }
 }

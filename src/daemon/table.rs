@@ -67,7 +67,7 @@ impl Table {
 
     /// MiB of memory of the machines there are.
     pub(super) fn memory_mib(&self) -> u64 {
-        let up = self.sandboxes.values().filter(|sandbox| sandbox.state().is_up());
+        let up = self.sandboxes.values().filter(|sandbox| sandbox.status().is_up());
         up.map(|sandbox| u64::from(u32::from(sandbox.record().memory_mib))).sum()
     }
 }

@@ -5,9 +5,13 @@ use std::io::{self, Read as _};
 use std::net::SocketAddr;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::process::geteuid;
 use subtle::ConstantTimeEq as _;
+use tokio::net::{TcpListener, TcpStream};
+
+use super::ServeError;
 
 /// In bytes, without the white space around it.
 const KEY: std::ops::RangeInclusive<usize> = 16..=1024;
@@ -85,6 +89,30 @@ impl Key {
 impl std::fmt::Debug for Key {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Key")
+    }
+}
+
+/// A TCP address that is listened at.
+pub(super) struct Door {
+    listener: TcpListener,
+    key: Arc<Key>,
+}
+
+impl Door {
+    pub(super) async fn open(address: SocketAddr, key: Key) -> Result<Self, ServeError> {
+        let failed = |source| ServeError::Socket { action: "listen at", path: address.to_string(), source };
+        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        let bound = listener.local_addr().map_err(failed)?;
+        tracing::info!(url = %format_args!("http://{bound}"), "listens, for those who have the key");
+        Ok(Self { listener, key: Arc::new(key) })
+    }
+
+    /// A client, and the key that it has to have.
+    pub(super) async fn accept(&self) -> io::Result<(TcpStream, Arc<Key>)> {
+        let (stream, _) = self.listener.accept().await?;
+        // What is typed at a terminal is not kept waiting for the answer to what was typed before.
+        let _ = stream.set_nodelay(true);
+        Ok((stream, Arc::clone(&self.key)))
     }
 }
 

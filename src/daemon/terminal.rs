@@ -116,7 +116,9 @@ impl Sandbox {
                 }
             }
         };
-        tokio::time::timeout(ANSWER, visit).await.unwrap_or(Err(DaemonError::Silent(ANSWER.as_secs())))
+        tokio::time::timeout(ANSWER, visit)
+            .await
+            .unwrap_or_else(|_| Err(self.silent("use a terminal of", ANSWER)))
     }
 }
 

@@ -29,7 +29,7 @@ impl Sandbox {
     /// Begins a watch; returns its session id. What happens from now on is kept for who follows it.
     pub(crate) async fn watch(self: &Arc<Self>, request: FileRequest) -> Result<String, DaemonError> {
         let events = self.file_events(request).await?;
-        let session = session_id().map_err(DaemonError::host("draw a session id"))?;
+        let session = session_id().map_err(|source| self.host("draw a session id for", source))?;
         {
             let mut waiting = self.watches.waiting();
             if waiting.len() == MAX_WAITING {

@@ -4,14 +4,12 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use vmm::control::{Client, ControlError};
+use vmm::control::{Contact, ControlError};
 
 use super::directory::{Claim, Directory, DirectoryError};
 use super::handle::{CONTROL, Ending, Handle};
 use super::process::Process;
 
-/// A machine that has begun to end holds its lock for some ms more, and one that has begun to start does not answer yet.
-const PATIENCE: Duration = Duration::from_secs(10);
 const ANSWER: Duration = Duration::from_secs(5);
 /// Neither the lock nor the socket tells when it changes.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -25,6 +23,8 @@ pub(crate) enum Found {
         /// Whether its vCPUs are halted.
         paused: bool,
     },
+    /// It does, and cannot be asked, for this reason. It can be ended.
+    Deaf { handle: Handle, error: AdoptError },
     /// It does not, for this reason.
     Ended(Ending),
 }
@@ -40,15 +40,20 @@ pub(crate) enum AdoptError {
     Other { id: String, other: String },
 }
 
-/// Finds out whether the sandbox runs: by its lock, and never by its record. Blocks.
-pub(crate) fn adopt(directory: &Arc<Directory>) -> Result<Found, AdoptError> {
-    let end = Instant::now() + PATIENCE;
+/// Finds out whether the sandbox runs: by its lock, and never by its record. A machine that has begun to end holds its lock for
+/// some ms more, and one that has begun to start does not answer yet: `patience` is for them. Blocks.
+pub(crate) fn adopt(directory: &Arc<Directory>, patience: Duration) -> Result<Found, AdoptError> {
+    let end = Instant::now() + patience;
     loop {
         if !matches!(directory.claim()?, Claim::Held) {
             return Ok(Found::Ended(Ending::of(directory)));
         }
         match greet(directory) {
-            Err(AdoptError::Control { .. }) if Instant::now() < end => std::thread::sleep(PAUSE),
+            Err(AdoptError::Control { .. })
+            | Ok(Found::Deaf {
+                error: AdoptError::Control { source: ControlError::Io(_) | ControlError::Closed, .. },
+                ..
+            }) if Instant::now() < end => std::thread::sleep(PAUSE),
             found => return found,
         }
     }
@@ -58,13 +63,21 @@ fn greet(directory: &Arc<Directory>) -> Result<Found, AdoptError> {
     let id = || directory.id().to_string();
     let failed = |source: ControlError| AdoptError::Control { id: id(), source };
     let stream = UnixStream::connect(directory.socket(CONTROL)).map_err(|e| failed(e.into()))?;
-    let mut client = Client::new(stream, ANSWER).map_err(failed)?;
-    if client.greeting().id != directory.id().as_str() {
-        return Err(AdoptError::Other { id: id(), other: client.greeting().id.clone() });
-    }
-    let paused = client.status().map_err(failed)?.paused;
-    let process = Process::new(client.into_pidfd()).map_err(|e| failed(e.into()))?;
+    let contact = Contact::new(stream, ANSWER).map_err(failed)?;
+    // Before anything that the machine says: whatever that is, its process can be ended.
+    let pidfd = contact.pidfd().try_clone().map_err(|e| failed(e.into()))?;
+    let process = Process::new(pidfd).map_err(|e| failed(e.into()))?;
     let directory = Arc::clone(directory);
-    let handle = Handle { directory, process, ephemeral: false, _owner: None, agent: None };
-    Ok(Found::Running { handle, paused })
+    let handle =
+        Handle { directory: Arc::clone(&directory), process, ephemeral: false, _owner: None, agent: None };
+    let paused = contact.greeted().map_err(failed).and_then(|mut client| {
+        if client.greeting().id != directory.id().as_str() {
+            return Err(AdoptError::Other { id: id(), other: client.greeting().id.clone() });
+        }
+        Ok(client.status().map_err(failed)?.paused)
+    });
+    Ok(match paused {
+        Ok(paused) => Found::Running { handle, paused },
+        Err(error) => Found::Deaf { handle, error },
+    })
 }

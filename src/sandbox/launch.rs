@@ -198,6 +198,7 @@ fn start(
         fds,
         boot_timeout_ms: BOOT_TIMEOUT.as_millis() as u64,
         ttl_ms: record.ttl_ms,
+        idle_ms: record.idle_ms,
     };
     let spec = serde_json::to_vec(&spec).map_err(|e| host("write the machine's specification")(e.into()))?;
     let spec = in_memory("spec", &spec)?;

@@ -45,6 +45,9 @@ pub(crate) struct Record {
     /// Its machine ends so many ms after each start.
     #[serde(default)]
     pub(crate) ttl_ms: Option<u64>,
+    /// Its machine ends when nobody has had a stream to it for so many ms.
+    #[serde(default)]
+    pub(crate) idle_ms: Option<u64>,
     /// Milliseconds since 1970.
     pub(crate) created_at_ms: u64,
 }
@@ -87,6 +90,7 @@ impl Record {
             env: BTreeMap::new(),
             labels: BTreeMap::new(),
             ttl_ms: None,
+            idle_ms: None,
             created_at_ms: now.as_millis() as u64,
         }
     }

@@ -3,8 +3,9 @@
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process, pidfd_open, pidfd_send_signal};
 use serde_json::{Value, json};
@@ -25,7 +26,12 @@ impl Site {
     }
 
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = self.voidrun.command(arguments);
+        self.command_of(Path::new(env!("CARGO_BIN_EXE_voidrun")), arguments)
+    }
+
+    /// Of another program than ours.
+    pub(crate) fn command_of(&self, program: &Path, arguments: &[&str]) -> Command {
+        let mut command = self.voidrun.command_of(program, arguments);
         command.env("XDG_RUNTIME_DIR", self.voidrun.path("runtime"));
         command
     }
@@ -49,7 +55,12 @@ impl Site {
         ask(UnixStream::connect(self.socket()).unwrap(), method, path, body)
     }
 
-    fn daemon(&self) -> Pid {
+    /// The daemon's.
+    pub(crate) fn release(&self) -> String {
+        self.ask("GET", "/version", "").1["version"].as_str().unwrap().to_owned()
+    }
+
+    pub(crate) fn daemon(&self) -> Pid {
         daemon(UnixStream::connect(self.socket()).unwrap())
     }
 
@@ -116,6 +127,24 @@ fn several_commands_at_once_start_one_daemon() {
     assert_eq!(site.daemon(), pid);
 }
 
+/// Whoever reads what a command has written, by whatever descriptor, reads to its end.
+#[test]
+fn a_daemon_inherits_nothing() {
+    let site = Site::new();
+    let mut command = Command::new("sh");
+    command.args(["-c", "exec \"$0\" ps 9>&1 >/dev/null", env!("CARGO_BIN_EXE_voidrun")]);
+    let ours = site.command(&[]);
+    command.env_clear().envs(ours.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let mut child = command.stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let mut pipe = child.stdout.take().unwrap();
+    let (sender, ended) = std::sync::mpsc::channel();
+    std::thread::spawn(move || sender.send(pipe.read_to_end(&mut Vec::new()).unwrap()));
+    assert!(child.wait().unwrap().success());
+    assert_eq!(ended.recv_timeout(Duration::from_secs(30)), Ok(0));
+    // It was the daemon that could have held it open.
+    site.daemon();
+}
+
 #[test]
 fn a_second_daemon_refuses() {
     let site = Site::new();
@@ -165,14 +194,75 @@ fn what_listens_and_does_not_answer() {
     site.run(&["ps"]).ok();
     let socket = site.socket();
     site.end(Signal::TERM);
+    // Each connection ends at once: there is no daemon, and none takes the place of whoever that is.
     let listener = UnixListener::bind(&socket).unwrap();
-    let command = site.command(&["ps"]).spawn().unwrap();
-    // Each connection ends at once.
-    for _ in 0..2 {
-        drop(listener.accept().unwrap());
-    }
-    Ran::from(command.wait_with_output().unwrap()).fails(1, &["connection to the daemon"]);
+    let accepting = listener.try_clone().unwrap();
+    std::thread::spawn(move || accepting.incoming().for_each(drop));
+    let words = ["cannot listen at", "another process listens there", &socket.display().to_string()];
+    site.run(&["ps"]).fails(1, &words);
+    site.run(&["daemon"]).fails(1, &words);
+    assert!(UnixStream::connect(&socket).is_ok());
     std::fs::remove_file(&socket).unwrap();
+    site.run(&["ps"]).ok();
+}
+
+/// In cron, or with another session's environment.
+#[test]
+fn a_daemon_is_found_by_its_store() {
+    let site = Site::new();
+    site.run(&["ps"]).ok();
+    let pid = site.daemon();
+    for (name, value) in
+        [("XDG_RUNTIME_DIR", ""), ("XDG_RUNTIME_DIR", "/nonexistent"), ("HOME", "/nonexistent")]
+    {
+        Ran::from(site.command(&["ps"]).env(name, value).output().unwrap()).ok();
+    }
+    let store = site.voidrun.store().display().to_string();
+    site.run(&["--home", &format!("{store}/../store/"), "ps"]).ok();
+    assert_eq!(site.daemon(), pid);
+    site.run(&["daemon"]).fails(1, &["another daemon has the store"]);
+
+    // Two data directories are two stores, of which neither is the default one's.
+    for (data, daemons) in [("a", 2), ("b", 3), ("a", 3), (".local/share", 4)] {
+        let mut command = site.command(&["ps"]);
+        command.env_remove("VOIDRUN_HOME").env("XDG_DATA_HOME", site.voidrun.path(data));
+        Ran::from(command.output().unwrap()).ok();
+        assert_eq!(site.sockets().len(), daemons, "{data}: {:?}", site.sockets());
+        let default = site.sockets().iter().any(|socket| socket.ends_with("voidrun.sock"));
+        assert_eq!(default, data == ".local/share");
+    }
+}
+
+/// The session's directory goes at the last logout, with the socket in it.
+#[test]
+fn a_socket_that_was_taken_away() {
+    let site = Site::new();
+    site.run(&["ps"]).ok();
+    let (pid, socket) = (site.daemon(), site.socket());
+    std::fs::remove_file(&socket).unwrap();
+    site.run(&["ps"]).ok();
+    assert_eq!(site.daemon(), pid);
+    std::fs::remove_dir_all(site.voidrun.path("runtime/voidrun")).unwrap();
+    site.run(&["ps"]).ok();
+    assert_eq!(site.daemon(), pid);
+
+    // Somebody else's in its place is left alone while anybody listens there.
+    std::fs::remove_file(&socket).unwrap();
+    let listener = UnixListener::bind(&socket).unwrap();
+    let log = || std::fs::read_to_string(site.voidrun.path(".local/state/voidrun/daemon.log")).unwrap();
+    let end = Instant::now() + Duration::from_secs(30);
+    while !log().contains("another process listens there") {
+        assert!(Instant::now() < end, "{}", log());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    drop(listener);
+    // It is its own again.
+    while UnixStream::connect(&socket).is_err() {
+        assert!(Instant::now() < end, "{}", log());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(site.daemon(), pid);
+    assert_eq!(socket.metadata().unwrap().permissions().mode() & 0o777, 0o600);
 }
 
 #[test]
@@ -211,6 +301,22 @@ fn what_the_api_refuses() {
     assert_eq!(site.voidrun.files("sandboxes"), Vec::<String>::new());
 }
 
+/// A client that sends before it reads finds the answer and not a broken connection.
+#[test]
+fn a_long_body_of_a_request_that_is_refused() {
+    let site = Site::new();
+    site.run(&["ps"]).ok();
+    for (path, status) in [("/v1/nothing", 404), ("/v1/sandboxes/absent/exec", 404), ("/v1/sandboxes", 413)] {
+        let (found, answer) = site.ask("POST", path, &" ".repeat(16 << 20));
+        assert_eq!(found, status, "{answer}");
+    }
+    // One that never ends is not read for ever.
+    let mut stream = UnixStream::connect(site.socket()).unwrap();
+    stream.write_all(b"POST /v1/nothing HTTP/1.1\r\nHost: x\r\nContent-Length: 999999999\r\n\r\n").unwrap();
+    let piece = vec![b' '; 1 << 20];
+    assert!((0..999).any(|_| stream.write_all(&piece).is_err()));
+}
+
 /// Whatever the reason here, no KVM or none that can be used, or one that works and a kernel that is none.
 #[test]
 fn a_sandbox_that_cannot_start_leaves_nothing() {
@@ -219,7 +325,7 @@ fn a_sandbox_that_cannot_start_leaves_nothing() {
     site.run(&["images", "pull", &source]).ok();
     let kernel = site.voidrun.file("kernel", b"this is no kernel");
     site.voidrun.configure(&format!("kernel = '{kernel}'\n"));
-    site.run(&["create", "--name", "x", "tool"]).fails(1, &["cannot start a sandbox from"]);
+    site.run(&["create", "--name", "x", "tool"]).fails(1, &["cannot start the sandbox x from tool"]);
     assert_eq!(site.run(&["ps", "--all", "--json"]).json(), json!([]));
     assert_eq!(site.voidrun.files("sandboxes"), Vec::<String>::new());
     site.run(&["exec", "x", "true"]).fails(125, &["there is no sandbox x"]);

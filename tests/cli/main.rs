@@ -8,11 +8,13 @@ mod doctor;
 mod listen;
 mod processes;
 mod registry;
+mod release;
 mod run;
 mod sources;
 mod store;
 #[path = "../support/mod.rs"]
 mod support;
+mod system;
 mod systemd;
 
 use support::layer;

@@ -131,6 +131,30 @@ fn a_time_to_live() {
 }
 
 #[test]
+fn an_idle_limit() {
+    let daemon = Daemon::new();
+    daemon.cli(&["create", "--name", "idle", "-m", "256m", "--idle-timeout", "15s", "debian"]).ends(0, &[]);
+    // Also without a daemon, and not while a command runs.
+    let daemon = daemon.kill();
+    daemon.cli(&["exec", "idle", "sh", "-c", "sleep 18; echo still here"]).prints("still here\n");
+    until(|| daemon.state("idle") == "stopped");
+    let sandbox = daemon.data("GET", "/v1/sandboxes/idle", Value::Null);
+    assert!(sandbox["exitReason"].as_str().unwrap().contains("idle for 15 s"), "{sandbox}");
+    assert_eq!(sandbox["idleTimeout"], 15);
+
+    // One that stands still is left alone.
+    daemon.cli(&["start", "idle"]).prints("idle\n");
+    daemon.cli(&["pause", "idle"]).prints("idle\n");
+    std::thread::sleep(std::time::Duration::from_secs(18));
+    assert_eq!(daemon.state("idle"), "paused");
+    daemon.cli(&["resume", "idle"]).prints("idle\n");
+    daemon.cli(&["exec", "idle", "echo", "on"]).prints("on\n");
+    until(|| daemon.state("idle") == "stopped");
+    daemon.cli(&["rm", "idle"]).ends(0, &[]);
+    daemon.is_clean();
+}
+
+#[test]
 fn the_end_of_the_daemon_is_not_that_of_sandboxes() {
     let mut daemon = Daemon::new();
     daemon.create("dev");

@@ -7,11 +7,13 @@
 mod code;
 mod cp;
 mod crash;
+mod ending;
 mod exec;
 mod files;
 #[path = "../support/guests.rs"]
 mod guests;
 mod life;
+mod lost;
 mod terminal;
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};

@@ -88,6 +88,7 @@ impl Guest {
             fds,
             boot_timeout_ms: ANSWER.as_millis() as u64,
             ttl_ms: None,
+            idle_ms: None,
         };
         inherited.insert(0, in_memory(&serde_json::to_vec(&spec).unwrap()).into());
         let mappings = (SPEC_FD..).zip(inherited);

@@ -205,7 +205,12 @@ impl Voidrun {
     }
 
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_voidrun"));
+        self.command_of(Path::new(env!("CARGO_BIN_EXE_voidrun")), arguments)
+    }
+
+    /// Of another program than ours.
+    pub fn command_of(&self, program: &Path, arguments: &[&str]) -> Command {
+        let mut command = Command::new(program);
         command
             .args(arguments)
             .env_clear()

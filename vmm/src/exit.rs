@@ -53,6 +53,13 @@ pub enum ExitReason {
         /// The limit.
         seconds: u64,
     },
+    /// Nobody has had a stream to the guest for too long.
+    #[error("the machine has been idle for {seconds} s")]
+    #[serde(rename_all = "camelCase")]
+    Idle {
+        /// The limit.
+        seconds: u64,
+    },
     /// The machine could not be started, or the host failed later.
     #[error("{message}")]
     #[serde(rename_all = "camelCase")]

@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use crate::control::{Greeting, Server};
 use crate::exit::{Exit, ExitReason};
 use crate::jail::{self, SelfReport};
-use crate::machine::{self, Disk, Machine, Parts, Steps};
+use crate::machine::{self, Disk, Limits, Machine, Parts, Steps};
 use crate::spec::{Fds, MachineSpec, VERSION};
 
 /// The descriptor of the specification: a file with a [`MachineSpec`] as JSON, read from its beginning.
@@ -48,7 +48,7 @@ pub fn main() -> ExitCode {
     };
     match start(&spec, steps) {
         Ok((machine, control)) => {
-            let exit = machine.run(control, spec.boot_timeout(), spec.ttl());
+            let exit = machine.run(control, Limits::of(&spec));
             report(&exit, exit_file.as_mut());
             ExitCode::SUCCESS
         }

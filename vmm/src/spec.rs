@@ -28,6 +28,8 @@ pub struct MachineSpec {
     pub boot_timeout_ms: u64,
     /// The machine ends after so many ms.
     pub ttl_ms: Option<u64>,
+    /// The machine ends when no client has had a stream to the guest for so many ms.
+    pub idle_ms: Option<u64>,
 }
 
 /// Descriptors that the process of the machine inherits.
@@ -164,5 +166,10 @@ impl MachineSpec {
     /// How long the machine may run.
     pub fn ttl(&self) -> Option<Duration> {
         self.ttl_ms.map(Duration::from_millis)
+    }
+
+    /// How long it may run without anybody who has a stream to it.
+    pub fn idle(&self) -> Option<Duration> {
+        self.idle_ms.map(Duration::from_millis)
     }
 }

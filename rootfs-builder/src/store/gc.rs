@@ -140,11 +140,76 @@ impl Store {
         Ok(report)
     }
 
+    /// What [`Store::collect`] would remove, were `names` removed before; nothing is. What others use at this moment counts as
+    /// well.
+    pub fn collectable(
+        &self,
+        budget: Budget,
+        names: &[ImageName],
+        removed: &mut dyn FnMut(Removal),
+    ) -> Result<(), StoreError> {
+        let _lock = self.lock_store(Mode::Shared)?;
+        let mut without = BTreeSet::new();
+        for name in names {
+            let path = self.ref_path(name);
+            removed(Removal {
+                kind: Removed::Reference,
+                name: name.to_string(),
+                freed_bytes: allocated(&path),
+            });
+            without.insert(path);
+        }
+        let roots = self.roots_without(&without)?;
+        let mut images: BTreeSet<Digest> = self.digests_in("images", ".ext4")?.into_iter().collect();
+        images.extend(self.digests_in("images", ".json")?);
+        let mut total = 0;
+        for image in &images {
+            let paths = [self.image_path(image), self.image_record_path(image)];
+            let freed_bytes = paths.iter().map(|path| allocated(path)).sum();
+            let idle = paths.iter().all(|path| !path.exists() || is_idle(path, budget.grace));
+            if idle && !roots.contains(image) {
+                removed(Removal { kind: Removed::Image, name: image.to_string(), freed_bytes });
+            } else {
+                total += allocated(&self.image_path(image));
+            }
+        }
+        let kept = self.reached_blobs(&roots);
+        let mut blobs = Vec::new();
+        for blob in self.digests_in("blobs/sha256", "")? {
+            let path = self.blob_path(&blob);
+            total += allocated(&path);
+            if is_idle(&path, budget.grace) {
+                // Those that no image needs go first, whatever the budget is.
+                blobs.push((kept.contains(&blob), last_used(&path), blob, allocated(&path)));
+            }
+        }
+        blobs.sort_unstable();
+        for (needed, _, blob, freed_bytes) in blobs {
+            if !needed || total > budget.bytes {
+                total -= freed_bytes;
+                removed(Removal { kind: Removed::Blob, name: blob.to_string(), freed_bytes });
+            }
+        }
+        for (path, name) in self.ingested()?.into_iter().filter(|(path, _)| is_idle(path, budget.grace)) {
+            let freed_bytes = allocated(&path) + allocated_in(&path);
+            removed(Removal { kind: Removed::Leftover, name, freed_bytes });
+        }
+        Ok(())
+    }
+
     /// The images that must stay.
     fn roots(&self) -> Result<BTreeSet<Digest>, StoreError> {
+        self.roots_without(&BTreeSet::new())
+    }
+
+    /// The same, without these references.
+    fn roots_without(&self, without: &BTreeSet<PathBuf>) -> Result<BTreeSet<Digest>, StoreError> {
         let mut roots = BTreeSet::new();
         for key in self.digests_in("refs", ".json")? {
             let path = self.root.join("refs").join(format!("{}.json", key.hex()));
+            if without.contains(&path) {
+                continue;
+            }
             // A damaged reference reaches nothing. It stays: without it a local name would mean a registry's image.
             match super::record::read::<super::RefRecord>(&path, &key) {
                 Ok(reference) => roots.extend(reference.map(|reference| reference.image)),

@@ -1,6 +1,6 @@
 import { createHash } from "node:crypto";
-import { realpathSync, statSync } from "node:fs";
-import { isAbsolute, join, resolve } from "node:path";
+import { readFileSync, realpathSync, statSync } from "node:fs";
+import { basename, dirname, isAbsolute, join, resolve } from "node:path";
 
 import { VoidRunError } from "./errors.js";
 
@@ -28,8 +28,30 @@ export function resolveEndpoint(options: VoidRunOptions, environment: Environmen
   }
   const user = process.geteuid?.();
   if (user === undefined) throw new VoidRunError("voidrun runs on Linux; elsewhere apiUrl has to name its address");
-  const { XDG_RUNTIME_DIR: runtime, VOIDRUN_HOME: store } = environment;
-  return { socketPath: () => join(socketDirectory(runtime, user), socketName(store)) };
+  const { XDG_RUNTIME_DIR: runtime, HOME: home } = environment;
+  const store = storeDirectory(environment);
+  return { socketPath: () => recordedSocket(store) ?? join(socketDirectory(runtime, user), socketName(store, home)) };
+}
+
+/** Where the daemon keeps images and sandboxes. */
+function storeDirectory({ VOIDRUN_HOME: store, XDG_DATA_HOME: data, HOME: home }: Environment): string {
+  if (store) return store;
+  return join(data && isAbsolute(data) ? data : join(home || "/", ".local/share"), "voidrun");
+}
+
+/**
+ * What the daemon of the store says of itself: its environment may be another one than ours. What one that was killed has
+ * left is as good as nothing, since nobody listens there; the next one writes it anew.
+ */
+function recordedSocket(store: string): string | undefined {
+  try {
+    const notice: unknown = JSON.parse(readFileSync(join(store, "daemon.lock"), "utf8"));
+    const socket = (notice as { socket?: unknown } | null)?.socket;
+    return typeof socket === "string" && isAbsolute(socket) ? socket : undefined;
+  } catch {
+    // There is no daemon, or it is just coming up.
+    return undefined;
+  }
 }
 
 /** An address without a path means this client's own API, `/v1`. */
@@ -53,14 +75,20 @@ function socketDirectory(runtime: string | undefined, user: number): string {
   }
 }
 
-/** A store that is not the default one has a daemon, and a socket, of its own. */
-function socketName(store: string | undefined): string {
-  if (!store) return "voidrun.sock";
-  let path = resolve(store);
-  try {
-    path = realpathSync(path);
-  } catch {
-    // It is not there yet; the daemon makes it.
-  }
+/** A store that is not the default one has a socket of its own. */
+function socketName(store: string, home: string | undefined): string {
+  const path = real(store);
+  if (home && real(join(home, ".local/share/voidrun")) === path) return "voidrun.sock";
   return `voidrun-${createHash("sha256").update(path).digest("hex").slice(0, 12)}.sock`;
+}
+
+/** The path without links and dots; the same before and after the directory is made. */
+function real(path: string): string {
+  const absolute = resolve(path);
+  try {
+    return realpathSync(absolute);
+  } catch {
+    const parent = dirname(absolute);
+    return parent === absolute ? absolute : join(real(parent), basename(absolute));
+  }
 }

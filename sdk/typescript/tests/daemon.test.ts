@@ -157,6 +157,34 @@ test("each store has a daemon of its own, and without a session's directory ther
   assert.equal(wire.received.length, 1);
 });
 
+test("a daemon is found by what it says in its store, whatever the environment is", async () => {
+  await using wire = await Wire.serve((_, response) => json(response, 200, { data: [], meta: {} }));
+  const directory = process.env["XDG_RUNTIME_DIR"]!;
+  const socket = join(directory, "voidrun", "voidrun.sock");
+  // As in cron, with each way to name a store.
+  for (const [name, value, store] of [
+    ["VOIDRUN_HOME", join(directory, "a"), join(directory, "a")],
+    ["XDG_DATA_HOME", join(directory, "b"), join(directory, "b/voidrun")],
+    ["HOME", join(directory, "c"), join(directory, "c/.local/share/voidrun")],
+  ] as const) {
+    const before = process.env[name];
+    delete process.env["XDG_RUNTIME_DIR"];
+    process.env[name] = value;
+    await mkdir(store, { recursive: true });
+    await writeFile(join(store, "daemon.lock"), JSON.stringify({ version: "1.0.0", pid: 1, socket }));
+    await new VoidRun().listSandboxes();
+    // One that is coming up has not said it yet.
+    await writeFile(join(store, "daemon.lock"), "");
+    const endpoint = resolveEndpoint({}, process.env);
+    assert.ok("socketPath" in endpoint);
+    const expected = name === "HOME" ? /\/voidrun\.sock$/ : /\/voidrun-[0-9a-f]{12}\.sock$/;
+    assert.match(endpoint.socketPath(), expected);
+    if (before === undefined) delete process.env[name];
+    else process.env[name] = before;
+  }
+  assert.equal(wire.received.length, 3);
+});
+
 test("a socket whose path is longer than addresses are", async () => {
   await using wire = await Wire.serve((_, response) => json(response, 200, { data: [], meta: {} }));
   const directory = process.env["XDG_RUNTIME_DIR"]!;

@@ -48,11 +48,12 @@ export class Wire {
   }
 }
 
-/** An XDG_RUNTIME_DIR with a directory for the daemon's socket; the next client looks there. */
+/** A home without a store, and an XDG_RUNTIME_DIR with a directory for the daemon's socket; the next client looks there. */
 export async function runtimeDirectory(): Promise<string> {
   const directory = await mkdtemp(join(tmpdir(), "voidrun-sdk-"));
   await mkdir(join(directory, "voidrun"), { mode: 0o700 });
-  process.env["XDG_RUNTIME_DIR"] = directory;
+  process.env["XDG_RUNTIME_DIR"] = process.env["HOME"] = directory;
+  delete process.env["XDG_DATA_HOME"];
   return directory;
 }
 

@@ -4,7 +4,7 @@ use std::io::{self, BufRead as _, BufReader, IoSliceMut, Read as _, Write as _};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
@@ -14,9 +14,27 @@ use crate::spec::VERSION;
 /// A connection to a machine's control socket.
 #[derive(Debug)]
 pub struct Client {
-    stream: BufReader<UnixStream>,
+    stream: BufReader<Timed>,
+    timeout: Duration,
     greeting: Greeting,
     pidfd: OwnedFd,
+}
+
+/// A connection of which only the machine's process is known yet. That is enough to end it, whatever else it says.
+#[derive(Debug)]
+pub struct Contact {
+    stream: Timed,
+    timeout: Duration,
+    /// The pidfd comes with it.
+    first: u8,
+    pidfd: OwnedFd,
+}
+
+/// A stream that a whole exchange has one deadline on.
+#[derive(Debug)]
+struct Timed {
+    stream: UnixStream,
+    end: Instant,
 }
 
 /// A machine that cannot be reached or does not do what was asked.
@@ -46,21 +64,37 @@ pub enum ControlError {
     Refused(String),
 }
 
-impl Client {
-    /// Reads the greeting. Every answer has to come within `timeout`.
+impl Contact {
+    /// Waits for the first byte. The whole greeting has to come within `timeout`, and so does each answer after it.
     pub fn new(stream: UnixStream, timeout: Duration) -> Result<Self, ControlError> {
-        stream.set_read_timeout(Some(timeout))?;
-        stream.set_write_timeout(Some(timeout))?;
+        let stream = Timed { stream, end: Instant::now() + timeout };
         let (first, pidfd) = receive_with_descriptor(&stream)?;
+        Ok(Self { stream, timeout, first, pidfd })
+    }
+
+    /// Refers to the machine's process for as long as it is open, whatever becomes of its number.
+    pub fn pidfd(&self) -> &OwnedFd {
+        &self.pidfd
+    }
+
+    /// Reads the rest of the greeting.
+    pub fn greeted(self) -> Result<Client, ControlError> {
+        let Self { stream, timeout, first, pidfd } = self;
         let mut stream = BufReader::new(stream);
-        // The descriptor comes with the first byte.
         let mut line = vec![first];
         read_line(&mut stream, &mut line)?;
         let greeting: Greeting = parse(&line)?;
         if greeting.version != VERSION {
             return Err(ControlError::Version(greeting.version));
         }
-        Ok(Self { stream, greeting, pidfd })
+        Ok(Client { stream, timeout, greeting, pidfd })
+    }
+}
+
+impl Client {
+    /// Reads the greeting, which has to come within `timeout`, as each answer after it.
+    pub fn new(stream: UnixStream, timeout: Duration) -> Result<Self, ControlError> {
+        Contact::new(stream, timeout)?.greeted()
     }
 
     /// What the machine has said of itself.
@@ -119,10 +153,36 @@ impl Client {
     fn ask(&mut self, request: Request) -> Result<Response, ControlError> {
         let mut line = serde_json::to_vec(&request).map_err(io::Error::from)?;
         line.push(b'\n');
+        self.stream.get_mut().end = Instant::now() + self.timeout;
         self.stream.get_mut().write_all(&line)?;
         line.clear();
         read_line(&mut self.stream, &mut line)?;
         parse(&line)
+    }
+}
+
+impl Timed {
+    fn left(&self) -> io::Result<Option<Duration>> {
+        let left = self.end.saturating_duration_since(Instant::now());
+        if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(Some(left)) }
+    }
+}
+
+impl io::Read for Timed {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        self.stream.set_read_timeout(self.left()?)?;
+        self.stream.read(bytes)
+    }
+}
+
+impl io::Write for Timed {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.stream.set_write_timeout(self.left()?)?;
+        self.stream.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -141,7 +201,7 @@ fn parse<'a, T: serde::Deserialize<'a>>(line: &'a [u8]) -> Result<T, ControlErro
 }
 
 /// Appends a line to `line`, with its end.
-fn read_line(stream: &mut BufReader<UnixStream>, line: &mut Vec<u8>) -> Result<(), ControlError> {
+fn read_line(stream: &mut BufReader<Timed>, line: &mut Vec<u8>) -> Result<(), ControlError> {
     stream.by_ref().take(MAX_LINE as u64).read_until(b'\n', line)?;
     match line.last() {
         Some(b'\n') => Ok(()),
@@ -151,13 +211,14 @@ fn read_line(stream: &mut BufReader<UnixStream>, line: &mut Vec<u8>) -> Result<(
 }
 
 /// The first byte of the greeting and the descriptor that comes with it.
-fn receive_with_descriptor(stream: &UnixStream) -> Result<(u8, OwnedFd), ControlError> {
+fn receive_with_descriptor(stream: &Timed) -> Result<(u8, OwnedFd), ControlError> {
     let mut byte = [0];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let received = loop {
         let flags = RecvFlags::CMSG_CLOEXEC;
-        match recvmsg(stream, &mut [IoSliceMut::new(&mut byte)], &mut ancillary, flags) {
+        stream.stream.set_read_timeout(stream.left()?)?;
+        match recvmsg(&stream.stream, &mut [IoSliceMut::new(&mut byte)], &mut ancillary, flags) {
             Err(rustix::io::Errno::INTR) => {}
             result => break result.map_err(io::Error::from)?,
         }

@@ -7,7 +7,7 @@
 mod client;
 mod server;
 
-pub use client::{Client, ControlError};
+pub use client::{Client, Contact, ControlError};
 pub(crate) use server::Server;
 
 use std::collections::BTreeMap;

@@ -56,7 +56,8 @@ impl Server {
     pub(crate) fn accept(&mut self, epoll: &OwnedFd, first_token: u64) {
         // Nothing is there any more when the client has gone at once, and it can try again when descriptors are short.
         let Ok((stream, _)) = self.listener.accept() else { return };
-        if self.clients.len() == MAX_CLIENTS || self.greet(&stream).is_err() {
+        // One that is too many learns which process this is all the same: whoever may connect can end it.
+        if self.greet(&stream).is_err() || self.clients.len() == MAX_CLIENTS {
             return;
         }
         let token = first_token + self.next;

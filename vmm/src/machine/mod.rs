@@ -33,6 +33,7 @@ use crate::devices::vsock::Counters;
 use crate::devices::{Console, Worker, borrow};
 use crate::exit::{Exit, ExitReason};
 use crate::jail::{Layers, SelfReport};
+use crate::spec::MachineSpec;
 use crate::virtio::{DeviceError, Interrupt};
 use bus::Bus;
 use ending::Ending;
@@ -74,6 +75,23 @@ pub(crate) struct Machine {
     _lock: Option<File>,
 }
 
+/// How long a machine may do what.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Until the agent has come up.
+    boot: Duration,
+    /// In all.
+    ttl: Option<Duration>,
+    /// Without anybody who has a stream to the guest.
+    idle: Option<Duration>,
+}
+
+impl Limits {
+    pub(crate) fn of(spec: &MachineSpec) -> Self {
+        Self { boot: spec.boot_timeout(), ttl: spec.ttl(), idle: spec.idle() }
+    }
+}
+
 /// When the steps of the start were done.
 #[derive(Debug)]
 pub(crate) struct Steps {
@@ -93,8 +111,8 @@ impl Steps {
 
 impl Machine {
     /// Starts the vCPUs and serves `control` until the machine ends; tells why it did.
-    pub(crate) fn run(mut self, control: Server, boot: Duration, ttl: Option<Duration>) -> Exit {
-        let reason = match self.serve(control, boot, ttl) {
+    pub(crate) fn run(mut self, control: Server, limits: Limits) -> Exit {
+        let reason = match self.serve(control, limits) {
             Ok(reason) => reason,
             Err(error) => ExitReason::Failed { message: format!("the machine's main loop failed: {error}") },
         };
@@ -114,12 +132,7 @@ impl Machine {
         Exit { reason, console: console.tail(TAIL) }
     }
 
-    fn serve(
-        &mut self,
-        mut control: Server,
-        boot: Duration,
-        ttl: Option<Duration>,
-    ) -> io::Result<ExitReason> {
+    fn serve(&mut self, mut control: Server, limits: Limits) -> io::Result<ExitReason> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         epoll::add(&epoll, borrow(self.ending.event()), EventData::new_u64(ENDED), EventFlags::IN)?;
         epoll::add(&epoll, control.listener(), EventData::new_u64(CONTROL), EventFlags::IN)?;
@@ -130,7 +143,7 @@ impl Machine {
         self.steps.done("started");
         let mut events = Vec::with_capacity(16);
         loop {
-            let wait = match self.deadline(boot, ttl) {
+            let wait = match self.deadline(limits) {
                 Ok(deadline) => deadline.map(|left| Timespec {
                     tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
                     tv_nsec: left.subsec_nanos().into(),
@@ -157,16 +170,25 @@ impl Machine {
     }
 
     /// How long the machine may go on as it is; none where there is no limit.
-    fn deadline(&self, boot: Duration, ttl: Option<Duration>) -> Result<Option<Duration>, ExitReason> {
+    fn deadline(&self, Limits { boot, ttl, idle }: Limits) -> Result<Option<Duration>, ExitReason> {
         let age = self.steps.began.elapsed();
         let boot = (!self.is_ready()).then_some(boot);
+        // One that stands still waits to go on.
+        let idle = idle.filter(|_| self.is_ready() && !self.paused);
+        let idle_left = idle.map(|idle| idle.saturating_sub(self.connections.activity.idle()));
         let left = |limit: Duration| limit.checked_sub(age).filter(|left| !left.is_zero());
         match (boot, ttl) {
             (Some(boot), _) if left(boot).is_none() => {
                 Err(ExitReason::BootTimeout { seconds: boot.as_secs() })
             }
             (_, Some(ttl)) if left(ttl).is_none() => Err(ExitReason::Ttl { seconds: ttl.as_secs() }),
-            (boot, ttl) => Ok([boot, ttl].into_iter().flatten().filter_map(left).min()),
+            _ if idle_left.is_some_and(|left| left.is_zero()) => {
+                Err(ExitReason::Idle { seconds: idle.unwrap_or_default().as_secs() })
+            }
+            (boot, ttl) => {
+                let lefts = [boot, ttl].into_iter().flatten().filter_map(left);
+                Ok(lefts.chain(idle_left).min())
+            }
         }
     }
 
@@ -209,6 +231,7 @@ impl Machine {
             self.workers.iter().try_for_each(|worker| worker.resume())?;
             self.vcpus.resume().map_err(|source| DeviceError::Host { what: "resuming the vCPUs", source })?;
             self.paused = false;
+            self.connections.activity.touch();
         }
         Ok(())
     }

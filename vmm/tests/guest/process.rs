@@ -92,6 +92,7 @@ impl Launch<'_> {
             },
             boot_timeout_ms: self.boot_timeout.as_millis() as u64,
             ttl_ms: self.ttl.map(|ttl| ttl.as_millis() as u64),
+            idle_ms: None,
         };
         let mut json = tempfile::tempfile().unwrap();
         json.write_all(&serde_json::to_vec(&spec).unwrap()).unwrap();

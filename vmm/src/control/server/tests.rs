@@ -6,7 +6,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::*;
-use crate::control::Client;
+use crate::control::{Client, Contact, ControlError};
 
 const LISTENER: u64 = 0;
 const FIRST: u64 = 1;
@@ -77,6 +77,12 @@ fn run(mut server: Server) {
     }
 }
 
+fn process_of(pidfd: &OwnedFd) -> u32 {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).unwrap();
+    let pid = info.lines().find_map(|line| line.strip_prefix("Pid:")).unwrap();
+    pid.trim().parse().unwrap()
+}
+
 /// Reads to the end of the stream, which may be a reset.
 fn read_all(mut stream: &UnixStream) -> Vec<u8> {
     let mut all = Vec::new();
@@ -136,7 +142,10 @@ fn who_does_not_read_is_dropped() {
 fn no_more_clients_than_there_is_room_for() {
     let server = Running::start();
     let mut clients: Vec<Client> = (0..MAX_CLIENTS).map(|_| server.client()).collect();
-    assert_eq!(read_all(&server.connect()), b"");
+    // One more is turned away, and learns whom to end.
+    let contact = Contact::new(server.connect(), Duration::from_mins(1)).unwrap();
+    assert_eq!(process_of(contact.pidfd()), std::process::id());
+    assert!(contact.greeted().unwrap().pause().is_err());
     for client in &mut clients {
         client.pause().unwrap();
     }
@@ -144,6 +153,44 @@ fn no_more_clients_than_there_is_room_for() {
     drop(clients.pop());
     clients[0].pause().unwrap();
     server.end();
+}
+
+/// A machine's process that somebody has broken into may say anything, at any pace.
+#[test]
+fn a_machine_that_does_not_keep_to_the_protocol() {
+    let pidfd = rustix::process::pidfd_open(rustix::process::getpid(), rustix::process::PidfdFlags::empty());
+    let pidfd = pidfd.unwrap();
+    let server = |version| {
+        let listener = UnixListener::bind_addr(&name()).unwrap();
+        let greeting = Greeting { version, id: "test".to_owned() };
+        Server::new(listener, pidfd.try_clone().unwrap(), &greeting).unwrap()
+    };
+    let limit = Duration::from_millis(300);
+
+    let other = server(crate::spec::VERSION + 1);
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    other.greet(&theirs).unwrap();
+    let contact = Contact::new(ours, limit).unwrap();
+    assert_eq!(process_of(contact.pidfd()), std::process::id());
+    assert!(
+        matches!(contact.greeted(), Err(ControlError::Version(version)) if version != crate::spec::VERSION)
+    );
+
+    // Each byte comes in time, and the answer does not.
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    server(crate::spec::VERSION).greet(&theirs).unwrap();
+    let slow = std::thread::spawn(move || {
+        while theirs.write_all(b" ").is_ok() {
+            std::thread::sleep(limit / 10);
+        }
+    });
+    let mut client = Client::new(ours, limit).unwrap();
+    let began = std::time::Instant::now();
+    let error = client.status().unwrap_err();
+    assert!(matches!(&error, ControlError::Io(_)), "{error:?}");
+    assert!((limit..limit * 10).contains(&began.elapsed()), "{:?}", began.elapsed());
+    drop(client);
+    slow.join().unwrap();
 }
 
 #[test]

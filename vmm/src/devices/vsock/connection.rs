@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use rustix::event::epoll::EventFlags;
 use vm_memory::VolatileSlice;
 
+use super::activity::Busy;
 use super::connections::Pair;
 use super::packet::{Buffers, Header, Op, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
 use super::socket;
@@ -34,6 +35,8 @@ pub(super) struct Connection {
     owed: Option<Op>,
     /// The client has closed its socket.
     hung_up: bool,
+    /// Of one that a client has opened: it keeps the machine from being idle.
+    pub(super) busy: Option<Busy>,
     /// It is among those whose turn comes; kept by [`Connections`](super::connections::Connections).
     pub(super) queued: bool,
     /// When it is given up. There while it waits for something that has to come soon.
@@ -125,6 +128,7 @@ impl Connection {
             to_guest,
             owed: None,
             hung_up: false,
+            busy: None,
             queued: false,
             deadline,
         }

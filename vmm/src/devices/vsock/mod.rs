@@ -12,6 +12,7 @@
 //! Sockets are waited for edge-triggered. A client whose data the guest has no buffers or no credit for wakes the worker once,
 //! not for ever.
 
+mod activity;
 mod connection;
 mod connections;
 #[cfg(any(test, fuzzing))]
@@ -50,6 +51,7 @@ use self::packet::STREAM;
 use super::State;
 use crate::virtio::{Active, ConfigSpace, Device, DeviceError, Events, Info, Saved};
 
+pub use self::activity::Activity;
 pub use self::connections::{Pair, Reset};
 
 /// The port of the host that the guest's agent connects to once it is ready.
@@ -101,6 +103,8 @@ pub struct Counters {
     pub broken: AtomicU64,
     /// Packets without answer: of another CID, or resets of a guest that takes none.
     pub dropped: AtomicU64,
+    /// The streams that clients have.
+    pub activity: Arc<Activity>,
 }
 
 /// The state of a socket device: what the guest must forget after a restore.
@@ -196,7 +200,8 @@ impl Vsock {
 
     fn greet(&mut self, socket: UnixStream, events: &Events<'_>) {
         let token = self.connections.token();
-        let connection = Connection::from_client(socket, Instant::now() + self.patience);
+        let mut connection = Connection::from_client(socket, Instant::now() + self.patience);
+        connection.busy = Some(self.counters.activity.begin());
         // What the client has said already is an event as well.
         if events.add(connection.socket(), token, connection.interest()).is_ok() {
             self.connections.insert(token, connection);

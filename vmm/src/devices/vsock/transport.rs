@@ -95,6 +95,7 @@ impl Vsock {
         self.connections.name(token, header.pair_from_guest());
         self.connections.queue(token);
         count(&self.counters.opened);
+        self.counters.activity.touch();
         true
     }
 

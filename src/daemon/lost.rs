@@ -1,0 +1,87 @@
+//! Machines that run and cannot be talked to: of another release, at their limit of clients, or broken. They can be ended, and
+//! are tried again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::chain;
+use super::create::blocking;
+use super::error::DaemonError;
+use super::life::supervise;
+use super::sandbox::Sandbox;
+use super::state::Status;
+use crate::sandbox::{AdoptError, Found, Handle, adopt};
+
+/// Between two attempts: twice as long after each.
+const FIRST: Duration = Duration::from_secs(1);
+const LONGEST: Duration = Duration::from_secs(30);
+
+/// What has become of a sandbox's machine.
+pub(super) fn found(found: Result<Found, AdoptError>) -> Status {
+    match found {
+        Ok(Found::Running { handle, paused }) => Status::up(Arc::new(handle), paused),
+        Ok(Found::Deaf { handle, error }) => Status::lost(Some(Arc::new(handle)), chain(&error)),
+        // Whether it was to end is not known any more; how it did is.
+        Ok(Found::Ended(ending)) => Status::ended(&ending, false),
+        Err(error) => Status::lost(None, chain(&error)),
+    }
+}
+
+/// Tries in the background until the machine answers or has ended, or the sandbox goes.
+pub(super) fn look_for(sandbox: &Arc<Sandbox>) {
+    let sandbox = Arc::downgrade(sandbox);
+    tokio::spawn(async move {
+        let mut pause = FIRST;
+        loop {
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST);
+            let Some(sandbox) = sandbox.upgrade() else { return };
+            let _turn = sandbox.turn.lock().await;
+            sandbox.look().await;
+            if !sandbox.status().lost {
+                tracing::info!(sandbox = sandbox.id(), state = %sandbox.state(), "found again");
+                return;
+            }
+        }
+    });
+}
+
+impl Sandbox {
+    /// Whether a machine runs that cannot be talked to is found out anew. The turn is the caller's.
+    pub(super) async fn look(self: &Arc<Self>) {
+        if !self.status().lost {
+            return;
+        }
+        let directory = Arc::clone(&self.directory);
+        let Ok(new) = blocking(move || Ok(found(adopt(&directory, Duration::ZERO)))).await else { return };
+        let mut status = self.status();
+        // It may have ended meanwhile; and the way to end it that there is stays.
+        if !status.lost || (new.lost && (new.handle.is_none() || status.handle.is_some())) {
+            return;
+        }
+        let handle = new.handle.clone();
+        *status = Status { stopping: status.stopping, ..new };
+        drop(status);
+        if let Some(handle) = handle {
+            supervise(self, handle);
+        }
+    }
+
+    /// The machine to be ended, if there is one, whether it can be talked to or not. The turn is the caller's.
+    pub(super) async fn to_end(self: &Arc<Self>) -> Result<Option<Arc<Handle>>, DaemonError> {
+        let handle = self.status().handle.clone();
+        if handle.is_some() {
+            return Ok(handle);
+        }
+        self.look().await;
+        let status = self.status();
+        match &status.handle {
+            None if status.lost => {
+                let reason = status.reason.clone().unwrap_or_default();
+                drop(status);
+                Err(DaemonError::Lost { name: self.name(), reason })
+            }
+            handle => Ok(handle.clone()),
+        }
+    }
+}
