@@ -156,6 +156,47 @@ class Commands(unittest.TestCase):
         self.assertEqual((result.success, result.exit_code, result.results, result.stderr), (False, 3, None, "ü\n"))
 
 
+class Files(unittest.IsolatedAsyncioTestCase):
+    def test_in_and_out(self):
+        files = sandbox.fs
+        self.assertTrue(files.create_directory("/root/py/dir").status_code in (200, 201))
+        content = os.urandom(1 << 20)
+        files.upload_file("/root/py/bytes", content)
+        files.upload_file("/root/py/täxt 1", "hällo\n")
+        self.assertEqual(bytes(files.download_file("/root/py/bytes")), content)
+        self.assertEqual(sandbox.exec("cat '/root/py/täxt 1'").data.stdout, "hällo\n")
+        self.assertEqual([file.name for file in files.list_files("/root/py").data], ["bytes", "dir", "täxt 1"])
+        files.change_permissions("/root/py/bytes", "600")
+
+        def ask(what, **parameters):
+            """As it came: the client makes an exec's answer of it."""
+            return json.loads(getattr(files._api, what + "_without_preload_content")(id=sandbox.id, **parameters).data)["data"]
+
+        self.assertEqual(files.stat_file("/root/py/bytes").status_code, 200)
+        found = ask("stat_file", path="/root/py/bytes")
+        self.assertEqual((found["name"], found["size"], found["mode"], found["isDir"]), ("bytes", 1 << 20, "0600", False))
+        files.create_file("/root/py/dir/new.txt")
+        files.copy_file("/root/py/dir", "/root/py/copy")
+        files.move_file("/root/py/dir", "/root/py/moved")
+        self.assertEqual(files.search_files("/root/py", "*.txt").status_code, 200)
+        found = ask("search_files", path="/root/py", pattern="*.txt")["files"]
+        self.assertEqual([file["path"] for file in found], ["/root/py/copy/new.txt", "/root/py/moved/new.txt"])
+        files.delete_file("/root/py/copy")
+        for missing in (files.stat_file, files.download_file, files.list_files):
+            with self.assertRaises(NotFoundException) as raised:
+                missing("/root/py/copy")
+            self.assertIn("/root/py/copy", str(raised.exception.body))
+
+    async def test_watched(self):
+        sandbox.fs.create_directory("/root/watched/dir")
+        events = []
+        watcher = await sandbox.fs.watch("/root/watched", on_event=events.append, on_error=self.fail)
+        sandbox.fs.upload_file("/root/watched/dir/new", "123")
+        await until(lambda: any(event["path"] == "/root/watched/dir/new" for event in events))
+        self.assertEqual({event["type"] for event in events} - {"created", "modified"}, set())
+        watcher.close()
+
+
 async def until(is_there):
     end = time.monotonic() + PATIENCE
     while not is_there():
