@@ -62,8 +62,8 @@ pub(super) fn run(args: &Args, context: Context) -> Result<(), CliError> {
         return wait_for("", async { Ok(Client::connect(&context.config).await.map(drop)?) });
     }
     let tcp = args.listen.zip(args.key_file.clone()).map(|(address, key_file)| Tcp { address, key_file });
-    // SAFETY: whoever names a descriptor hands it over, before anything else is open.
     let given = given()?;
+    // SAFETY: whoever names a descriptor hands it over, before anything else is open.
     let mut ready = args.ready_fd.map(|number| File::from(unsafe { OwnedFd::from_raw_fd(number) }));
     if args.auto {
         // Neither Ctrl-C nor the end of the terminal is meant for it. It fails where the process leads a group already.
