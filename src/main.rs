@@ -7,6 +7,7 @@ mod client;
 mod code;
 mod config;
 mod daemon;
+mod images;
 mod lock;
 mod sandbox;
 mod size;

@@ -2,8 +2,9 @@
 
 use crate::image::Digest;
 
-/// One step of a pull. Byte counts are absolute, so a lost event does no harm.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// One step of a pull. Byte counts are absolute, so a lost event does no harm. As JSON the kind is the member `event`.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(tag = "event", rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum Event {
     /// The image is known: `layers` blobs, `bytes` in all as they are stored at the source, are needed.
     Resolved {

@@ -8,6 +8,7 @@ mod drain;
 mod exec;
 pub(crate) mod files;
 mod guard;
+mod images;
 mod input;
 mod problem;
 mod sandboxes;
@@ -91,6 +92,7 @@ fn tree() -> Router<Arc<Daemon>> {
         .route("/sandboxes/{id}/pty/sessions/{session}/execute", post(terminal::execute))
         .route("/sandboxes/{id}/session-exec", post(terminal_exec::exec))
         .route("/sandboxes/{id}/session-exec-stream", post(terminal_exec::stream))
+        .merge(images::routes())
 }
 
 fn system() -> Router<Arc<Daemon>> {

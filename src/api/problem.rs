@@ -4,11 +4,11 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use protocol::{Error as AgentError, ErrorCode};
 use rootfs_builder::reference::NameError;
-use rootfs_builder::store::StoreError;
 use rustix::io::Errno;
 use serde_json::{Value, json};
 
 use crate::daemon::{DaemonError, chain};
+use crate::images::failure;
 use crate::sandbox::{ExecError, LaunchError};
 
 /// An answer that is an error.
@@ -80,12 +80,11 @@ fn classify(error: &DaemonError) -> (StatusCode, &'static str) {
         DaemonError::NameTaken { .. } => (StatusCode::CONFLICT, "nameTaken"),
         DaemonError::State { .. } => (StatusCode::CONFLICT, "wrongState"),
         DaemonError::TooMany(_)
+        | DaemonError::TooManyPulls(_)
         | DaemonError::TooManyWatches(_)
         | DaemonError::TooManyTerminals(_)
         | DaemonError::TooMuchMemory { .. } => (StatusCode::TOO_MANY_REQUESTS, "limit"),
-        DaemonError::Store(StoreError::NotFound(_)) | DaemonError::ImageName(NameError::DefaultImage) => {
-            (StatusCode::UNPROCESSABLE_ENTITY, "imageNotFound")
-        }
+        DaemonError::ImageName(NameError::DefaultImage) => of_image(failure::NOT_FOUND),
         DaemonError::InvalidName(_)
         | DaemonError::ImageName(_)
         | DaemonError::Exec { source: ExecError::TooLong(_), .. } => {
@@ -104,15 +103,31 @@ fn classify(error: &DaemonError) -> (StatusCode, &'static str) {
         }
         DaemonError::Silent { .. } => (StatusCode::GATEWAY_TIMEOUT, "machine"),
         DaemonError::Ending => (StatusCode::SERVICE_UNAVAILABLE, "ending"),
-        DaemonError::Store(_)
-        | DaemonError::Directory(_)
-        | DaemonError::Control { .. }
-        | DaemonError::Host { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "failed"),
+        DaemonError::Store(error) => of_image(failure::of_store(error)),
+        DaemonError::Pull { source, .. } => of_image(failure::of_pull(source)),
+        DaemonError::Directory(_) | DaemonError::Control { .. } | DaemonError::Host { .. } => {
+            (StatusCode::INTERNAL_SERVER_ERROR, "failed")
+        }
     }
 }
 
 /// What the client is to change.
 const WRONG: StatusCode = StatusCode::UNPROCESSABLE_ENTITY;
+
+fn of_image(failure: &'static str) -> (StatusCode, &'static str) {
+    match failure {
+        failure::NOT_FOUND => (WRONG, "imageNotFound"),
+        failure::CONFLICT => (StatusCode::CONFLICT, "imageInUse"),
+        failure::INVALID_IMAGE => (WRONG, failure),
+        failure::USAGE => (WRONG, "invalid"),
+        // What a registry says of us is not what we say of the client.
+        failure::UNAUTHORIZED | failure::RATE_LIMITED | failure::NETWORK => {
+            (StatusCode::BAD_GATEWAY, failure)
+        }
+        failure::NO_SPACE => (StatusCode::INSUFFICIENT_STORAGE, failure),
+        _ => (StatusCode::INTERNAL_SERVER_ERROR, "failed"),
+    }
+}
 
 fn of_agent(refused: &AgentError) -> (StatusCode, &'static str) {
     match refused.code {

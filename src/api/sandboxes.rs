@@ -7,6 +7,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use rootfs_builder::source::Source;
 use serde_json::{Value, json};
 use vmm::spec::{Cpus, MemoryMib};
 
@@ -14,7 +15,7 @@ use super::input::{Body, Parameters, Target};
 use super::problem::Problem;
 use super::success;
 use super::types::{Change, Create, ListParameters, NetworkMode, Pull, Sandbox, Stop};
-use crate::daemon::{Daemon, GRACE, New, Page};
+use crate::daemon::{Daemon, DaemonError, GRACE, New, Page, Wanted};
 
 const PAGE: usize = 50;
 const LARGEST_PAGE: usize = 1000;
@@ -31,8 +32,13 @@ pub(super) async fn create(
     State(daemon): State<Arc<Daemon>>,
     Body(body): Body<Create>,
 ) -> Result<(StatusCode, Json<Value>), Problem> {
-    let wanted_disk = body.disk_mb;
+    let (wanted_disk, pull) = (body.disk_mb, body.pull);
     let new = wanted(body)?;
+    if pull == Some(Pull::Always) {
+        let name = daemon.name_of_image(new.image.as_deref()).map_err(DaemonError::from)?;
+        let source = Source::Name(name);
+        daemon.pull(Wanted { source, name: None, platform: None }, &|_| {}).await?;
+    }
     if let Some(wanted) = wanted_disk {
         let image = new.image.clone();
         let has = daemon.disk_mib(image).await?;
@@ -61,9 +67,6 @@ fn wanted(body: Create) -> Result<New, Problem> {
     }
     if body.mounts.is_some_and(|mounts| !mounts.is_empty()) {
         return Err(Problem::not_implemented("mounts"));
-    }
-    if body.pull == Some(Pull::Always) {
-        return Err(Problem::not_implemented("pull: always"));
     }
     let cpus = body.cpu.map(|cpu| {
         let valid = u8::try_from(cpu).ok().and_then(|cpu| Cpus::try_from(cpu).ok());

@@ -18,9 +18,9 @@ use crate::daemon::Sandbox;
 use crate::sandbox::{Sink, Source};
 
 /// Pieces on their way to a client, of at most 64 KiB each.
-const PIECES: usize = 2;
+pub(super) const PIECES: usize = 2;
 /// A client that sends or takes nothing for so long has gone, and so has a guest.
-const IDLE: Duration = Duration::from_mins(5);
+pub(super) const IDLE: Duration = Duration::from_mins(5);
 /// A client is refused while it still sends: it is listened to for so long, so that it reads the answer.
 const LINGER: Duration = Duration::from_secs(10);
 

@@ -39,7 +39,7 @@ pub(crate) struct Create {
     /// The machine ends when nothing is done in it for so many seconds: no exec, no stream, no file transfer; 0: never.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) idle_timeout: Option<u64>,
-    /// `missing` and `never`: the image has to be there.
+    /// `missing` and `never`: the image has to be there. `always`: it is pulled before.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) pull: Option<Pull>,
     /// Not there yet, as the next three.

@@ -43,7 +43,7 @@ pub(super) fn get(
         (PullPolicy::Missing | PullPolicy::Never, Some(image)) if fits(&image) => Ok(image),
         (PullPolicy::Never, None) => {
             let missing = StoreError::NotFound(name.to_string());
-            Err(Context::as_typed(missing, Some(text)).into())
+            Err(crate::images::as_typed(missing, Some(text)).into())
         }
         (PullPolicy::Never, Some(image)) => Err(CliError::Usage(format!(
             "the file system of {name} has {}: another size needs the image to be made anew, which --pull never forbids",

@@ -34,9 +34,9 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
-use rootfs_builder::reference::{self, ImageName, NameError};
-use rootfs_builder::registry::{CredentialSources, Registry, RegistryConfig, RetryPolicy};
-use rootfs_builder::store::{Store, StoreError};
+use rootfs_builder::reference::{ImageName, NameError};
+use rootfs_builder::registry::Registry;
+use rootfs_builder::store::Store;
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -199,29 +199,12 @@ impl Context {
     }
 
     fn registry(&self) -> Result<Registry, CliError> {
-        Ok(Registry::new(RegistryConfig {
-            mirrors: self.config.mirrors.value.clone(),
-            insecure: self.config.insecure_registries.value.clone(),
-            retry: RetryPolicy::default(),
-            credentials: CredentialSources::from_env(),
-        })?)
+        Ok(crate::images::registry(&self.config)?)
     }
 
-    /// The image that the user means; the default image when none is named.
+    /// See [`images::name`](crate::images::name).
     fn name(&self, store: &Store, text: Option<&str>) -> Result<ImageName, NameError> {
-        let text = text.unwrap_or(&self.config.default_image.value);
-        let is_local = |name: &reference::LocalName| store.has_reference(&name.clone().into());
-        reference::resolve(text, &self.config.aliases.value, is_local)
-    }
-
-    /// An error of the store about an image that the user has called `text`.
-    fn as_typed(error: StoreError, text: Option<&str>) -> StoreError {
-        match (error, text) {
-            (StoreError::NotFound(name), Some(text)) if name != text => {
-                StoreError::NotFound(format!("{text} ({name})"))
-            }
-            (error, _) => error,
-        }
+        crate::images::name(&self.config, store, text)
     }
 
     /// Prints the result: `value` as JSON if JSON is wanted, otherwise what `text` makes of it.

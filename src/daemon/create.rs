@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use rootfs_builder::reference;
 use rootfs_builder::store::Image;
 use tokio::sync::OwnedMutexGuard;
 use vmm::spec::{Cpus, MemoryMib};
@@ -107,10 +106,7 @@ impl Daemon {
     }
 
     fn image(&self, text: Option<&str>) -> Result<Image, DaemonError> {
-        let text = text.unwrap_or(&self.config.default_image.value);
-        let is_local = |name: &reference::LocalName| self.store.has_reference(&name.clone().into());
-        let name = reference::resolve(text, &self.config.aliases.value, is_local)?;
-        Ok(self.store.image(&name)?)
+        Ok(self.store.image(&self.name_of_image(text)?)?)
     }
 
     /// Enters the sandbox into the table, if name and limits allow it. Its turn is the caller's: nobody who finds it can do anything

@@ -1,5 +1,6 @@
 //! What the daemon refuses, and what fails.
 
+use rootfs_builder::pull::PullError;
 use rootfs_builder::reference::NameError;
 use rootfs_builder::store::StoreError;
 use vmm::control::ControlError;
@@ -40,6 +41,11 @@ pub(crate) enum DaemonError {
     ImageName(#[from] NameError),
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// `what` is the reference, or the name that it was to get.
+    #[error("cannot get the image {what}")]
+    Pull { what: String, source: Box<PullError> },
+    #[error("there are {0} pulls already, which is the limit: try again when one has ended")]
+    TooManyPulls(usize),
     #[error(transparent)]
     Kernel(#[from] KernelError),
     #[error("cannot start the sandbox {name} from {image}")]

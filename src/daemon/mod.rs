@@ -12,6 +12,7 @@ mod connection;
 mod create;
 mod error;
 mod files;
+mod images;
 mod life;
 mod listen;
 mod lost;
@@ -35,6 +36,7 @@ use tokio_util::task::TaskTracker;
 pub(crate) use connection::Connection;
 pub(crate) use create::New;
 pub(crate) use error::DaemonError;
+pub(crate) use images::{Got, Wanted};
 pub(crate) use life::GRACE;
 pub(crate) use sandbox::{Sandbox, View, is_input};
 pub(crate) use serve::{ServeError, run};
@@ -65,6 +67,8 @@ pub(crate) struct Daemon {
     table: Mutex<Table>,
     /// What nobody waits for until the daemon ends.
     work: TaskTracker,
+    /// The places of those who pull.
+    pulls: Semaphore,
     lock: Lock,
 }
 
@@ -117,7 +121,8 @@ impl Daemon {
             }
         };
         let (sandboxes, table, work) = (Sandboxes::new(root), Mutex::default(), TaskTracker::new());
-        Ok(Arc::new(Self { config, store, sandboxes, table, work, lock }))
+        let pulls = Semaphore::new(images::MAX_PULLS);
+        Ok(Arc::new(Self { config, store, sandboxes, table, work, pulls, lock }))
     }
 
     fn find_again(self: &Arc<Self>, directory: Directory) {

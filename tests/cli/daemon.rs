@@ -36,7 +36,7 @@ impl Site {
         command
     }
 
-    fn run(&self, arguments: &[&str]) -> Ran {
+    pub(crate) fn run(&self, arguments: &[&str]) -> Ran {
         Ran::from(self.command(arguments).output().unwrap())
     }
 
@@ -46,12 +46,12 @@ impl Site {
         paths.filter(|path| path.extension().is_some_and(|end| end == "sock")).collect()
     }
 
-    fn socket(&self) -> PathBuf {
+    pub(crate) fn socket(&self) -> PathBuf {
         let [socket] = &self.sockets()[..] else { panic!("{:?}", self.sockets()) };
         socket.clone()
     }
 
-    fn ask(&self, method: &str, path: &str, body: &str) -> (u16, Value) {
+    pub(crate) fn ask(&self, method: &str, path: &str, body: &str) -> (u16, Value) {
         ask(UnixStream::connect(self.socket()).unwrap(), method, path, body)
     }
 

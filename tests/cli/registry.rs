@@ -9,9 +9,9 @@ use crate::support::{Layout, Voidrun, digest, gzip, layer, noise};
 
 /// Serves the blobs of a layout as the repository `tool`.
 #[derive(Clone)]
-struct Registry {
-    address: String,
-    layout: Arc<Mutex<Layout>>,
+pub(crate) struct Registry {
+    pub(crate) address: String,
+    pub(crate) layout: Arc<Mutex<Layout>>,
     /// `path range` of each request.
     requests: Arc<Mutex<Vec<String>>>,
     /// The blob of which only half is sent, and who is told when that has happened.
@@ -21,7 +21,7 @@ struct Registry {
 type Stall = (String, Sender<()>);
 
 impl Registry {
-    fn start(layout: Layout) -> Self {
+    pub(crate) fn start(layout: Layout) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let registry = Self {
             address: listener.local_addr().unwrap().to_string(),
@@ -39,12 +39,12 @@ impl Registry {
         registry
     }
 
-    fn reference(&self) -> String {
+    pub(crate) fn reference(&self) -> String {
         format!("{}/tool:v1", self.address)
     }
 
     /// Stalls once in the middle of the blob.
-    fn stall_at(&self, blob: &str) -> Receiver<()> {
+    pub(crate) fn stall_at(&self, blob: &str) -> Receiver<()> {
         let (tell, told) = channel();
         *self.stall.lock().unwrap() = Some((blob.to_owned(), tell));
         told

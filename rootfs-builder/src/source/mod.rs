@@ -12,6 +12,7 @@ mod oci;
 use std::fmt;
 use std::io::{self, Read};
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use sha2::{Digest as _, Sha256};
 
@@ -51,7 +52,13 @@ pub enum Input {
     Path(PathBuf),
     /// Standard input.
     Stdin,
+    /// What somebody sends.
+    Stream(Stream),
 }
+
+/// An archive that somebody sends. Of its clones one alone reads it.
+#[derive(Clone)]
+pub struct Stream(Arc<Mutex<dyn Read + Send>>);
 
 /// The formats of local sources.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,6 +70,33 @@ pub enum Format {
     /// Either, told by what is inside.
     Any,
 }
+
+impl Stream {
+    /// Of what `reader` has; it may block.
+    pub fn new(reader: impl Read + Send + 'static) -> Self {
+        Self(Arc::new(Mutex::new(reader)))
+    }
+}
+
+impl Read for Stream {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).read(out)
+    }
+}
+
+impl fmt::Debug for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Stream")
+    }
+}
+
+impl PartialEq for Stream {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Stream {}
 
 impl Source {
     /// Parses what a user types: `oci:PATH[:TAG]`, `docker-archive:PATH[:REFERENCE]`, `-`, and everything else by `name`.
@@ -124,6 +158,7 @@ impl fmt::Display for Input {
         match self {
             Self::Path(path) => path.display().fmt(f),
             Self::Stdin => f.write_str("standard input"),
+            Self::Stream(_) => f.write_str("request body"),
         }
     }
 }
@@ -153,6 +188,7 @@ impl Local {
                 archive::read(store, &self.input, file, limits, progress)?
             }
             Input::Stdin => archive::read(store, &self.input, io::stdin(), limits, progress)?,
+            Input::Stream(stream) => archive::read(store, &self.input, stream.clone(), limits, progress)?,
         };
         // Since docker 25 `docker save` writes both; the layout is the exact one.
         if self.format != Format::DockerArchive && blobs.has("index.json") && blobs.has("oci-layout") {

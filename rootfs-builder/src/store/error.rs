@@ -72,6 +72,14 @@ pub enum StoreError {
         "no image {0} in the store: `voidrun images ls` lists what there is, `voidrun images pull` gets more"
     )]
     NotFound(String),
+    /// The image is in use, and has no other name.
+    #[error("the image {name} is what the sandboxes {} are made of: remove them first", sandboxes.join(", "))]
+    InUse {
+        /// The reference.
+        name: String,
+        /// Their names, or ids where they have none.
+        sandboxes: Vec<String>,
+    },
     /// The reference exists and its image does not.
     #[error("the root file system of {name} is missing or incomplete: pull or import it again")]
     Incomplete {

@@ -1,8 +1,6 @@
 //! Removal: by name, and of what nothing refers to.
 //!
-//! Roots are the references and the sandboxes (each `sandboxes/<id>/spec.json` names its image); the snapshots join them in
-//! [`Store::roots`] when they exist.
-//! What a root reaches is its image and the blobs of the image's manifest. The rest is garbage. Blobs that are reached
+//! What a root (see `roots`) reaches is its image and the blobs of the image's manifest. The rest is garbage. Blobs that are reached
 //! are a cache all the same (a layer is pulled again when it is needed), so a byte budget may cost them, the least
 //! recently used first. Images that are reached are never removed.
 //!
@@ -20,12 +18,6 @@ use super::record::sync_parent;
 use super::{Store, StoreError, scratch};
 use crate::image::{Digest, Manifest};
 use crate::reference::ImageName;
-
-/// What the store needs to know of a sandbox.
-#[derive(serde::Deserialize)]
-struct SandboxRecord {
-    image: Digest,
-}
 
 /// How far [`Store::collect`] goes.
 #[derive(Clone, Copy, Debug)]
@@ -77,8 +69,9 @@ pub struct Report {
 }
 
 impl Store {
-    /// Removes references, then the images that only they reached and the blobs that only those images needed. An image
-    /// that another process is using right now is left to [`Store::collect`].
+    /// Removes references, then the images that only they reached and the blobs that only those images needed. Nothing is removed
+    /// if a sandbox would be left with an image that has no name. An image that another process is using right now is left to
+    /// [`Store::collect`].
     pub fn remove(&self, names: &[ImageName], removed: &mut dyn FnMut(Removal)) -> Result<(), StoreError> {
         let _lock = self.lock_store(Mode::Exclusive)?;
         for name in names {
@@ -86,6 +79,7 @@ impl Store {
                 return Err(StoreError::NotFound(name.to_string()));
             }
         }
+        self.check_unused(names)?;
         let mut images = BTreeSet::new();
         for name in names {
             // A damaged reference is removed like any other; what it meant is for gc to find.
@@ -195,49 +189,6 @@ impl Store {
             removed(Removal { kind: Removed::Leftover, name, freed_bytes });
         }
         Ok(())
-    }
-
-    /// The images that must stay.
-    fn roots(&self) -> Result<BTreeSet<Digest>, StoreError> {
-        self.roots_without(&BTreeSet::new())
-    }
-
-    /// The same, without these references.
-    fn roots_without(&self, without: &BTreeSet<PathBuf>) -> Result<BTreeSet<Digest>, StoreError> {
-        let mut roots = BTreeSet::new();
-        for key in self.digests_in("refs", ".json")? {
-            let path = self.root.join("refs").join(format!("{}.json", key.hex()));
-            if without.contains(&path) {
-                continue;
-            }
-            // A damaged reference reaches nothing. It stays: without it a local name would mean a registry's image.
-            match super::record::read::<super::RefRecord>(&path, &key) {
-                Ok(reference) => roots.extend(reference.map(|reference| reference.image)),
-                Err(StoreError::Damaged { .. }) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        roots.extend(self.images_of_sandboxes()?);
-        Ok(roots)
-    }
-
-    /// What sandboxes have for a root file system, also those that do not run.
-    fn images_of_sandboxes(&self) -> Result<Vec<Digest>, StoreError> {
-        let sandboxes = self.root.join("sandboxes");
-        let entries = match std::fs::read_dir(&sandboxes) {
-            Ok(entries) => entries,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(e) => return Err(StoreError::io("list", &sandboxes)(e)),
-        };
-        let mut images = Vec::new();
-        for entry in entries {
-            let entry = entry.map_err(StoreError::io("list", &sandboxes))?;
-            // Without a whole record the sandbox has not come into being, or is on its way out.
-            let record = std::fs::read(entry.path().join("spec.json")).ok();
-            let record = record.and_then(|json| serde_json::from_slice::<SandboxRecord>(&json).ok());
-            images.extend(record.map(|record| record.image));
-        }
-        Ok(images)
     }
 
     fn reached_blobs(&self, images: &BTreeSet<Digest>) -> BTreeSet<Digest> {

@@ -20,6 +20,7 @@ mod gc;
 mod image;
 mod lock;
 mod record;
+mod roots;
 mod scratch;
 
 use std::fs::DirBuilder;

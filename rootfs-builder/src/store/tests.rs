@@ -327,7 +327,14 @@ fn the_image_of_a_sandbox_stays_without_a_name() {
     std::fs::create_dir_all(store.root().join("sandboxes/bbbbbbbbbbbb")).unwrap();
     std::fs::write(store.root().join("sandboxes/bbbbbbbbbbbb/spec.json"), b"{\"image\":").unwrap();
 
-    store.remove(&[name("tool")], &mut |removal| assert_eq!(removal.kind, Removed::Reference)).unwrap();
+    let refused = store.remove(&[name("tool")], &mut |_| panic!("nothing is removed")).unwrap_err();
+    assert!(
+        refused.to_string().contains("tool") && refused.to_string().contains("0123456789ab"),
+        "{refused}"
+    );
+    // Another image takes the name.
+    add_image(&store, &[b"other"], Some("tool"));
+    store.remove(&[name("tool")], &mut |_| {}).unwrap();
     collect(&store, ALL);
     assert!(store.image_path(&image).exists());
 

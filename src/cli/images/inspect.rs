@@ -1,7 +1,7 @@
 //! `voidrun images inspect`
 
-use super::view::View;
 use crate::cli::{Context, error::CliError};
+use crate::images::View;
 
 /// Show what is known of an image, as JSON
 #[derive(Debug, clap::Args)]
@@ -16,6 +16,7 @@ pub(crate) struct Args {
 pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
     let store = context.store()?;
     let name = context.name(&store, args.reference.as_deref())?;
-    let view = View::of(&store.find(&name).map_err(|e| Context::as_typed(e, args.reference.as_deref()))?);
+    let view =
+        View::of(&store.find(&name).map_err(|e| crate::images::as_typed(e, args.reference.as_deref()))?);
     context.print(&view, |view| serde_json::to_string_pretty(view).unwrap_or_default())
 }

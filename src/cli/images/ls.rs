@@ -3,9 +3,9 @@
 use indicatif::BinaryBytes;
 use serde::Serialize;
 
-use super::view::View;
 use crate::cli::progress::short;
 use crate::cli::{Context, error::CliError, table, tell};
+use crate::images::View;
 
 /// List the images
 #[derive(Debug, clap::Args)]

@@ -6,7 +6,6 @@ mod inspect;
 mod ls;
 pub(super) mod pull;
 mod rm;
-mod view;
 
 use clap::Subcommand;
 

@@ -10,9 +10,9 @@ use rootfs_builder::reference::{ImageName, LocalName};
 use rootfs_builder::source::{Input, Local, Source};
 use rootfs_builder::store::Store;
 
-use super::view::View;
 use crate::cli::progress::Display;
 use crate::cli::{Context, error::CliError, tell, wait_for};
+use crate::images::View;
 use crate::size::{InvalidSize, Size};
 
 const CONTINUES: &str = ": what has arrived is kept, the same command continues";

@@ -27,7 +27,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
             error => CliError::from(error),
         })?;
         if !store.has_reference(&name) {
-            return Err(Context::as_typed(StoreError::NotFound(name.to_string()), Some(text)).into());
+            return Err(crate::images::as_typed(StoreError::NotFound(name.to_string()), Some(text)).into());
         }
         if !names.contains(&name) {
             names.push(name);

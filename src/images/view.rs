@@ -1,4 +1,4 @@
-//! An image as `inspect`, `ls` and `pull` show it. The JSON is an interface: fields are added, not changed.
+//! An image as the commands and the API show it. The JSON is an interface: fields are added, not changed.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -9,24 +9,24 @@ use serde::Serialize;
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct View {
+pub(crate) struct View {
     /// The name, as it is typed.
-    pub(super) reference: String,
+    pub(crate) reference: String,
     /// `local` or `registry`.
     kind: &'static str,
     /// Of the manifest.
-    pub(super) digest: Digest,
+    pub(crate) digest: Digest,
     /// Of the root file system: what it was made from, and how.
     derivation: Digest,
-    pub(super) platform: String,
+    pub(crate) platform: String,
     config: ImageConfig,
     layers: Vec<Layer>,
     /// The image file, an absolute path.
-    pub(super) rootfs: String,
+    pub(crate) rootfs: String,
     /// Its length.
-    pub(super) size_bytes: u64,
+    pub(crate) size_bytes: u64,
     /// What it takes on disk.
-    pub(super) allocated_bytes: u64,
+    pub(crate) allocated_bytes: u64,
     /// Files, directories and so on in it.
     inodes: u64,
     created_at: String,
@@ -45,7 +45,7 @@ struct Layer {
 }
 
 impl View {
-    pub(super) fn of(image: &Image) -> Self {
+    pub(crate) fn of(image: &Image) -> Self {
         let record = &image.record;
         let layers = record.manifest.layers.iter().zip(&record.recipe.diff_ids);
         let layers = layers.map(|(layer, diff_id)| Layer {
