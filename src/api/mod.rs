@@ -75,6 +75,7 @@ fn tree() -> Router<Arc<Daemon>> {
         .route("/sandboxes/{id}/resume", post(sandboxes::resume))
         .route("/sandboxes/{id}/sleep", post(sandboxes::not_there_yet))
         .route("/sandboxes/{id}/wake", post(sandboxes::not_there_yet))
+        .route("/sandboxes/{id}/public-urls", get(sandboxes::public_urls))
         .route("/sandboxes/{id}/exec", post(exec::exec))
         .route("/sandboxes/{id}/exec-stream", post(stream::exec))
         .route("/sandboxes/{id}/code", post(code::run))

@@ -147,6 +147,11 @@ pub(super) async fn list(
     })))
 }
 
+/// Where the ports of a sandbox can be reached; it has none yet.
+pub(super) async fn public_urls(Target(_): Target) -> Json<Value> {
+    success("public URLs", json!([]))
+}
+
 fn selector(text: &str) -> Result<Vec<(String, String)>, Problem> {
     let pairs = text.split(',').filter(|pair| !pair.is_empty());
     pairs

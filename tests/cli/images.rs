@@ -173,6 +173,13 @@ fn the_image_of_a_sandbox_is_pulled_first() {
     assert_eq!((status, &problem["type"]), (422, &json!("urn:voidrun:problem:imageNotFound")), "{problem}");
 }
 
+#[test]
+fn public_urls() {
+    let site = site();
+    let (status, problem) = site.ask("GET", "/v1/sandboxes/absent/public-urls", "");
+    assert_eq!((status, &problem["type"]), (404, &json!("urn:voidrun:problem:notFound")));
+}
+
 /// The registry never sends the rest to the first one: were that still there, the second one would wait for it.
 #[test]
 fn a_pull_ends_with_its_client() {
