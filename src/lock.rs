@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -52,19 +52,22 @@ pub(crate) struct Lock {
 impl Lock {
     /// Takes the lock of the store at `store`. None if another daemon has it. Blocks for some ms then.
     pub(crate) fn take(store: &Path) -> io::Result<Option<Self>> {
-        let mut options = File::options();
-        let file =
-            options.create(true).truncate(false).read(true).write(true).mode(0o600).open(path(store))?;
         let end = Instant::now() + LOOKING;
-        while let Err(error) = flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            match error {
-                rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR if Instant::now() < end => {
+        let file = loop {
+            let mut options = File::options();
+            let file =
+                options.create(true).truncate(false).read(true).write(true).mode(0o600).open(path(store))?;
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                // A file that has just been removed, by `voidrun reset`, is nobody's lock.
+                Ok(()) if is_at(&file, &path(store)) => break file,
+                Ok(()) => {}
+                Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) if Instant::now() < end => {
                     std::thread::sleep(PAUSE);
                 }
-                rustix::io::Errno::WOULDBLOCK => return Ok(None),
-                error => return Err(error.into()),
+                Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+                Err(error) => return Err(error.into()),
             }
-        }
+        };
         let lock = Self { file };
         // What a killed daemon has left.
         lock.clear()?;
@@ -101,6 +104,14 @@ impl Owner {
         let mut bytes = vec![0; MAX_NOTICE];
         let length = file.read_at(&mut bytes, 0)?;
         Ok(serde_json::from_slice(&bytes[..length]).map_or(Self::Silent, Self::Daemon))
+    }
+}
+
+/// Whether that file is the one at `path`, and was not removed or replaced.
+pub(crate) fn is_at(file: &File, path: &Path) -> bool {
+    match (file.metadata(), std::fs::symlink_metadata(path)) {
+        (Ok(held), Ok(there)) => (held.dev(), held.ino()) == (there.dev(), there.ino()),
+        _ => false,
     }
 }
 

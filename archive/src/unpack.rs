@@ -1,7 +1,7 @@
 //! A tar stream, unpacked beneath a directory.
 //!
-//! Names are resolved by openat2(2) with RESOLVE_BENEATH: whatever symlinks the archive makes or the directory has, an entry that would leave
-//! the directory is an error. Files, links and symlinks are made under another name and renamed, so that nobody sees half of one.
+//! Names are resolved by openat2(2) with RESOLVE_BENEATH: whatever symlinks the archive makes or the directory has, an entry that
+//! would leave the directory is an error; where the receiver has named what comes, one that would leave that. Files, links and symlinks are made under another name and renamed, so that nobody sees half of one.
 
 use crate::tar::{Entry, Kind, Reader};
 use crate::{Error, file_error};
@@ -29,8 +29,8 @@ pub struct Unpack<'a> {
     pub path: &'a Path,
     /// Who owns what is made, by uid and gid; without one whoever unpacks.
     pub owner: Option<(u32, u32)>,
-    /// What stands in place of the first component of every path, empty for the directory itself: whoever sends a stream
-    /// then has no say in that. Without one the paths are taken as they are.
+    /// What stands in place of the first component of every path, one component or empty for the directory itself: whoever
+    /// sends a stream then has no say in that, and nothing beside it is touched. Without one the paths are taken as they are.
     pub name: Option<&'a Path>,
     /// The permission bits that are kept.
     pub modes: u32,
@@ -123,24 +123,32 @@ impl Target<'_> {
                 }
             }
         }
+        let mut base = None;
         if let Some(name) = self.name {
             // A "." at the beginning counts, as in what `tar c .` writes.
             let first = usize::from(path.components().next() != Some(Component::CurDir));
-            let rest = names.get(first..).unwrap_or_default();
-            names = name.iter().chain(rest.iter().copied()).collect();
+            names = names.split_off(first.min(names.len()));
+            if !name.as_os_str().is_empty() {
+                if names.is_empty() {
+                    names.push(name.as_os_str());
+                } else {
+                    base = Some(self.named(name).map_err(|errno| self.error(path, errno))?);
+                }
+            }
         }
+        let base = base.as_ref().unwrap_or(&self.root);
         let Some(last) = names.pop() else { return Ok(None) };
         let mut parent = PathBuf::from(".");
         parent.extend(&names);
-        match self.open(&parent) {
+        match open_beneath(base, &parent) {
             Err(Errno::NOENT) => {
-                let mut directory = self.open(Path::new(".")).map_err(|errno| self.error(path, errno))?;
+                let error = |errno| self.error(path, errno);
+                let mut directory = open_beneath(base, Path::new(".")).map_err(error)?;
                 parent = PathBuf::from(".");
                 for name in names {
-                    self.directory(&directory, name, DIRECTORY_MODE)
-                        .map_err(|errno| self.error(path, errno))?;
+                    self.directory(&directory, name, DIRECTORY_MODE).map_err(error)?;
                     parent.push(name);
-                    directory = self.open(&parent).map_err(|errno| self.error(path, errno))?;
+                    directory = open_beneath(base, &parent).map_err(error)?;
                 }
                 Ok(Some((directory, last)))
             }
@@ -148,9 +156,23 @@ impl Target<'_> {
         }
     }
 
-    /// Opens a directory, wherever symlinks lead, but beneath the root.
-    fn open(&self, path: &Path) -> Result<OwnedFd, Errno> {
-        open_beneath(&self.root, path)
+    /// What stands in place of the first component, as a directory: it is what entries stay beneath, not the directory that it
+    /// is in. So it is no symlink, which an entry, or one that came before, may have made.
+    fn named(&self, name: &Path) -> Result<OwnedFd, Errno> {
+        match rustix::fs::mkdirat(&self.root, name, Mode::RWXU) {
+            Ok(()) => {
+                let new = open_here(&self.root, name, OFlags::RDONLY)?;
+                self.set(&new, DIRECTORY_MODE)?;
+            }
+            Err(Errno::EXIST) => {
+                let stat = rustix::fs::statat(&self.root, name, AtFlags::SYMLINK_NOFOLLOW)?;
+                if rustix::fs::FileType::from_raw_mode(stat.st_mode).is_symlink() {
+                    return Err(Errno::XDEV);
+                }
+            }
+            Err(errno) => return Err(errno),
+        }
+        open_here(&self.root, name, OFlags::PATH)
     }
 
     /// Makes a directory, unless it is there already: then it stays as it is.
@@ -163,9 +185,7 @@ impl Target<'_> {
             }
             other => other?,
         }
-        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let new = rustix::fs::openat(parent, name, flags, Mode::empty())?;
-        self.set(&new, mode)
+        self.set(&open_here(parent, Path::new(name), OFlags::RDONLY)?, mode)
     }
 
     fn file(
@@ -219,6 +239,13 @@ impl Target<'_> {
     }
 }
 
+/// Opens the directory of that name, and not what a symlink leads to.
+fn open_here(parent: &OwnedFd, name: &Path, access: OFlags) -> Result<OwnedFd, Errno> {
+    let flags = access | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(parent, name, flags, Mode::empty())
+}
+
+/// Opens a directory, wherever symlinks lead, but beneath the root.
 fn open_beneath(root: impl AsFd, path: &Path) -> Result<OwnedFd, Errno> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;

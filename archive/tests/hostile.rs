@@ -110,6 +110,39 @@ fn symlinks_that_are_there_are_not_followed_out() {
     assert_eq!(tree(&outside), [(outside.join("secret"), "secret".into())]);
 }
 
+/// The directory that holds what comes is as much outside as any other.
+#[test]
+fn symlinks_that_come_do_not_lead_beside_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path();
+    fs::create_dir(root.join("hooks")).unwrap();
+    fs::write(root.join("hooks/secret"), "mine").unwrap();
+    // In one stream: what comes is itself the link.
+    let link = [entry(EntryType::Symlink, "x", "."), entry(EntryType::Regular, "x/hooks/new", "")];
+    let escape = receive(root, "wanted", &link);
+    assert!(matches!(escape, Err(Error::Leaves(_))), "{escape:?}");
+    fs::remove_file(root.join("wanted")).unwrap();
+    // In two: the first leaves a link, and the second goes through it.
+    let (made, through) = (
+        [entry(EntryType::Directory, "x", ""), entry(EntryType::Symlink, "x/l", "../hooks")],
+        [entry(EntryType::Directory, "x", ""), entry(EntryType::Regular, "x/l/new", "")],
+    );
+    receive(root, "wanted", &made).unwrap();
+    let escape = receive(root, "wanted", &through);
+    assert!(matches!(escape, Err(Error::Leaves(_))), "{escape:?}");
+    let copied = receive(root, "wanted", &[entry(EntryType::Link, "x/h", "x/l/secret")]);
+    assert!(matches!(copied, Err(Error::Leaves(_))), "{copied:?}");
+    assert_eq!(tree(&root.join("hooks")), [(root.join("hooks/secret"), "mine".into())]);
+    // Links beneath it may be followed.
+    let inside = [
+        entry(EntryType::Directory, "x/d", ""),
+        entry(EntryType::Symlink, "x/in", "d"),
+        entry(EntryType::Regular, "x/in/f", ""),
+    ];
+    receive(root, "wanted", &inside).unwrap();
+    assert_eq!(fs::read_to_string(root.join("wanted/d/f")).unwrap(), "evil");
+}
+
 #[test]
 fn a_tree_under_another_name() {
     let directory = tempfile::tempdir().unwrap();

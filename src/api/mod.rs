@@ -53,8 +53,8 @@ pub(crate) fn router(daemon: Arc<Daemon>) -> Router {
         .layer(PropagateRequestIdLayer::x_request_id())
         .layer(from_fn(log))
         .layer(CatchPanicLayer::custom(panicked))
-        .layer(from_fn(guard::guard))
-        .layer(map_request(drain::body));
+        .layer(map_request(drain::body))
+        .layer(from_fn(guard::guard));
     Router::new()
         .merge(system())
         .nest("/v1", tree().layer(Extension(Wire::Strict)))

@@ -151,6 +151,7 @@ fn of_file(errno: Option<i32>) -> (StatusCode, &'static str) {
         Some(Errno::NOSPC | Errno::DQUOT) => (StatusCode::INSUFFICIENT_STORAGE, "noSpace"),
         Some(Errno::ISDIR) => (WRONG, "isDirectory"),
         Some(Errno::NOTDIR) => (WRONG, "notDirectory"),
+        Some(Errno::IO | Errno::NOMEM | Errno::MFILE | Errno::NFILE) => (StatusCode::BAD_GATEWAY, "machine"),
         _ => (WRONG, "invalid"),
     }
 }

@@ -7,6 +7,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::extract::FromRequestParts;
@@ -81,14 +82,22 @@ async fn session(
     let (reader, mut writer) = tokio::io::split(TokioIo::new(stream));
     let Running { pid, mut input, mut output } = running;
     writer.write_all(&encode(&Started { pid })?).await?;
+    // A frame is on its way to a client that has not taken the whole of it.
+    let torn = AtomicBool::new(false);
     let pass_output = async {
         loop {
-            match output.next().await {
+            let event = output.next().await;
+            torn.store(true, Ordering::Relaxed);
+            match event {
                 Ok(Event::Stdout(payload)) => send(&mut writer, FrameType::Stdout, &payload).await?,
                 Ok(Event::Stderr(payload)) => send(&mut writer, FrameType::Stderr, &payload).await?,
                 Ok(Event::Exit(exit)) => break writer.write_all(&encode(&exit)?).await?,
-                Err(error) => return Ok(Some(error)),
+                Err(error) => {
+                    torn.store(false, Ordering::Relaxed);
+                    return Ok(Some(error));
+                }
             }
+            torn.store(false, Ordering::Relaxed);
         }
         Ok::<_, StreamError>(None)
     };
@@ -110,7 +119,10 @@ async fn session(
         () = connection.ended() => failed("the daemon is ending, and the command with it"),
     };
     let last = async {
-        writer.write_all(&encode(&error)?).await?;
+        // In the middle of another frame it would be taken for output.
+        if !torn.into_inner() {
+            writer.write_all(&encode(&error)?).await?;
+        }
         Ok(writer.shutdown().await?)
     };
     tokio::time::timeout(LAST, last).await.unwrap_or_else(|e| Err(StreamError::Io(e.into())))

@@ -14,29 +14,17 @@ use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::problem::Problem;
-use crate::daemon::Sandbox;
-use crate::sandbox::{Sink, Source};
+use crate::daemon::{Sandbox, chain};
+use crate::sandbox::Source;
 
 /// Pieces on their way to a client, of at most 64 KiB each.
 pub(super) const PIECES: usize = 2;
 /// A client that sends or takes nothing for so long has gone, and so has a guest.
 pub(super) const IDLE: Duration = Duration::from_mins(5);
-/// A client is refused while it still sends: it is listened to for so long, so that it reads the answer.
-const LINGER: Duration = Duration::from_secs(10);
 
 /// The body goes to the guest as `request` has it; returns how long it was, in bytes.
 pub(super) async fn take(sandbox: &Sandbox, request: Request, mut body: Body) -> Result<u64, Problem> {
-    let taken = match sandbox.write(request).await {
-        Ok(sink) => pass(sandbox, sink, &mut body).await,
-        Err(error) => Err(error.into()),
-    };
-    if taken.is_err() {
-        tokio::spawn(timeout(LINGER, async move { while let Some(Ok(_)) = body.frame().await {} }));
-    }
-    taken
-}
-
-async fn pass(sandbox: &Sandbox, mut sink: Sink, body: &mut Body) -> Result<u64, Problem> {
+    let mut sink = sandbox.write(request).await?;
     let mut size = 0;
     loop {
         let frame = tokio::select! {
@@ -83,7 +71,9 @@ pub(super) fn give(sandbox: Arc<Sandbox>, mut source: Source) -> Body {
                 Ok(Ok(None)) => return,
                 Ok(Err(error)) => {
                     let error = sandbox.cause_of_files(error).await;
-                    tracing::warn!(sandbox = sandbox.id(), %error, "a download has broken off");
+                    // What the guest has said last is not for the log.
+                    let why = chain(&error).lines().next().unwrap_or_default().to_owned();
+                    tracing::warn!(sandbox = sandbox.id(), error = why, "a download has broken off");
                     Err(io::Error::other(error))
                 }
                 Err(_) => Err(io::ErrorKind::TimedOut.into()),

@@ -16,8 +16,8 @@ use super::input::{Body, Target};
 use super::problem::Problem;
 use super::success;
 use super::types::time;
-use super::websocket::{Upgrade, close_frame};
-use crate::daemon::{Daemon, Sandbox, chain};
+use super::websocket::{Upgrade, close_frame, daemon_ends};
+use crate::daemon::{Connection, Daemon, Sandbox, chain};
 use crate::sandbox::FileEvents;
 
 /// A follower has nothing to say.
@@ -71,12 +71,14 @@ pub(super) async fn follow(
     let Path((key, session)) = path.map_err(|e| Problem::bad_request(e.body_text()))?;
     let sandbox = daemon.find(&key)?;
     let events = sandbox.follow(&session)?;
-    Ok(upgrade.begin(MAX_MESSAGE, async move |socket| pass(&sandbox, events, socket).await))
+    Ok(upgrade.begin(MAX_MESSAGE, async move |socket, connection| {
+        pass(&sandbox, events, socket, &connection).await;
+    }))
 }
 
 /// Returns when the watch is over, or the client has gone.
-async fn pass(sandbox: &Sandbox, mut events: FileEvents, mut socket: WebSocket) {
-    let (code, reason) = loop {
+async fn pass(sandbox: &Sandbox, mut events: FileEvents, mut socket: WebSocket, connection: &Connection) {
+    let end = loop {
         let next = tokio::select! {
             next = events.next() => next,
             message = socket.recv() => match message {
@@ -85,6 +87,7 @@ async fn pass(sandbox: &Sandbox, mut events: FileEvents, mut socket: WebSocket) 
                 // sent when the next message is asked for, and there is none.
                 Some(Ok(_)) => continue,
             },
+            () = connection.ended() => break daemon_ends(),
         };
         match next {
             Ok(Some(event)) => {
@@ -94,10 +97,12 @@ async fn pass(sandbox: &Sandbox, mut events: FileEvents, mut socket: WebSocket) 
                     return;
                 }
             }
-            Ok(None) => break (close_code::NORMAL, String::new()),
-            Err(error) => break (close_code::ERROR, chain(&sandbox.cause_of_files(error).await)),
+            Ok(None) => break close_frame(close_code::NORMAL, ""),
+            Err(error) => {
+                break close_frame(close_code::ERROR, &chain(&sandbox.cause_of_files(error).await));
+            }
         }
     };
     // A client that has gone needs no word.
-    let _ = socket.send(Message::Close(Some(close_frame(code, &reason)))).await;
+    let _ = socket.send(Message::Close(Some(end))).await;
 }

@@ -1,6 +1,6 @@
 //! A command at a terminal over a WebSocket: raw bytes both ways. Messages to the client are binary and cut no character in two;
 //! those from it are binary or text, which is UTF-8. It is closed with 1000 when the command has ended, with 1011 and the reason
-//! when something has failed.
+//! when something has failed, with 1001 when the daemon ends.
 //!
 //! A client that reads slowly stalls its own command, or misses the oldest of what a session shows: nothing is kept for it here
 //! beyond one piece.
@@ -48,36 +48,39 @@ impl<S: Send + Sync> FromRequestParts<S> for Upgrade {
 }
 
 impl Upgrade {
-    /// Does `work` with the client, whose messages are at most `longest` bytes, unless the daemon ends before.
+    /// Does `work` with the client, whose messages are at most `longest` bytes. It has to end soon after its connection has.
     pub(super) fn begin<W>(
         self,
         longest: usize,
-        work: impl FnOnce(WebSocket) -> W + Send + 'static,
+        work: impl FnOnce(WebSocket, Connection) -> W + Send + 'static,
     ) -> Response
     where
         W: Future<Output = ()> + Send + 'static,
     {
         let Self { upgrade, connection } = self;
-        upgrade.max_message_size(longest).max_frame_size(longest).on_upgrade(|socket| async move {
-            tokio::select! {
-                () = work(socket) => {}
-                () = connection.ended() => {}
-            }
-        })
+        let upgrade = upgrade.max_message_size(longest).max_frame_size(longest);
+        upgrade.on_upgrade(|socket| work(socket, connection))
     }
 
     /// Connects the client with a command, which is dropped when the client goes.
     pub(super) fn with(self, sandbox: Arc<Sandbox>, running: Exec) -> Response {
-        self.begin(MAX_MESSAGE, |socket| async move {
+        self.begin(MAX_MESSAGE, |socket, connection| async move {
             let (mut sink, mut stream) = socket.split();
             let Exec { input, output, .. } = running;
             // The client is heard also while it does not read, so that Ctrl-C gets through.
-            tokio::select! {
-                end = pass_output(&sandbox, output, &mut sink) => close(end, sink, stream).await,
-                () = pass_input(&mut stream, input) => {}
-            }
+            let end = tokio::select! {
+                end = pass_output(&sandbox, output, &mut sink) => end,
+                () = pass_input(&mut stream, input) => None,
+                () = connection.ended() => Some(daemon_ends()),
+            };
+            close(end, sink, stream).await;
         })
     }
+}
+
+/// What a client is told last when the daemon ends.
+pub(super) fn daemon_ends() -> CloseFrame {
+    close_frame(close_code::AWAY, "the daemon is ending")
 }
 
 /// How it is closed, and why.
@@ -116,11 +119,13 @@ async fn close(
     mut sink: SplitSink<WebSocket, Message>,
     mut stream: SplitStream<WebSocket>,
 ) {
-    if let Some(end) = end
-        && sink.send(Message::Close(Some(end))).await.is_ok()
-    {
-        let _ = tokio::time::timeout(CLOSING, async { while let Some(Ok(_)) = stream.next().await {} }).await;
-    }
+    let Some(end) = end else { return };
+    let closing = async {
+        if sink.send(Message::Close(Some(end))).await.is_ok() {
+            while let Some(Ok(_)) = stream.next().await {}
+        }
+    };
+    let _ = tokio::time::timeout(CLOSING, closing).await;
 }
 
 /// Returns when the client has gone.

@@ -3,6 +3,7 @@
 
 use std::ffi::OsStr;
 use std::io::{self, Read, Write};
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
@@ -108,9 +109,11 @@ pub(super) fn out(
             let body = remote.pack(path, follow).await?;
             pieces(body, async |piece| {
                 progress.0.inc(piece.as_ref().map_or(0, |piece: &Bytes| piece.len() as u64));
-                // Nobody takes more when the archive has ended, or is refused.
-                let _ = sender.send(piece).await;
-                Ok(())
+                // Nobody takes more when the archive has ended, or is refused; why, the thread knows.
+                Ok(match sender.send(piece).await {
+                    Ok(()) => ControlFlow::Continue(()),
+                    Err(_) => ControlFlow::Break(()),
+                })
             })
             .await
         });
@@ -171,21 +174,24 @@ pub(super) async fn to_stdout(
             Some(piece) => stdout.write_all(&piece).await.map_err(CliError::Output),
             None => stdout.flush().await.map_err(CliError::Output),
         }
+        .map(ControlFlow::Continue)
     })
     .await
 }
 
-/// Gives each piece of an answer to `take`, and nothing in the end: only then it is whole.
+/// Gives each piece of an answer to `take`, until it takes no more, and nothing in the end: only then it is whole.
 async fn pieces(
     mut body: Incoming,
-    mut take: impl AsyncFnMut(Option<Bytes>) -> Result<(), CliError>,
+    mut take: impl AsyncFnMut(Option<Bytes>) -> Result<ControlFlow<()>, CliError>,
 ) -> Result<(), CliError> {
     while let Some(frame) = body.frame().await {
-        if let Ok(piece) = frame.map_err(ClientError::Http)?.into_data() {
-            take(Some(piece)).await?;
+        if let Ok(piece) = frame.map_err(ClientError::Http)?.into_data()
+            && take(Some(piece)).await?.is_break()
+        {
+            return Ok(());
         }
     }
-    take(None).await
+    take(None).await.map(drop)
 }
 
 /// What comes over the channel, as a request's body.

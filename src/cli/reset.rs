@@ -1,6 +1,7 @@
 //! `voidrun reset`
 
 use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,14 +11,17 @@ use serde_json::json;
 use super::error::CliError;
 use super::{Context, wait_for};
 use crate::client::{end_daemon, log_path};
+use crate::daemon::chain;
 use crate::lock::{self, Lock};
-use crate::sandbox::{AdoptError, Found, Sandboxes, adopt};
+use crate::sandbox::{Directory, Found, Sandboxes, adopt};
 use crate::socket::Place;
 
 /// What is ever in a store. Anything else there is somebody else's.
 const PARTS: [&str; 8] = ["sandboxes", "images", "blobs", "refs", "ingest", "locks", "kernels", "store.json"];
 /// The daemon ends, and machines give back their memory, in this time.
 const PATIENCE: Duration = Duration::from_mins(1);
+/// A machine that has begun to start or to end is waited for so long.
+const ANSWER: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// End all sandboxes and the daemon, and remove all that voidrun keeps
@@ -62,22 +66,27 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
     };
     let ended = end_sandboxes(context)?;
     let mut removed = Vec::new();
-    for path in PARTS.iter().map(|part| home.join(part)).chain([lock::path(home)]) {
-        if remove(&path).map_err(failed(&path))? {
+    let place = Place::of(&context.config).map_err(crate::client::ClientError::from)?;
+    // The socket may be systemd's, which goes on listening.
+    let is_dead =
+        UnixStream::connect(place.address()).is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused);
+    let socket = is_dead.then(|| place.path());
+    let logs = [place.start_lock(), log_path(), log_path().with_extension("log.1")];
+    for path in PARTS.iter().map(|part| home.join(part)).chain(socket).chain(logs) {
+        let is_device = path == Path::new("/dev/null");
+        if !is_device && remove(&path).map_err(failed(&path))? {
             removed.push(path);
         }
+    }
+    // The lock last: until then no daemon begins.
+    let path = lock::path(home);
+    if remove(&path).map_err(failed(&path))? {
+        removed.push(path);
     }
     drop(lock);
     // Not with what somebody else has put there.
     if std::fs::remove_dir(home).is_ok() {
         removed.push(home.clone());
-    }
-    let place = Place::of(&context.config).map_err(crate::client::ClientError::from)?;
-    for path in [place.path(), place.start_lock(), log_path(), log_path().with_extension("log.1")] {
-        let is_file = path.symlink_metadata().is_ok_and(|found| !found.is_dir());
-        if is_file && path != Path::new("/dev/null") && remove(&path).map_err(failed(&path))? {
-            removed.push(path);
-        }
     }
     let removed: Vec<String> = removed.iter().map(|path| path.display().to_string()).collect();
     context.print(&json!({ "ended": ended, "removed": removed }), |_| {
@@ -100,23 +109,31 @@ fn confirmed(home: &Path) -> Result<bool, CliError> {
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
-/// Ends every machine of the store. Returns the ids of its sandboxes.
+/// Ends every machine of the store. Returns the ids of its sandboxes; an error, when all others have ended, if one could not be.
 fn end_sandboxes(context: &Context) -> Result<Vec<String>, CliError> {
     wait_for("", async {
-        let mut ended = Vec::new();
+        let (mut ended, mut failed) = (Vec::new(), None);
         for directory in Sandboxes::new(&context.config.home.value).list()? {
             let directory = Arc::new(directory);
-            // Blocks, and nothing else goes on here.
-            match adopt(&directory, PATIENCE).map_err(|e: AdoptError| CliError::Usage(e.to_string()))? {
-                Found::Running { handle, .. } | Found::Deaf { handle, .. } => {
-                    handle.end().map_err(|e| directory.error("end the machine of", e))?;
-                }
-                Found::Ended(_) => {}
+            let id = directory.id().to_string();
+            let end = tokio::task::spawn_blocking(move || end_sandbox(&directory));
+            match end.await.unwrap_or_else(|e| Err(CliError::Runtime(e.into()))) {
+                Ok(()) => ended.push(id),
+                Err(error) => failed = Some(error),
             }
-            ended.push(directory.id().to_string());
         }
-        Ok(ended)
+        failed.map_or(Ok(ended), Err)
     })
+}
+
+/// Blocks.
+fn end_sandbox(directory: &Arc<Directory>) -> Result<(), CliError> {
+    let failed = |source| directory.error("end the machine of", source);
+    match adopt(directory, ANSWER).map_err(|e| failed(io::Error::other(chain(&e))))? {
+        Found::Running { handle, .. } | Found::Deaf { handle, .. } => handle.end().map_err(failed)?,
+        Found::Ended(_) => {}
+    }
+    Ok(())
 }
 
 /// False if it was not there.

@@ -1,5 +1,4 @@
-//! The daemon as the command line sees it: one connection, requests one after the other, and a daemon that is started where
-//! there is none.
+//! The daemon as the command line sees it: a connection for each request, and a daemon that is started where there is none.
 
 mod files;
 mod release;

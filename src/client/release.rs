@@ -78,7 +78,7 @@ fn end(notice: &Notice, is_still: impl Fn() -> io::Result<bool>) -> io::Result<(
     };
     // Only now the number is known to be the daemon's: the lock is given back by its death.
     let line = std::fs::read(format!("/proc/{}/cmdline", notice.pid)).unwrap_or_default();
-    if !is_still()? || line.split(|byte| *byte == 0).nth(1) != Some(b"daemon") {
+    if !is_still()? || !line.split(|byte| *byte == 0).skip(1).any(|word| word == b"daemon") {
         return Ok(());
     }
     match pidfd_send_signal(&process, Signal::TERM) {

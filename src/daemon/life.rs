@@ -225,6 +225,16 @@ impl Daemon {
         if let Some(name) = &name {
             name::check(name)?;
         }
+        let (daemon, sandbox) = (Arc::clone(self), Arc::clone(sandbox));
+        self.to_its_end(async move { daemon.change_now(&sandbox, name, labels).await }).await
+    }
+
+    async fn change_now(
+        &self,
+        sandbox: &Arc<Sandbox>,
+        name: Option<String>,
+        labels: Option<BTreeMap<String, String>>,
+    ) -> Result<(), DaemonError> {
         let _turn = sandbox.turn.lock().await;
         let before = {
             let table = self.table();

@@ -10,7 +10,7 @@ use rootfs_builder::store::{Store, StoreError};
 use sd_notify::NotifyState;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::either::Either;
 use tokio_util::sync::CancellationToken;
@@ -110,13 +110,8 @@ async fn serve(
         if busy {
             idle_since = Instant::now();
         }
-        let accepted = async {
-            // The semaphore is never closed.
-            let place = Arc::clone(&places).acquire_owned().await.ok();
-            (place, accept(&socket, door.as_ref()).await)
-        };
-        let (place, accepted) = tokio::select! {
-            accepted = accepted => accepted,
+        let accepted = tokio::select! {
+            accepted = accept(&socket, &places, door.as_ref()) => accepted,
             _ = interrupt.recv() => break,
             _ = terminate.recv() => break,
             _ = look.tick() => {
@@ -131,8 +126,7 @@ async fn serve(
             }
         };
         match accepted {
-            Ok((stream, key)) => {
-                let Some(place) = place else { break };
+            Ok((stream, place, key)) => {
                 let connection = Connection::new(place, connections.token(), ended.clone(), key);
                 connections.spawn(connection.serve(stream, service.clone(), ending.clone()));
             }
@@ -156,11 +150,18 @@ async fn serve(
     Ok(())
 }
 
-/// A client on either side, and the key that it has to have.
+/// A client on either side, its place, and the key that it has to have.
 async fn accept(
     socket: &Socket,
+    places: &Arc<Semaphore>,
     door: Option<&Door>,
-) -> std::io::Result<(Either<UnixStream, TcpStream>, Option<Arc<Key>>)> {
+) -> std::io::Result<(Either<UnixStream, TcpStream>, OwnedSemaphorePermit, Option<Arc<Key>>)> {
+    let by_socket = async {
+        // The semaphore is never closed.
+        let place = Arc::clone(places).acquire_owned().await.map_err(std::io::Error::other)?;
+        let (stream, _) = socket.listener.accept().await?;
+        Ok((Either::Left(stream), place, None))
+    };
     let by_tcp = async {
         match door {
             Some(door) => door.accept().await,
@@ -168,8 +169,8 @@ async fn accept(
         }
     };
     tokio::select! {
-        accepted = socket.listener.accept() => Ok((Either::Left(accepted?.0), None)),
-        accepted = by_tcp => accepted.map(|(stream, key)| (Either::Right(stream), Some(key))),
+        accepted = by_socket => accepted,
+        accepted = by_tcp => accepted.map(|(stream, place, key)| (Either::Right(stream), place, Some(key))),
     }
 }
 

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use rustix::process::geteuid;
 use subtle::ConstantTimeEq as _;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::ServeError;
 
@@ -92,10 +93,14 @@ impl std::fmt::Debug for Key {
     }
 }
 
+/// Connections at once. Everybody on this machine can take them, so they are not those of the Unix socket.
+const MAX_CONNECTIONS: usize = 256;
+
 /// A TCP address that is listened at.
 pub(super) struct Door {
     listener: TcpListener,
     key: Arc<Key>,
+    places: Arc<Semaphore>,
 }
 
 impl Door {
@@ -104,15 +109,17 @@ impl Door {
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         let bound = listener.local_addr().map_err(failed)?;
         tracing::info!(url = %format_args!("http://{bound}"), "listens, for those who have the key");
-        Ok(Self { listener, key: Arc::new(key) })
+        Ok(Self { listener, key: Arc::new(key), places: Arc::new(Semaphore::new(MAX_CONNECTIONS)) })
     }
 
-    /// A client, and the key that it has to have.
-    pub(super) async fn accept(&self) -> io::Result<(TcpStream, Arc<Key>)> {
+    /// A client, its place, and the key that it has to have.
+    pub(super) async fn accept(&self) -> io::Result<(TcpStream, OwnedSemaphorePermit, Arc<Key>)> {
+        // It is never closed.
+        let place = Arc::clone(&self.places).acquire_owned().await.map_err(io::Error::other)?;
         let (stream, _) = self.listener.accept().await?;
         // What is typed at a terminal is not kept waiting for the answer to what was typed before.
         let _ = stream.set_nodelay(true);
-        Ok((stream, Arc::clone(&self.key)))
+        Ok((stream, place, Arc::clone(&self.key)))
     }
 }
 

@@ -69,7 +69,8 @@ impl Sandbox {
     /// Ends it, with all that runs in it; returns when it has ended.
     pub(crate) async fn close_terminal(&self, terminal: &Terminal) -> Result<(), DaemonError> {
         self.kill(terminal.pid, None).await?;
-        self.wait(terminal.pid).await.map(drop)
+        let ended = tokio::time::timeout(ANSWER, self.wait(terminal.pid)).await;
+        ended.unwrap_or_else(|_| Err(self.silent("end a terminal of", ANSWER))).map(drop)
     }
 
     /// Returns when it has the text.

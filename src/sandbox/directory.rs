@@ -19,7 +19,7 @@
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
@@ -27,6 +27,7 @@ use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 
 use super::id::SandboxId;
 use super::record::{Fate, Record};
+use crate::lock::is_at;
 
 const LOCK: &str = "lock";
 const SPEC: &str = "spec.json";
@@ -300,13 +301,6 @@ impl Directory {
             }
             _ => Ok(true),
         }
-    }
-}
-
-fn is_at(file: &File, path: &Path) -> bool {
-    match (file.metadata(), std::fs::metadata(path)) {
-        (Ok(held), Ok(there)) => held.dev() == there.dev() && held.ino() == there.ino(),
-        _ => false,
     }
 }
 
