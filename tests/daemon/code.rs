@@ -118,7 +118,8 @@ fn four_languages() {
         ("javascript", "console.log('before'); setInterval(() => {}, 1000)"),
         ("bash", "echo before; sleep 1000"),
     ] {
-        let result = daemon.code(language, code, json!({ "timeout": 3 }));
+        // Time enough for the interpreter to come as far as that, beside another test.
+        let result = daemon.code(language, code, json!({ "timeout": 10 }));
         assert_eq!((&result["exitCode"], &result["timedOut"]), (&json!(124), &json!(true)), "{result}");
         assert_eq!((&result["results"], &result["success"]), (&json!("before"), &json!(false)), "{result}");
         assert!(result["error"].as_str().unwrap().contains("timeout"), "{result}");

@@ -120,12 +120,12 @@ fn limits() {
 #[test]
 fn a_time_to_live() {
     let daemon = Daemon::new();
-    daemon.cli(&["create", "--name", "short", "-m", "256m", "--ttl", "8s", "debian"]).ends(0, &[]);
+    daemon.cli(&["create", "--name", "short", "-m", "256m", "--ttl", "20s", "debian"]).ends(0, &[]);
     // The machine keeps it: a daemon that is killed changes nothing.
     let daemon = daemon.kill();
     until(|| daemon.state("short") == "stopped");
     let sandbox = daemon.data("GET", "/v1/sandboxes/short", Value::Null);
-    assert!(sandbox["exitReason"].as_str().unwrap().contains("time to live of 8 s"), "{sandbox}");
+    assert!(sandbox["exitReason"].as_str().unwrap().contains("time to live of 20 s"), "{sandbox}");
     daemon.cli(&["rm", "short"]).ends(0, &[]);
     daemon.is_clean();
 }
