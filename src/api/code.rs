@@ -41,9 +41,8 @@ fn wanted(body: RunCode) -> Result<(Language, String, Exec), Problem> {
     let language = language.as_deref().unwrap_or("python").parse::<Language>();
     let language = language.map_err(|wrong| Problem::field("language", wrong))?;
     check(&code).map_err(|wrong| Problem::field("code", wrong))?;
-    let (command, args) = (language.program().to_owned(), Some(language.arguments()));
-    let exec = Exec { command, args, cwd, env, user, timeout, tty: None, stdin: Some(true) };
-    Ok((language, code, exec))
+    let exec = Exec { cwd, env, user, timeout, stdin: Some(true), ..Exec::default() };
+    Ok((language, code, exec.with(language.words())))
 }
 
 async fn start(sandbox: &Sandbox, language: Language, exec: protocol::Exec) -> Result<Running, Problem> {

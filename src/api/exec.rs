@@ -102,7 +102,7 @@ pub(super) fn command(
         return Err(Problem::field("cwd", format!("{cwd:?} does not begin with /")));
     }
     let env = body.env.unwrap_or_default();
-    check_env("env", &env)?;
+    check_env("env", env.iter().map(|(name, value)| (name, value.as_deref().unwrap_or_default())))?;
     let record = sandbox.view().record;
     let or_image =
         |given: Option<String>, image: String| given.or_else(|| (!image.is_empty()).then_some(image));
@@ -112,9 +112,16 @@ pub(super) fn command(
     };
     let image = record.config.env.iter().filter_map(|variable| variable.split_once('='));
     let image = image.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let mut variables: BTreeMap<String, String> = image.chain(record.env).collect();
+    for (name, value) in env {
+        match value {
+            Some(value) => variables.insert(name, value),
+            None => variables.remove(&name),
+        };
+    }
     let exec = protocol::Exec {
         cwd: or_image(body.cwd, record.config.working_dir),
-        env: image.chain(record.env).chain(env).collect(),
+        env: variables,
         user: or_image(body.user, record.config.user),
         timeout_ms: deadline.map(|deadline| deadline.as_millis() as u64),
         tty: body.tty,
@@ -136,10 +143,12 @@ fn deadline(seconds: f64) -> Result<Option<Duration>, Problem> {
     Ok((seconds > 0.0).then(|| Duration::from_secs_f64(seconds).max(Duration::from_millis(1))))
 }
 
-pub(super) fn check_env(field: &str, env: &BTreeMap<String, String>) -> Result<(), Problem> {
-    let wrong = env
-        .iter()
-        .find(|(name, value)| name.is_empty() || name.contains(['=', '\0']) || value.contains('\0'));
+pub(super) fn check_env<'a>(
+    field: &str,
+    mut env: impl Iterator<Item = (&'a String, &'a str)>,
+) -> Result<(), Problem> {
+    let wrong =
+        env.find(|(name, value)| name.is_empty() || name.contains(['=', '\0']) || value.contains('\0'));
     match wrong {
         None => Ok(()),
         Some((name, _)) => {

@@ -73,6 +73,7 @@ fn tree() -> Router<Arc<Daemon>> {
         .route("/sandboxes/{id}/stop", post(sandboxes::stop))
         .route("/sandboxes/{id}/pause", post(sandboxes::pause))
         .route("/sandboxes/{id}/resume", post(sandboxes::resume))
+        .route("/sandboxes/{id}/stats", get(sandboxes::stats))
         .route("/sandboxes/{id}/sleep", post(sandboxes::not_there_yet))
         .route("/sandboxes/{id}/wake", post(sandboxes::not_there_yet))
         .route("/sandboxes/{id}/public-urls", get(sandboxes::public_urls))

@@ -1,12 +1,18 @@
 //! `/sandboxes`: made, shown, changed, removed, and their states.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::future::ready;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Json;
+use axum::body::Body as Answer;
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
+use axum::{Extension, Json};
+use futures_util::StreamExt as _;
+use futures_util::stream::once;
 use rootfs_builder::source::Source;
 use serde_json::{Value, json};
 use vmm::spec::{Cpus, MemoryMib};
@@ -15,23 +21,32 @@ use super::input::{Body, Parameters, Target};
 use super::problem::Problem;
 use super::success;
 use super::types::{Change, Create, ListParameters, NetworkMode, Pull, Sandbox, Stop};
-use crate::daemon::{Daemon, DaemonError, GRACE, New, Page, Wanted};
+use crate::daemon::{Connection, Daemon, DaemonError, GRACE, New, Page, Wanted};
 
 const PAGE: usize = 50;
 const LARGEST_PAGE: usize = 1000;
 /// Of all variables, names and values; a command takes 2 MiB with its arguments.
 const MAX_ENV: usize = 1 << 20;
+/// More than this a kernel does not take, with what we say to it (COMMAND_LINE_SIZE).
+const MAX_CMDLINE: usize = 1024;
 const MAX_LABELS: usize = 64;
 const MAX_LABEL: usize = 256;
 /// A hundred years, in seconds.
 const LONGEST: u64 = 100 * 366 * 24 * 3600;
 
-type Answer = Result<Json<Value>, Problem>;
+type Answered = Result<Json<Value>, Problem>;
 
 pub(super) async fn create(
     State(daemon): State<Arc<Daemon>>,
+    Extension(connection): Extension<Connection>,
     Body(body): Body<Create>,
-) -> Result<(StatusCode, Json<Value>), Problem> {
+) -> Result<Response, Problem> {
+    if body.kernel.is_some() && connection.key().is_some() {
+        return Err(Problem::field(
+            "kernel",
+            "a file of this machine can be named over the Unix socket alone",
+        ));
+    }
     let (wanted_disk, pull) = (body.disk_mb, body.pull);
     let new = wanted(body)?;
     if pull == Some(Pull::Always) {
@@ -49,8 +64,22 @@ pub(super) async fn create(
             return Err(Problem::field("diskMB", wrong));
         }
     }
-    let sandbox = daemon.create(new).await?;
-    Ok((StatusCode::CREATED, success("sandbox created", Sandbox::from(sandbox.view()))))
+    let created =
+        |sandbox: &crate::daemon::Sandbox| success("sandbox created", Sandbox::from(sandbox.view()));
+    if !new.ephemeral {
+        let sandbox = daemon.create(new).await?;
+        return Ok((StatusCode::CREATED, created(&sandbox)).into_response());
+    }
+    let owned = daemon.create_owned(new).await?;
+    let Json(answer) = created(owned.sandbox());
+    // The client that goes drops the rest of the answer, and the sandbox with it.
+    let rest = async move {
+        owned.sandbox().released().await;
+        "\n".to_owned()
+    };
+    let answer = once(ready(format!("{answer}\n"))).chain(once(rest)).map(Ok::<_, Infallible>);
+    let kind = [(header::CONTENT_TYPE, "application/json")];
+    Ok((StatusCode::CREATED, kind, Answer::from_stream(answer)).into_response())
 }
 
 /// What the daemon understands of a request.
@@ -84,8 +113,22 @@ fn wanted(body: Create) -> Result<New, Problem> {
         seconds => Ok(seconds.map(|seconds| seconds * 1000)),
     };
     let (ttl_ms, idle_ms) = (time("ttl", body.ttl)?, time("idleTimeout", body.idle_timeout)?);
+    let ephemeral = body.ephemeral.unwrap_or_default();
+    if !ephemeral && (body.kernel.is_some() || body.kernel_args.is_some()) {
+        return Err(Problem::field("kernel", "only an ephemeral sandbox has another than the daemon's"));
+    }
+    if body.kernel.as_ref().is_some_and(|kernel| !kernel.is_absolute()) {
+        return Err(Problem::field("kernel", "expected an absolute path"));
+    }
+    let cmdline = body.kernel_args.unwrap_or_default();
+    if cmdline.len() > MAX_CMDLINE || cmdline.chars().any(char::is_control) {
+        return Err(Problem::field(
+            "kernelArgs",
+            format!("expected at most {MAX_CMDLINE} bytes in one line"),
+        ));
+    }
     let env = body.env_vars.unwrap_or_default();
-    super::exec::check_env("envVars", &env)?;
+    super::exec::check_env("envVars", env.iter().map(|(name, value)| (name, value.as_str())))?;
     let length: usize = env.iter().map(|(name, value)| name.len() + value.len()).sum();
     if length > MAX_ENV {
         return Err(Problem::field("envVars", format!("{length} bytes, where {MAX_ENV} are allowed")));
@@ -99,6 +142,9 @@ fn wanted(body: Create) -> Result<New, Problem> {
         labels: checked(body.labels.unwrap_or_default())?,
         ttl_ms,
         idle_ms,
+        ephemeral,
+        kernel: body.kernel,
+        cmdline,
     })
 }
 
@@ -127,7 +173,7 @@ fn checked(labels: BTreeMap<String, String>) -> Result<BTreeMap<String, String>,
 pub(super) async fn list(
     State(daemon): State<Arc<Daemon>>,
     Parameters(parameters): Parameters<ListParameters>,
-) -> Answer {
+) -> Answered {
     let number = parameters.page.unwrap_or(1);
     let limit = parameters.limit.unwrap_or(PAGE);
     if number == 0 {
@@ -170,19 +216,19 @@ pub(super) async fn change(
     State(daemon): State<Arc<Daemon>>,
     Target(sandbox): Target,
     Body(body): Body<Change>,
-) -> Answer {
+) -> Answered {
     let labels = body.labels.map(checked).transpose()?;
     daemon.change(&sandbox, body.name, labels).await?;
     Ok(success("sandbox changed", Sandbox::from(sandbox.view())))
 }
 
-pub(super) async fn remove(State(daemon): State<Arc<Daemon>>, Target(sandbox): Target) -> Answer {
+pub(super) async fn remove(State(daemon): State<Arc<Daemon>>, Target(sandbox): Target) -> Answered {
     let id = sandbox.id().to_owned();
     daemon.remove(sandbox).await?;
     Ok(success("sandbox removed", json!({ "id": id })))
 }
 
-pub(super) async fn start(State(daemon): State<Arc<Daemon>>, Target(sandbox): Target) -> Answer {
+pub(super) async fn start(State(daemon): State<Arc<Daemon>>, Target(sandbox): Target) -> Answered {
     daemon.start(&sandbox).await?;
     Ok(success("sandbox started", Sandbox::from(sandbox.view())))
 }
@@ -191,7 +237,7 @@ pub(super) async fn stop(
     State(daemon): State<Arc<Daemon>>,
     Target(sandbox): Target,
     Body(body): Body<Stop>,
-) -> Answer {
+) -> Answered {
     const LONGEST_GRACE: u64 = 3600;
     let grace = body.timeout.map_or(GRACE, Duration::from_secs);
     if grace > Duration::from_secs(LONGEST_GRACE) {
@@ -201,14 +247,19 @@ pub(super) async fn stop(
     Ok(success("sandbox stopped", Sandbox::from(sandbox.view())))
 }
 
-pub(super) async fn pause(State(daemon): State<Arc<Daemon>>, Target(sandbox): Target) -> Answer {
+pub(super) async fn pause(State(daemon): State<Arc<Daemon>>, Target(sandbox): Target) -> Answered {
     daemon.pause(&sandbox).await?;
     Ok(success("sandbox paused", Sandbox::from(sandbox.view())))
 }
 
-pub(super) async fn resume(State(daemon): State<Arc<Daemon>>, Target(sandbox): Target) -> Answer {
+pub(super) async fn resume(State(daemon): State<Arc<Daemon>>, Target(sandbox): Target) -> Answered {
     daemon.resume(&sandbox).await?;
     Ok(success("sandbox resumed", Sandbox::from(sandbox.view())))
+}
+
+/// What its machine has cost since it was started.
+pub(super) async fn stats(Target(sandbox): Target) -> Answered {
+    Ok(success("statistics", sandbox.stats().await?))
 }
 
 pub(super) async fn not_there_yet(Target(_): Target) -> Problem {
@@ -236,6 +287,9 @@ mod tests {
             Create { ports: Some(vec![json!({})]), ..Create::default() },
             Create { network: Some(Network { mode: NetworkMode::Public }), ..Create::default() },
             Create { auto_sleep: Some(true), ..Create::default() },
+            Create { kernel: Some("/vmlinux".into()), ..Create::default() },
+            Create { kernel: Some("vmlinux".into()), ephemeral: Some(true), ..Create::default() },
+            Create { kernel_args: Some("a\nb".into()), ephemeral: Some(true), ..Create::default() },
             Create { env_vars: Some(label("A=B", "")), ..Create::default() },
             Create { labels: Some(label("a", "b,c")), ..Create::default() },
         ] {

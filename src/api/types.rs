@@ -1,6 +1,7 @@
 //! What goes over the wire of `/v1` and `/api`. The daemon's operations know nothing of it: a second wire is a sibling.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
@@ -8,6 +9,9 @@ use serde_json::value::RawValue;
 
 use crate::code::{self, Transcript};
 use crate::daemon::{State, View};
+
+/// Variables; one that is null is taken away.
+pub(crate) type Env = BTreeMap<String, Option<String>>;
 
 /// `POST /sandboxes`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -39,6 +43,16 @@ pub(crate) struct Create {
     /// The machine ends when nothing is done in it for so many seconds: no exec, no stream, no file transfer; 0: never.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) idle_timeout: Option<u64>,
+    /// The answer is the sandbox and a line feed, and goes on for as long as there is the sandbox, which is removed when the client
+    /// has closed the connection.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) ephemeral: Option<bool>,
+    /// The guest's kernel, a file of the daemon's machine: of ephemeral sandboxes, and over the Unix socket.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) kernel: Option<PathBuf>,
+    /// More for that kernel's command line.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) kernel_args: Option<String>,
     /// `missing` and `never`: the image has to be there. `always`: it is pulled before.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) pull: Option<Pull>,
@@ -179,7 +193,7 @@ impl From<View> for Sandbox {
 }
 
 /// `POST /sandboxes/{id}/exec` and `exec-stream`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Exec {
     /// A line for bash, or sh where there is no bash; with `args` a program.
@@ -190,7 +204,7 @@ pub(crate) struct Exec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) cwd: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) env: Option<BTreeMap<String, String>>,
+    pub(crate) env: Option<Env>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) user: Option<String>,
     /// Seconds; 0: none. 30 where it is absent, none for an upgraded connection.
@@ -202,6 +216,14 @@ pub(crate) struct Exec {
     /// Whether input will come. For an upgraded connection.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) stdin: Option<bool>,
+}
+
+impl Exec {
+    /// A program and its arguments.
+    pub(crate) fn with(self, words: Vec<String>) -> Self {
+        let mut words = words.into_iter();
+        Self { command: words.next().unwrap_or_default(), args: Some(words.collect()), ..self }
+    }
 }
 
 /// The answer to `exec`.
@@ -262,7 +284,7 @@ pub(crate) struct RunCode {
     /// Seconds; 0: none. 30 where it is absent.
     pub(crate) timeout: Option<f64>,
     pub(crate) cwd: Option<String>,
-    pub(crate) env: Option<BTreeMap<String, String>>,
+    pub(crate) env: Option<Env>,
     pub(crate) user: Option<String>,
     /// Not there yet.
     pub(crate) context_id: Option<String>,
@@ -325,7 +347,7 @@ impl CodeResult {
 pub(crate) struct Run {
     pub(crate) command: String,
     pub(crate) cwd: Option<String>,
-    pub(crate) env: Option<BTreeMap<String, String>>,
+    pub(crate) env: Option<Env>,
     pub(crate) user: Option<String>,
     /// Seconds; 0, and nothing: none.
     pub(crate) timeout: Option<f64>,

@@ -3,20 +3,17 @@
 use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use protocol::Exit;
-use rootfs_builder::store::{Image, Store};
 
-use super::environment::{self, Variable};
+use super::Context;
 use super::error::CliError;
+use super::flags::Process;
 use super::image::{self, PullPolicy};
-use super::session::{Command, Outcome, Session, Signals, Stdin};
-use super::{Context, values};
-use crate::api::types::{self, CodeResult};
+use super::session::{self, Outcome, Place, Session, Signals, Stdin};
+use crate::api::types::{CodeResult, Create, Exec};
 use crate::client::{Client, Remote};
 use crate::code::{Language, MAX_CODE, Transcript, check};
-use crate::sandbox::{Kernel, Launch, Record, Sandboxes, launch};
 
 /// So much of each output is in the result that --json prints, in bytes.
 const MAX_OUTPUT: usize = 8 << 20;
@@ -46,18 +43,8 @@ pub(crate) struct Args {
     /// The image of the new sandbox [default: default_image in the configuration]
     #[arg(long)]
     image: Option<String>,
-    /// A variable of its environment; without a value this environment's
-    #[arg(short, long, value_name = "NAME[=VALUE]")]
-    env: Vec<Variable>,
-    /// The directory that it starts in [default: the image's]
-    #[arg(short, long, value_name = "DIR", value_parser = values::absolute)]
-    workdir: Option<String>,
-    /// Who it runs as, as name, uid, name:group or uid:gid [default: the image's, else root]
-    #[arg(short, long)]
-    user: Option<String>,
-    /// End it after this time, as 30s or 5m [default: never]
-    #[arg(long, value_name = "TIME", value_parser = values::duration)]
-    timeout: Option<Duration>,
+    #[command(flatten)]
+    process: Process,
     /// The file with the code; - for standard input
     #[arg(default_value = "-")]
     file: PathBuf,
@@ -79,17 +66,27 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, CliError> {
     };
     let language = args.language.or_else(|| Language::of_file(&args.file)).ok_or_else(unknown)?;
     let run = Run { args, context, language, code: read(&args.file)? };
-    // One thread is enough to move bytes.
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(CliError::Runtime)?;
-    if let Some(sandbox) = &args.sandbox {
-        return runtime.block_on(run.in_sandbox(sandbox));
-    }
-    let store = context.store()?;
-    let text = args.image.as_deref().unwrap_or(&context.config.default_image.value);
-    // Outside of the runtime: a pull has its own.
-    let image = image::get(context, &store, text, None, PullPolicy::Missing)?;
-    runtime.block_on(run.in_new(&store, &image))
+    let exec = args.process.exec(language.words())?;
+    let Some(sandbox) = &args.sandbox else {
+        let text = args.image.as_deref().unwrap_or(&context.config.default_image.value);
+        let image = image::get(context, &context.store()?, text, None, PullPolicy::Missing)?;
+        let name = image.reference.name.to_string();
+        let place = format!("the image {name}");
+        let kernel = context.kernel()?;
+        let create = Create { image: Some(name), ephemeral: Some(true), kernel, ..Create::default() };
+        return session::block_on(async |signals| {
+            let made = async { Place::make(Client::connect(&context.config).await?, &create).await };
+            let made = signals.guard(made, "").await?;
+            let code = run.session(made.remote(), exec, signals, &place).await;
+            made.leave().await;
+            code
+        });
+    };
+    session::block_on(async |signals| {
+        let client = signals.guard(Client::connect(&context.config), "").await?;
+        let remote = Remote { client, sandbox: sandbox.clone() };
+        run.session(&remote, exec, signals, &format!("the sandbox {sandbox}")).await
+    })
 }
 
 /// The code in `file`.
@@ -115,83 +112,20 @@ fn read(file: &Path) -> Result<String, CliError> {
 }
 
 impl Run<'_> {
-    /// In a sandbox of the daemon.
-    async fn in_sandbox(&self, sandbox: &str) -> Result<u8, CliError> {
-        let mut signals = Signals::new()?;
-        let client = tokio::select! {
-            client = Client::connect(&self.context.config) => client?,
-            signal = signals.next() => return Err(CliError::Interrupted { signal, advice: "" }),
-        };
-        let exec = types::Exec {
-            command: self.language.program().to_owned(),
-            args: Some(self.language.arguments()),
-            cwd: self.args.workdir.clone(),
-            env: Some(environment::merge(&[], &self.args.env, |name| std::env::var_os(name))?),
-            user: self.args.user.clone(),
-            timeout: self.args.timeout.map(|timeout| timeout.as_secs_f64()),
-            tty: None,
-            stdin: Some(true),
-        };
-        let remote = Remote { client, sandbox: sandbox.to_owned() };
-        let command = Command::There { remote: &remote, exec };
-        self.session(command, &mut signals, &format!("the sandbox {sandbox}")).await
-    }
-
-    /// In a sandbox of its own, of which nothing remains.
-    async fn in_new(&self, store: &Store, image: &Image) -> Result<u8, CliError> {
-        let (args, config) = (self.args, &self.context.config);
-        let or_default = |given: &Option<String>, image: &str| {
-            given.clone().or_else(|| (!image.is_empty()).then(|| image.to_owned()))
-        };
-        let defaults = &image.record.config;
-        let program = self.language.program().to_owned();
-        let words = std::iter::once(program).chain(self.language.arguments()).collect();
-        let exec = protocol::Exec {
-            cwd: or_default(&args.workdir, &defaults.working_dir),
-            env: environment::merge(&defaults.env, &args.env, |name| std::env::var_os(name))?,
-            user: or_default(&args.user, &defaults.user),
-            timeout_ms: args.timeout.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
-            stdin: true,
-            ..protocol::Exec::new(protocol::Command::Argv(words))
-        };
-        let kernel = Kernel::find(&config.kernel, store.root())?;
-        let record = Record::new(image, &kernel, config.cpus.value, config.memory.value.mib());
-        let machine = Launch { record: &record, rootfs: &image.rootfs, kernel, cmdline: "" };
-        let name = image.reference.name.to_string();
-        let sandboxes = Sandboxes::new(store.root());
-        let mut signals = Signals::new()?;
-        let mut no_steps = |_| {};
-        let handle = tokio::select! {
-            launched = launch(&sandboxes, machine, &mut no_steps) => {
-                launched.map_err(|e| CliError::Launch { image: name.clone(), source: e.into() })?
-            }
-            signal = signals.next() => return Err(CliError::Interrupted { signal, advice: "" }),
-        };
-        let command = Command::Here { handle: &handle, exec };
-        let code = self.session(command, &mut signals, &format!("the image {name}")).await;
-        if let Err(error) = handle.remove() {
-            CliError::from(error).warn();
-        }
-        code
-    }
-
     /// `place` is where the interpreter is looked for.
     async fn session(
         &self,
-        command: Command<'_>,
+        remote: &Remote,
+        exec: Exec,
         signals: &mut Signals,
         place: &str,
     ) -> Result<u8, CliError> {
-        let timeout = self.args.timeout;
+        let timeout = self.args.process.timeout;
         let mut transcript = Transcript::new(MAX_OUTPUT);
+        let (what, code) = (exec.command.clone(), Stdin::Bytes(self.code.as_bytes()));
         let session = Session {
-            command,
-            what: self.language.program().to_owned(),
-            stdin: Stdin::Bytes(self.code.as_bytes()),
-            tty: false,
-            timeout,
             transcript: self.context.json.then_some(&mut transcript),
-            mark: &|_| {},
+            ..Session::new(remote, Exec { stdin: Some(true), ..exec }, what, code)
         };
         let outcome = session.run(signals).await.map_err(|error| {
             if error.exit_code_of_run() == 127 {

@@ -1,13 +1,13 @@
-//! The environment of a command: the image's, that of files, that of `-e`. What comes later wins.
+//! The environment of a command: that of files, that of `-e`. What comes later wins.
 
-use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use crate::api::types::Env;
 use crate::cli::error::CliError;
 
-/// `NAME=VALUE`, or `NAME` for what this environment has; if it has nothing the image's variable goes as well.
+/// `NAME=VALUE`, or `NAME` for what this environment has; if it has nothing the variable is taken away.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Variable {
     name: String,
@@ -52,16 +52,13 @@ fn read_file(path: &Path) -> Result<Vec<Variable>, CliError> {
         .collect()
 }
 
-/// The image's variables with `changes`; `here` is this environment.
-pub(super) fn merge<'a>(
-    image: &[String],
-    changes: impl IntoIterator<Item = &'a Variable>,
+/// All of `variables`; `here` is this environment. As docker has it, one that is not set here is not set there.
+pub(super) fn values<'a>(
+    variables: impl IntoIterator<Item = &'a Variable>,
     here: impl Fn(&str) -> Option<OsString>,
-) -> Result<BTreeMap<String, String>, CliError> {
-    let pairs = image.iter().filter_map(|variable| variable.split_once('='));
-    let mut environment: BTreeMap<String, String> =
-        pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
-    for Variable { name, value } in changes {
+) -> Result<Env, CliError> {
+    let mut environment = Env::new();
+    for Variable { name, value } in variables {
         let value = match (value, here(name)) {
             (Some(value), _) => Some(value.clone()),
             (None, Some(value)) => Some(value.into_string().map_err(|_| {
@@ -69,10 +66,7 @@ pub(super) fn merge<'a>(
             })?),
             (None, None) => None,
         };
-        match value {
-            Some(value) => environment.insert(name.clone(), value),
-            None => environment.remove(name),
-        };
+        environment.insert(name.clone(), value);
     }
     Ok(environment)
 }
@@ -91,27 +85,20 @@ mod tests {
         }
     }
 
-    fn merged(image: &[&str], changes: &[&str]) -> Result<Vec<String>, CliError> {
-        let image: Vec<String> = image.iter().map(|text| (*text).to_owned()).collect();
-        let changes: Vec<Variable> = changes.iter().map(|text| text.parse().unwrap()).collect();
-        let merged = merge(&image, &changes, here)?;
-        Ok(merged.into_iter().map(|(name, value)| format!("{name}={value}")).collect())
+    fn given(variables: &[&str]) -> Result<Vec<String>, CliError> {
+        let variables: Vec<Variable> = variables.iter().map(|text| text.parse().unwrap()).collect();
+        let shown = |(name, value)| match value {
+            Some(value) => format!("{name}={value}"),
+            None => name,
+        };
+        Ok(values(&variables, here)?.into_iter().map(shown).collect())
     }
 
     #[test]
     fn what_comes_later_wins() {
-        let image = ["PATH=/bin", "A=image", "B=image", "no variable"];
-        assert_eq!(
-            merged(&image, &["A=one", "A=two=2", "C="]).unwrap(),
-            ["A=two=2", "B=image", "C=", "PATH=/bin"]
-        );
-        assert_eq!(
-            merged(&image, &["TOKEN", "EMPTY"]).unwrap()[2..],
-            ["EMPTY=", "PATH=/bin", "TOKEN=secret"]
-        );
-        // As docker has it: a variable that is not set here is not set there.
-        assert_eq!(merged(&image, &["A", "UNSET"]).unwrap(), ["B=image", "PATH=/bin"]);
-        assert!(merged(&[], &["BYTES"]).is_err());
+        assert_eq!(given(&["A=one", "A=two=2", "C="]).unwrap(), ["A=two=2", "C="]);
+        assert_eq!(given(&["TOKEN", "EMPTY", "UNSET"]).unwrap(), ["EMPTY=", "TOKEN=secret", "UNSET"]);
+        assert!(given(&["BYTES"]).is_err());
     }
 
     #[test]

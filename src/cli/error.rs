@@ -13,7 +13,7 @@ use super::{error_code, tell};
 use crate::client::ClientError;
 use crate::config::ConfigError;
 use crate::daemon::ServeError;
-use crate::sandbox::{DirectoryError, Ending, ExecError, KernelError, LaunchError};
+use crate::sandbox::{DirectoryError, ExecError, KernelError};
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CliError {
@@ -39,8 +39,6 @@ pub(crate) enum CliError {
     Unusable(String),
     #[error("interrupted{advice}")]
     Interrupted { signal: Interrupt, advice: &'static str },
-    #[error("cannot start a sandbox from {image}")]
-    Launch { image: String, source: Box<LaunchError> },
     #[error("cannot start a sandbox")]
     Kernel(#[from] KernelError),
     #[error(transparent)]
@@ -51,8 +49,6 @@ pub(crate) enum CliError {
     /// The interpreter of code, which language it is of and where it was looked for.
     #[error("{0}")]
     NoInterpreter(String),
-    #[error("the machine has ended before the command did")]
-    Ended(#[source] Ending),
     #[error(transparent)]
     Client(#[from] ClientError),
     #[error("the daemon cannot serve")]

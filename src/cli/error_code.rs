@@ -8,7 +8,7 @@ use crate::client::ClientError;
 use crate::images::failure::{
     CONFLICT, FAILED, IO, NO_SPACE, NOT_FOUND, USAGE, of_pull, of_registry, of_store,
 };
-use crate::sandbox::{ExecError, KernelError, LaunchError};
+use crate::sandbox::{ExecError, KernelError};
 
 const CONFIGURATION: &str = "configuration";
 const INTERRUPTED: &str = "interrupted";
@@ -36,11 +36,9 @@ pub(super) fn of(error: &CliError) -> &'static str {
         CliError::Config(_) => CONFIGURATION,
         CliError::Unusable(_) => UNUSABLE,
         CliError::Interrupted { .. } => INTERRUPTED,
-        CliError::Launch { source, .. } => of_launch(source),
         CliError::Exec { source, .. } => of_exec(source),
         CliError::Client(error) => of_client(error),
         CliError::Daemon(_) => FAILED,
-        CliError::Ended(_) => MACHINE,
         CliError::Kernel(_)
         | CliError::Sandbox(_)
         | CliError::Terminal(_)
@@ -49,16 +47,6 @@ pub(super) fn of(error: &CliError) -> &'static str {
         | CliError::Copy { .. }
         | CliError::Remove { .. }
         | CliError::Output(_) => IO,
-    }
-}
-
-fn of_launch(error: &LaunchError) -> &'static str {
-    match error {
-        LaunchError::NoKvm | LaunchError::KvmDenied(_) | LaunchError::Kvm(_) => NO_KVM,
-        LaunchError::Directory(_) | LaunchError::Host { .. } => IO,
-        LaunchError::Ended(_) | LaunchError::Silent(_) | LaunchError::Agent(_) | LaunchError::Version(_) => {
-            MACHINE
-        }
     }
 }
 

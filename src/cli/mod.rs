@@ -12,6 +12,7 @@ mod environment;
 mod error;
 mod error_code;
 mod exec;
+mod flags;
 mod image;
 mod images;
 mod inspect;
@@ -41,7 +42,7 @@ use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::Config;
-use crate::sandbox::Sandboxes;
+use crate::sandbox::{Kernel, Sandboxes};
 use error::{CliError, Interrupt};
 
 const GLOBAL: &str = "Global options";
@@ -196,6 +197,17 @@ impl Context {
             CliError::from(error).warn();
         }
         Ok(store)
+    }
+
+    /// A kernel that somebody has named: that the daemon may have another environment makes no difference.
+    fn kernel(&self) -> Result<Option<PathBuf>, CliError> {
+        if self.config.kernel.value.is_none() {
+            return Ok(None);
+        }
+        let kernel = Kernel::find(&self.config.kernel, &self.config.home.value)?;
+        let what = || kernel.path.display().to_string();
+        let path = std::path::absolute(&kernel.path);
+        path.map(Some).map_err(|source| CliError::Input { what: what(), source })
     }
 
     fn registry(&self) -> Result<Registry, CliError> {

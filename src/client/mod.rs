@@ -19,7 +19,7 @@ use serde_json::Value;
 use tokio::net::UnixStream;
 
 pub(crate) use release::end_daemon;
-pub(crate) use session::Remote;
+pub(crate) use session::{Held, Remote};
 pub(crate) use start::log_path;
 
 use crate::config::Config;

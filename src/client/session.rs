@@ -1,5 +1,9 @@
 //! A command in a sandbox of the daemon: the frames of [`protocol`] over an upgraded connection.
 
+use std::time::Duration;
+
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
 use hyper::{Method, StatusCode};
 use hyper_util::rt::TokioIo;
 use protocol::Sender;
@@ -9,12 +13,62 @@ use super::{Client, ClientError, problem, read, segment};
 use crate::api::types;
 use crate::sandbox::{Exec, FrameReader};
 
+/// So long the end of a sandbox is waited for.
+const GONE: Duration = Duration::from_secs(10);
+
 /// A sandbox of the daemon.
 #[derive(Clone, Debug)]
 pub(crate) struct Remote {
     pub(crate) client: Client,
     /// An id, a prefix of one, or a name.
     pub(crate) sandbox: String,
+}
+
+/// An ephemeral sandbox. It goes when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Held {
+    pub(crate) remote: Remote,
+    /// Of the answer, which lasts for as long as the sandbox.
+    rest: Incoming,
+}
+
+impl Client {
+    /// Makes an ephemeral sandbox.
+    pub(crate) async fn hold(&self, create: &types::Create) -> Result<Held, ClientError> {
+        let response = self.send(Method::POST, "/sandboxes", create, false).await?;
+        let status = response.status();
+        if !status.is_success() {
+            return Err(problem(status, &read(response).await?));
+        }
+        let (mut rest, mut line) = (response.into_body(), Vec::new());
+        while !line.ends_with(b"\n") {
+            let frame = rest.frame().await.ok_or_else(|| ClientError::Answer("it is cut off".into()))??;
+            line.extend_from_slice(&frame.into_data().unwrap_or_default());
+        }
+        let answer: Value = serde_json::from_slice(&line).map_err(|e| ClientError::Answer(e.into()))?;
+        let sandbox = answer["data"]["id"].as_str().unwrap_or_default().to_owned();
+        Ok(Held { remote: Remote { client: self.clone(), sandbox }, rest })
+    }
+}
+
+impl Held {
+    /// Removes the sandbox; returns when nothing of it is left.
+    pub(crate) async fn remove(mut self) -> Result<(), ClientError> {
+        let gone = async {
+            let path = format!("/sandboxes/{}", self.remote.sandbox);
+            match self.remote.client.whole(Method::DELETE, &path, &()).await {
+                // Somebody else was faster.
+                Err(error) if error.kind() != "notFound" => return Err(error),
+                _ => {}
+            }
+            while let Some(frame) = self.rest.frame().await {
+                frame?;
+            }
+            Ok(())
+        };
+        // What takes longer goes on in the daemon.
+        tokio::time::timeout(GONE, gone).await.unwrap_or(Ok(()))
+    }
 }
 
 impl Remote {

@@ -26,8 +26,8 @@ impl Language {
         }
     }
 
-    /// Its arguments, for code that comes from its standard input.
-    pub(crate) fn arguments(self) -> Vec<String> {
+    /// The interpreter and its arguments, for code that comes from its standard input.
+    pub(crate) fn words(self) -> Vec<String> {
         let arguments: &[&str] = match self {
             // Unbuffered: what is printed is there at once, and at a deadline it is not lost.
             Self::Python => &["-u", "-c", include_str!("run.py")],
@@ -40,7 +40,7 @@ impl Language {
             // As a script, bash would read it line by line, and what the code reads would be the rest of it.
             Self::Bash => &["-c", r#"eval "$(</dev/stdin)""#],
         };
-        arguments.iter().map(|argument| (*argument).to_owned()).collect()
+        std::iter::once(&self.program()).chain(arguments).map(|word| (*word).to_owned()).collect()
     }
 
     /// The language of a file with this name.

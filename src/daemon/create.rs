@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use rootfs_builder::store::Image;
@@ -13,6 +14,7 @@ use super::life::{remove, supervise};
 use super::sandbox::Sandbox;
 use super::state::Status;
 use super::{Daemon, name};
+use crate::config::{Origin, Setting};
 use crate::sandbox::{Kernel, Launch, Record, boot};
 
 /// What a user wants. What is not given is the configuration's.
@@ -28,6 +30,34 @@ pub(crate) struct New {
     pub(crate) ttl_ms: Option<u64>,
     /// It ends when nothing is done in it for so many ms.
     pub(crate) idle_ms: Option<u64>,
+    /// Its machine does not outlive this daemon.
+    pub(crate) ephemeral: bool,
+    /// Another kernel than the configuration's, for the first start.
+    pub(crate) kernel: Option<PathBuf>,
+    /// More for the kernel's command line, at the first start.
+    pub(crate) cmdline: String,
+}
+
+/// A sandbox that is removed when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Owned {
+    daemon: Arc<Daemon>,
+    sandbox: Arc<Sandbox>,
+}
+
+impl Owned {
+    pub(crate) fn sandbox(&self) -> &Arc<Sandbox> {
+        &self.sandbox
+    }
+}
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        if self.daemon.table().remove(&self.sandbox) {
+            self.sandbox.record().removed = true;
+            self.daemon.release(Arc::clone(&self.sandbox));
+        }
+    }
 }
 
 /// A sandbox that has its place, and no machine yet.
@@ -43,21 +73,32 @@ impl Daemon {
     /// nothing of it remains.
     pub(crate) async fn create(self: &Arc<Self>, new: New) -> Result<Arc<Sandbox>, DaemonError> {
         let daemon = Arc::clone(self);
+        self.to_its_end(async move { daemon.make(new).await }).await
+    }
+
+    /// The same of an ephemeral one, which goes with what is returned, or when nobody waits for that any more.
+    pub(crate) async fn create_owned(self: &Arc<Self>, new: New) -> Result<Owned, DaemonError> {
+        let (daemon, new) = (Arc::clone(self), New { ephemeral: true, ..new });
         self.to_its_end(async move {
-            let preparing = Arc::clone(&daemon);
-            let Prepared { sandbox, turn: _turn, lock, kernel } =
-                blocking(move || preparing.prepare(new)).await?;
-            let result = daemon.boot(&sandbox, lock, kernel).await;
-            if result.is_err() {
-                daemon.table().remove(&sandbox);
-                // A daemon that finds it must not take it for one that is kept. What stays is removed by the next command.
-                sandbox.record().removed = true;
-                let _ = sandbox.write_record().await;
-                let _ = remove(&sandbox.directory).await;
-            }
-            result.map(|()| Arc::clone(&sandbox))
+            let sandbox = daemon.make(new).await?;
+            Ok(Owned { daemon, sandbox })
         })
         .await
+    }
+
+    async fn make(self: &Arc<Self>, new: New) -> Result<Arc<Sandbox>, DaemonError> {
+        let (preparing, cmdline) = (Arc::clone(self), new.cmdline.clone());
+        let Prepared { sandbox, turn: _turn, lock, kernel } =
+            blocking(move || preparing.prepare(new)).await?;
+        let result = self.boot(&sandbox, lock, kernel, &cmdline).await;
+        if result.is_err() {
+            self.table().remove(&sandbox);
+            // A daemon that finds it must not take it for one that is kept. What stays is removed by the next command.
+            sandbox.record().removed = true;
+            let _ = sandbox.write_record().await;
+            let _ = remove(&sandbox.directory).await;
+        }
+        result.map(|()| sandbox)
     }
 
     /// Everything but the machine.
@@ -66,11 +107,12 @@ impl Daemon {
             name::check(name)?;
         }
         let image = self.image(new.image.as_deref())?;
-        let kernel = Kernel::find(&self.config.kernel, self.store.root())?;
+        let named = new.kernel.map(|path| Setting { value: Some(path), origin: Origin::Flag("--kernel") });
+        let kernel = Kernel::find(named.as_ref().unwrap_or(&self.config.kernel), self.store.root())?;
         let cpus = new.cpus.unwrap_or(self.config.cpus.value);
         let memory = new.memory.unwrap_or(self.config.memory.value.mib());
         let mut record = Record::new(&image, &kernel, cpus, memory);
-        record.ephemeral = false;
+        record.ephemeral = new.ephemeral;
         record.env = new.env;
         record.labels = new.labels;
         record.ttl_ms = new.ttl_ms;
@@ -159,13 +201,14 @@ impl Daemon {
         sandbox: &Arc<Sandbox>,
         lock: OwnedFd,
         kernel: Kernel,
+        cmdline: &str,
     ) -> Result<(), DaemonError> {
         let record = sandbox.record().clone();
         let (store, derivation) = (self.store.clone(), record.image);
         // Only now that the record is written does the store's collection leave the image alone.
         let rootfs = blocking(move || Ok(store.rootfs(&derivation)?)).await?;
-        let launch = Launch { record: &record, rootfs: &rootfs, kernel, cmdline: "" };
-        let handle = boot(&sandbox.directory, lock, launch, &mut |_| {}).await.map_err(|source| {
+        let launch = Launch { record: &record, rootfs: &rootfs, kernel, cmdline };
+        let handle = boot(&sandbox.directory, lock, launch).await.map_err(|source| {
             let (name, image) = (record.name.clone(), record.image_name.clone());
             DaemonError::Launch { name, image, source }
         })?;

@@ -7,7 +7,9 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use vmm::control::{Client, ControlError};
+use protocol::Hello;
+use serde::Serialize;
+use vmm::control::{Client, ControlError, Metrics};
 
 use super::create::blocking;
 use super::error::DaemonError;
@@ -25,6 +27,14 @@ const UNLOCK: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(10);
 /// What cannot be removed is tried again so often at least.
 const AGAIN: Duration = Duration::from_mins(1);
+
+/// What a machine has cost.
+#[derive(Debug, Serialize)]
+pub(crate) struct Stats {
+    /// What the agent has said of its start, where this daemon has started the machine.
+    agent: Option<Hello>,
+    machine: Metrics,
+}
 
 /// Waits in the background for the end of a machine.
 pub(super) fn supervise(sandbox: &Arc<Sandbox>, handle: Arc<Handle>) {
@@ -108,13 +118,21 @@ impl Sandbox {
         blocking(move || Ok(handle.end())).await?.map_err(|e| self.host("end", e))
     }
 
+    /// What the machine has cost since it was started.
+    pub(crate) async fn stats(&self) -> Result<Stats, DaemonError> {
+        let action = "measure";
+        let handle = self.machine(action, &[State::Running, State::Paused])?;
+        let machine = self.control(action, &handle, Client::metrics).await?;
+        Ok(Stats { agent: handle.hello().cloned(), machine })
+    }
+
     /// Asks the process of a machine for something.
-    async fn control(
+    async fn control<T: Send + 'static>(
         &self,
         action: &'static str,
         handle: &Arc<Handle>,
-        request: impl FnOnce(&mut Client) -> Result<(), ControlError> + Send + 'static,
-    ) -> Result<(), DaemonError> {
+        request: impl FnOnce(&mut Client) -> Result<T, ControlError> + Send + 'static,
+    ) -> Result<T, DaemonError> {
         let handle = Arc::clone(handle);
         let done = blocking(move || Ok(handle.control().and_then(|mut client| request(&mut client)))).await?;
         done.map_err(|source| DaemonError::Control { action, name: self.name(), source })
@@ -212,7 +230,7 @@ impl Daemon {
         let (config, store) = (self.config.kernel.clone(), self.store.clone());
         let lock = sandbox.claim().await?;
         let kernel = blocking(move || Ok(Kernel::find(&config, store.root())?)).await?;
-        self.boot(sandbox, lock, kernel).await
+        self.boot(sandbox, lock, kernel, "").await
     }
 
     /// Gives a sandbox other labels, or another name.
@@ -293,7 +311,10 @@ impl Daemon {
                     remove(&sandbox.directory).await
                 };
                 match released.await {
-                    Ok(true) => break tracing::info!(sandbox = sandbox.id(), "removed"),
+                    Ok(true) => {
+                        sandbox.released.cancel();
+                        break tracing::info!(sandbox = sandbox.id(), "removed");
+                    }
                     Ok(false) => {
                         tracing::error!(sandbox = sandbox.id(), "cannot be removed: somebody runs it");
                     }

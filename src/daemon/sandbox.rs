@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use protocol::FrameType;
+use tokio_util::sync::CancellationToken;
 
 use super::error::DaemonError;
 use super::state::{State, Status};
@@ -29,6 +30,8 @@ pub(crate) struct Sandbox {
     /// Whoever writes the record holds this.
     pub(super) writing: tokio::sync::Mutex<()>,
     pub(super) watches: Watches,
+    /// Cancelled when it was removed and nothing of it is left.
+    pub(super) released: CancellationToken,
 }
 
 /// What a sandbox is at this moment.
@@ -44,7 +47,13 @@ impl Sandbox {
     pub(super) fn new(directory: Arc<Directory>, record: Record, status: Status) -> Self {
         let (record, status) = (Mutex::new(record), Mutex::new(status));
         let (turn, writing) = (Arc::default(), tokio::sync::Mutex::default());
-        Self { directory, record, status, turn, writing, watches: Watches::default() }
+        let (watches, released) = (Watches::default(), CancellationToken::new());
+        Self { directory, record, status, turn, writing, watches, released }
+    }
+
+    /// Returns when it was removed and nothing of it is left.
+    pub(crate) async fn released(&self) {
+        self.released.cancelled().await;
     }
 
     pub(crate) fn id(&self) -> &str {

@@ -68,8 +68,7 @@ fn greet(directory: &Arc<Directory>) -> Result<Found, AdoptError> {
     let pidfd = contact.pidfd().try_clone().map_err(|e| failed(e.into()))?;
     let process = Process::new(pidfd).map_err(|e| failed(e.into()))?;
     let directory = Arc::clone(directory);
-    let handle =
-        Handle { directory: Arc::clone(&directory), process, ephemeral: false, _owner: None, agent: None };
+    let handle = Handle { directory: Arc::clone(&directory), process, _owner: None, agent: None };
     let paused = contact.greeted().map_err(failed).and_then(|mut client| {
         if client.greeting().id != directory.id().as_str() {
             return Err(AdoptError::Other { id: id(), other: client.greeting().id.clone() });

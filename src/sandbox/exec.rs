@@ -93,11 +93,6 @@ impl Handle {
         self.started(&Request::Attach { pid }).await
     }
 
-    /// Signals a command. On a stream of its own: on that of the command it would wait behind input that nobody reads.
-    pub(crate) async fn signal(&self, pid: u32, signal: i32) -> Result<(), ExecError> {
-        self.ask(&Request::Kill { pid, signal: Some(signal) }).await
-    }
-
     /// A request that is answered by its being done.
     pub(crate) async fn ask(&self, request: &Request) -> Result<(), ExecError> {
         let (mut frames, _input) = self.request(request).await?;

@@ -12,7 +12,7 @@ use vmm::control::{Client, ControlError};
 use vmm::exit::{Exit, ExitReason};
 
 use super::connect::{ConnectError, connect};
-use super::directory::{Directory, DirectoryError};
+use super::directory::Directory;
 use super::process::Process;
 
 pub(super) const CONTROL: &str = "control.sock";
@@ -31,13 +31,11 @@ const LINE: usize = 500;
 /// A longer exit.json is not one, in bytes.
 const MAX_EXIT: u64 = 1 << 20;
 
-/// A machine and everything that belongs to it. Of an ephemeral sandbox nothing remains when this is dropped; the machine of
-/// one that is kept runs on.
+/// A machine and everything that belongs to it. It runs on when this is dropped, but for that of an ephemeral sandbox.
 #[derive(Debug)]
 pub(crate) struct Handle {
     pub(super) directory: Arc<Directory>,
     pub(super) process: Process,
-    pub(super) ephemeral: bool,
     /// The machine of an ephemeral sandbox ends when this is closed, as it is by our death.
     pub(super) _owner: Option<StdUnixStream>,
     /// The first stream of the agent, where we have started the machine; it stays open.
@@ -77,25 +75,10 @@ impl Handle {
         Ok(Ending::of(&self.directory))
     }
 
-    /// Kills the machine and removes everything. Blocks for the some ms that this takes.
-    pub(crate) fn remove(&self) -> Result<(), DirectoryError> {
-        self.end().map_err(|e| self.directory.error("end the machine of", e))?;
-        self.directory.remove().map(drop)
-    }
-
     /// Kills the machine. Blocks until it is gone.
     pub(crate) fn end(&self) -> io::Result<()> {
         self.process.kill()?;
         if self.process.wait(DEATH)? { Ok(()) } else { Err(io::ErrorKind::TimedOut.into()) }
-    }
-}
-
-impl Drop for Handle {
-    fn drop(&mut self) {
-        if self.ephemeral {
-            // What stays is removed by the next command.
-            let _ = self.remove();
-        }
     }
 }
 

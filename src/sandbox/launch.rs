@@ -12,7 +12,7 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use tokio::net::UnixStream;
 use vmm::spec::{DiskFds, Fds, MachineSpec, VERSION};
 
-use super::directory::{Directory, DirectoryError, Sandboxes};
+use super::directory::{Directory, DirectoryError};
 use super::frames::{FrameReader, StreamError};
 use super::handle::{CONTROL, EXIT, Ending, Handle, LOG, VSOCK};
 use super::kernel::Kernel;
@@ -100,39 +100,16 @@ fn host(action: &'static str) -> impl FnOnce(io::Error) -> LaunchError {
     move |source| LaunchError::Host { action, source }
 }
 
-/// Makes a sandbox and waits until its agent has come up. `step` hears of every step when it is done. After an error nothing
-/// remains; nor does anything of an ephemeral sandbox if this is dropped before it returns.
-pub(crate) async fn launch(
-    sandboxes: &Sandboxes,
-    launch: Launch<'_>,
-    step: &mut impl FnMut(&'static str),
-) -> Result<Handle, LaunchError> {
-    let (directory, lock) = sandboxes.create()?;
-    let directory = Arc::new(directory);
-    let booted = match directory.write_record(launch.record) {
-        Ok(()) => boot(&directory, lock, launch, step).await,
-        Err(error) => Err(error.into()),
-    };
-    if booted.is_err() {
-        // What stays is removed by the next command.
-        let _ = directory.remove();
-    }
-    booted
-}
-
 /// Starts the machine of a sandbox, on the disk that an earlier one has left if there was one, and waits until its agent has
 /// come up. `lock` is the sandbox's.
 pub(crate) async fn boot(
     directory: &Arc<Directory>,
     lock: OwnedFd,
     launch: Launch<'_>,
-    step: &mut impl FnMut(&'static str),
 ) -> Result<Handle, LaunchError> {
-    let ephemeral = launch.record.ephemeral;
     let Started { process, owner, ready } = start(directory, lock, open_kvm()?, launch)?;
     let directory = Arc::clone(directory);
-    let mut handle = Handle { directory, process, ephemeral, _owner: owner, agent: None };
-    step("spawned");
+    let mut handle = Handle { directory, process, _owner: owner, agent: None };
     match come_up(&handle, ready).await {
         Ok(agent) => handle.agent = Some(agent),
         Err(error) => {
@@ -142,7 +119,6 @@ pub(crate) async fn boot(
             return Err(error);
         }
     }
-    step("ready");
     Ok(handle)
 }
 

@@ -1,8 +1,9 @@
 //! A sandbox as the host sees it: a directory, a process that runs its machine and holds its lock, and streams to the agent
 //! in it.
 //!
-//! [`launch()`] makes one of an image and returns when its agent has come up; [`Handle::exec`] runs a command in it. A sandbox that
-//! is kept outlives whoever has made it: [`adopt()`] finds it again, and [`boot`] starts it anew on its disk. The directory belongs to whoever holds the lock in it, see [`directory`]; that the process has ended is known from its pidfd.
+//! [`boot`] starts its machine, on the disk that it has, and returns when its agent has come up; [`Handle::exec`] runs a command in
+//! it. A sandbox that is kept outlives whoever has started it: [`adopt()`] finds it again. The directory belongs to whoever holds
+//! the lock in it, see [`directory`]; that the process has ended is known from its pidfd.
 
 mod adopt;
 mod connect;
@@ -25,5 +26,5 @@ pub(crate) use files::{Entries, FileEvents, Sink, Source};
 pub(crate) use frames::{FrameReader, StreamError};
 pub(crate) use handle::{Ending, Handle};
 pub(crate) use kernel::{Kernel, KernelError};
-pub(crate) use launch::{Launch, LaunchError, boot, launch};
+pub(crate) use launch::{Launch, LaunchError, boot};
 pub(crate) use record::{Fate, Record};

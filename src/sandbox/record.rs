@@ -72,7 +72,7 @@ pub(crate) enum RecordError {
 }
 
 impl Record {
-    /// Of an ephemeral sandbox of this image.
+    /// Of a sandbox of this image, which is kept.
     pub(crate) fn new(image: &Image, kernel: &Kernel, cpus: Cpus, memory: MemoryMib) -> Self {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Self {
@@ -84,7 +84,7 @@ impl Record {
             kernel: kernel.path.clone(),
             cpus,
             memory_mib: memory,
-            ephemeral: true,
+            ephemeral: false,
             removed: false,
             name: String::new(),
             env: BTreeMap::new(),

@@ -2,21 +2,24 @@
 
 use serde_json::json;
 
-use crate::support::{Layout, Ran, Voidrun};
+use crate::daemon::Site;
+use crate::support::{Layout, Ran};
 use crate::two_layers;
 
 /// A store with an image `tool`, and something in the place of a kernel.
-fn with_image() -> Voidrun {
-    let voidrun = Voidrun::new();
+fn with_image() -> Site {
+    let site = Site::new();
+    let voidrun = &site.voidrun;
     let source = voidrun.layout("tool", &Layout::of(&two_layers()));
     voidrun.run(&["images", "pull", &source]).ok();
     voidrun.file("kernel", b"this is no kernel");
-    voidrun
+    site
 }
 
 #[test]
 fn wrong_command_lines_are_not_the_commands_codes() {
-    let voidrun = with_image();
+    let site = with_image();
+    let voidrun = &site.voidrun;
     let kernel = voidrun.path("kernel").display().to_string();
     for (arguments, word) in [
         (&["run"][..], "IMAGE"),
@@ -43,7 +46,8 @@ fn wrong_command_lines_are_not_the_commands_codes() {
 
 #[test]
 fn a_missing_image() {
-    let voidrun = with_image();
+    let site = with_image();
+    let voidrun = &site.voidrun;
     voidrun.configure("kernel = '/dev/null'\n");
     let kernel = voidrun.path("kernel").display().to_string();
     voidrun
@@ -57,28 +61,30 @@ fn a_missing_image() {
 
 #[test]
 fn a_missing_kernel() {
-    let voidrun = with_image();
+    let site = with_image();
     let words = ["./kernels/build", "VOIDRUN_KERNEL", "--kernel"];
-    voidrun.run(&["run", "tool", "sh"]).fails(125, &words);
-    let mut command = voidrun.command(&["run", "tool", "sh"]);
+    site.run(&["run", "tool", "sh"]).fails(125, &words);
+    let mut command = site.command(&["run", "tool", "sh"]);
     Ran::from(command.env("VOIDRUN_KERNEL", "/nonexistent").output().unwrap())
         .fails(125, &["/nonexistent", "environment VOIDRUN_KERNEL"]);
-    voidrun.run(&["run", "--kernel", "/dev", "tool", "sh"]).fails(125, &["/dev", "flag --kernel", "bzImage"]);
+    site.run(&["run", "--kernel", "/dev", "tool", "sh"]).fails(125, &["/dev", "flag --kernel", "bzImage"]);
 }
 
 /// Whatever the reason here, no KVM or none that can be used, or one that works and a kernel that is none.
 #[test]
 fn a_sandbox_that_cannot_start_leaves_nothing() {
-    let voidrun = with_image();
+    let site = with_image();
+    let voidrun = &site.voidrun;
     let kernel = voidrun.path("kernel").display().to_string();
-    let ran = voidrun.run(&["run", "--kernel", &kernel, "tool", "sh"]);
-    ran.fails(125, &["cannot start a sandbox from tool", "because: "]);
+    let ran = site.run(&["run", "--kernel", &kernel, "tool", "sh"]);
+    ran.fails(125, &["cannot start the sandbox", "from tool: "]);
     assert_eq!(voidrun.files("sandboxes"), Vec::<String>::new());
 }
 
 #[test]
 fn what_a_killed_run_has_left_goes_with_the_next_command() {
-    let voidrun = with_image();
+    let site = with_image();
+    let voidrun = &site.voidrun;
     let left = voidrun.store().join("sandboxes/0123456789ab");
     std::fs::create_dir_all(&left).unwrap();
     for name in ["lock", "disk.diff", "exit.json"] {

@@ -24,7 +24,7 @@ use std::path::Path;
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
-use guests::{DEATH, Ran, Store, count, dies, variable};
+use guests::{DEATH, Ran, Store, count, dies, end_daemon, variable};
 
 fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()

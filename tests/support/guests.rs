@@ -111,6 +111,27 @@ impl Store {
     }
 }
 
+impl Drop for Store {
+    fn drop(&mut self) {
+        end_daemon(self.path());
+    }
+}
+
+/// Ends the daemon that a command has started for this store.
+pub fn end_daemon(store: &Path) {
+    let Ok(notice) = std::fs::read(store.join("daemon.lock")) else { return };
+    let Ok(notice) = serde_json::from_slice::<serde_json::Value>(&notice) else { return };
+    let pid = notice["pid"].as_i64().unwrap();
+    // Killed, it has left its number, which may be another's by now.
+    let program = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+    if program.file_name().is_some_and(|name| name == "voidrun") {
+        let pid = rustix::process::Pid::from_raw(pid as i32).unwrap();
+        let process = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap();
+        rustix::process::pidfd_send_signal(&process, rustix::process::Signal::KILL).unwrap();
+        dies(&process);
+    }
+}
+
 /// Waits for the death of a machine's process.
 #[track_caller]
 pub fn dies(process: &OwnedFd) {

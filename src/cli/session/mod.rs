@@ -4,6 +4,7 @@
 //! terminal's size are, and signals are. Each waits for the guest alone, so that a command which reads nothing, or
 //! a reader of our output which is slow, holds up nobody else.
 
+mod place;
 mod signals;
 mod terminal;
 
@@ -17,38 +18,28 @@ use tokio::io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Mutex;
 
+pub(super) use place::Place;
 pub(super) use signals::Signals;
 use terminal::RawMode;
 pub(super) use terminal::{wants_terminal, window_size};
 
 use super::error::{CliError, Interrupt};
 use super::tell;
-use crate::api::types;
+use crate::api::types::Exec;
 use crate::client::Remote;
 use crate::code::Transcript;
-use crate::sandbox::{Event, Exec, ExecError, Handle, Input, Output, StreamError};
+use crate::sandbox::{Event, Exec as Running, ExecError, Input, Output};
 
 /// The agent keeps the deadline, and gives what it ends two seconds; this much later we no longer trust it to.
 const SLACK: Duration = Duration::from_secs(5);
-/// The stream of a command ends a little before the process of its machine.
-const ENDING: Duration = Duration::from_secs(5);
-
-/// Where a command runs.
-pub(super) enum Command<'a> {
-    /// In a machine of this process.
-    Here { handle: &'a Handle, exec: protocol::Exec },
-    /// In a sandbox of the daemon.
-    There { remote: &'a Remote, exec: types::Exec },
-}
 
 /// A command to run.
 pub(super) struct Session<'a> {
-    pub(super) command: Command<'a>,
+    pub(super) remote: &'a Remote,
+    pub(super) exec: Exec,
     /// What it is, for people.
     pub(super) what: String,
     pub(super) stdin: Stdin<'a>,
-    pub(super) tty: bool,
-    pub(super) timeout: Option<Duration>,
     /// Takes the output, which else is written to ours.
     pub(super) transcript: Option<&'a mut Transcript>,
     /// Told of the steps: `started`, `output`, `exited`.
@@ -83,43 +74,30 @@ pub(super) enum Outcome {
     NobodyReads,
 }
 
-impl Command<'_> {
-    async fn start(&self, what: &str) -> Result<Exec, CliError> {
-        match self {
-            Self::Here { handle, exec } => match handle.exec(exec.clone()).await {
-                Ok(exec) => Ok(exec),
-                Err(error) => Err(self.failed(error, what).await),
-            },
-            Self::There { remote, exec } => Ok(remote.exec(exec).await?),
-        }
-    }
-
-    async fn signal(&self, pid: u32, signal: i32) {
-        // One that does not answer is what a second signal is for.
-        match self {
-            Self::Here { handle, .. } => drop(handle.signal(pid, signal).await),
-            Self::There { remote, .. } => drop(remote.signal(pid, signal).await),
-        }
-    }
-
-    /// Why a stream to the agent broke off: the end of the machine, if that is what it was. A daemon has found out already.
-    async fn failed(&self, error: ExecError, what: &str) -> CliError {
-        if let Self::Here { handle, .. } = self
-            && let ExecError::Connect(_) | ExecError::Stream(StreamError::Io(_) | StreamError::End) = &error
-            && let Ok(Ok(ending)) = tokio::time::timeout(ENDING, handle.ended()).await
-        {
-            return CliError::Ended(ending);
-        }
-        CliError::Exec { what: what.to_owned(), source: error.into() }
-    }
+/// Does a verb's work with few bytes to move: one thread is enough, and starts sooner.
+pub(super) fn block_on<T>(
+    work: impl AsyncFnOnce(&mut Signals) -> Result<T, CliError>,
+) -> Result<T, CliError> {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(CliError::Runtime)?;
+    let result = runtime.block_on(async { work(&mut Signals::new()?).await });
+    // The thread that reads standard input cannot be interrupted.
+    runtime.shutdown_background();
+    result
 }
 
-impl Session<'_> {
+impl<'a> Session<'a> {
+    /// With its output for ours.
+    pub(super) fn new(remote: &'a Remote, exec: Exec, what: String, stdin: Stdin<'a>) -> Self {
+        Self { remote, exec, what, stdin, transcript: None, mark: &|_| {} }
+    }
+
     /// Runs the command. When it returns, the terminal is as it was.
     pub(super) async fn run(self, signals: &mut Signals) -> Result<Outcome, CliError> {
-        let Self { command, what, stdin, tty, timeout, transcript, mark } = self;
-        let Exec { pid, input, mut output } = tokio::select! {
-            started = command.start(&what) => started?,
+        let Self { remote, exec, what, stdin, transcript, mark } = self;
+        let (tty, timeout) = (exec.tty.is_some(), exec.timeout.map(Duration::from_secs_f64));
+        let Running { pid, input, mut output } = tokio::select! {
+            started = remote.exec(&exec) => started?,
             signal = signals.next() => return Ok(Outcome::Killed(signal)),
         };
         mark("started");
@@ -133,7 +111,7 @@ impl Session<'_> {
         let result = tokio::select! {
             biased;
             result = write_output(&mut output, transcript, mark) => result,
-            signal = forward_signals(&command, pid, signals) => return Ok(Outcome::Killed(signal)),
+            signal = forward_signals(remote, pid, signals) => return Ok(Outcome::Killed(signal)),
             () = deadline(timeout) => return Ok(Outcome::Deadline),
             never = follow_window(&input, tty) => match never? {},
             never = read_input(&input, stdin) => match never? {},
@@ -143,7 +121,7 @@ impl Session<'_> {
             Ok(exit) => Ok(Outcome::Exit(exit)),
             Err(Failure::Output(e)) if e.kind() == io::ErrorKind::BrokenPipe => Ok(Outcome::NobodyReads),
             Err(Failure::Output(e)) => Err(CliError::Output(e)),
-            Err(Failure::Exec(error)) => Err(command.failed(error, &what).await),
+            Err(Failure::Exec(error)) => Err(CliError::Exec { what, source: error.into() }),
         }
     }
 }
@@ -240,7 +218,7 @@ async fn follow_window(input: &Mutex<Input>, tty: bool) -> Result<Infallible, Cl
 }
 
 /// Passes the first signal on to the command; returns with the second one, and at once when the terminal is gone.
-async fn forward_signals(command: &Command<'_>, pid: u32, signals: &mut Signals) -> Interrupt {
+async fn forward_signals(remote: &Remote, pid: u32, signals: &mut Signals) -> Interrupt {
     let first = signals.next().await;
     if matches!(first, Interrupt::Hup) {
         return first;
@@ -248,7 +226,8 @@ async fn forward_signals(command: &Command<'_>, pid: u32, signals: &mut Signals)
     tokio::select! {
         second = signals.next() => second,
         never = async {
-            command.signal(pid, first.number()).await;
+            // One that does not answer is what a second signal is for.
+            let _ = remote.signal(pid, first.number()).await;
             pending::<Infallible>().await
         } => match never {},
     }

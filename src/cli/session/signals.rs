@@ -23,6 +23,18 @@ impl Signals {
         })
     }
 
+    /// Does `work`, unless one of them comes before it is done: `advice` is what to tell then.
+    pub(in crate::cli) async fn guard<T, E: Into<CliError>>(
+        &mut self,
+        work: impl Future<Output = Result<T, E>>,
+        advice: &'static str,
+    ) -> Result<T, CliError> {
+        tokio::select! {
+            done = work => done.map_err(Into::into),
+            signal = self.next() => Err(CliError::Interrupted { signal, advice }),
+        }
+    }
+
     /// The next one. Dropped before it returns, none is lost.
     pub(in crate::cli) async fn next(&mut self) -> Interrupt {
         tokio::select! {

@@ -1,0 +1,125 @@
+//! Flags that several verbs have.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use rootfs_builder::store::Image;
+use vmm::spec::Cpus;
+
+use super::environment::{self, Variable};
+use super::error::CliError;
+use super::image::{self, PullPolicy};
+use super::images::pull::file_system_size;
+use super::session::{wants_terminal, window_size};
+use super::{Context, values};
+use crate::api::types::{Create, Env, Exec};
+use crate::size::{Memory, Size};
+
+/// What a sandbox is made with.
+#[derive(Debug, clap::Args)]
+pub(super) struct Machine {
+    /// CPUs of the sandbox, 1 to 32 [default: run.cpus, 1]
+    #[arg(long, value_parser = values::cpus)]
+    cpus: Option<Cpus>,
+    /// Memory of the sandbox, as 512m or 2GiB [default: run.memory, 1GiB]
+    #[arg(short, long, value_name = "SIZE")]
+    memory: Option<Memory>,
+    /// Size of its disk, as 20GiB [default: the image's]. Another size than the image has now makes the image anew
+    #[arg(long, value_name = "SIZE", value_parser = file_system_size)]
+    disk: Option<Size>,
+    /// Whether to get the image before
+    #[arg(long, value_enum, default_value_t)]
+    pull: PullPolicy,
+}
+
+impl Machine {
+    /// The image, pulled before if need be: here, where the user's credentials and the progress bars are.
+    pub(super) fn image(&self, context: &Context, text: &str) -> Result<Image, CliError> {
+        image::get(context, &context.store()?, text, self.disk, self.pull)
+    }
+
+    /// `create` with this image.
+    pub(super) fn create(&self, context: &Context, image: &Image, create: Create) -> Create {
+        let cpus = self.cpus.unwrap_or(context.config.cpus.value);
+        let memory = self.memory.unwrap_or(context.config.memory.value);
+        Create {
+            image: Some(image.reference.name.to_string()),
+            cpu: Some(cpus.get().into()),
+            mem: Some(memory.mib().bytes() >> 20),
+            ..create
+        }
+    }
+}
+
+/// The variables that commands get.
+#[derive(Debug, clap::Args)]
+pub(super) struct Environment {
+    /// A variable of the environment; without a value this environment's
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    env: Vec<Variable>,
+    /// A file of such variables, one a line
+    #[arg(long, value_name = "FILE")]
+    env_file: Vec<PathBuf>,
+}
+
+impl Environment {
+    fn values(&self) -> Result<Env, CliError> {
+        let given = environment::given(&self.env_file, &self.env)?;
+        environment::values(&given, |name| std::env::var_os(name))
+    }
+
+    /// For all commands of a sandbox.
+    pub(super) fn of_sandbox(&self) -> Result<BTreeMap<String, String>, CliError> {
+        Ok(self.values()?.into_iter().filter_map(|(name, value)| Some((name, value?))).collect())
+    }
+}
+
+/// What a command starts with.
+#[derive(Debug, clap::Args)]
+pub(super) struct Process {
+    #[command(flatten)]
+    pub(super) environment: Environment,
+    /// The directory that it starts in [default: the image's]
+    #[arg(short, long, value_name = "DIR", value_parser = values::absolute)]
+    workdir: Option<String>,
+    /// Who it runs as, as name, uid, name:group or uid:gid [default: the image's, else root]
+    #[arg(short, long)]
+    user: Option<String>,
+    /// End it after this time, as 30s or 5m [default: never]
+    #[arg(long, value_name = "TIME", value_parser = values::duration)]
+    pub(super) timeout: Option<Duration>,
+}
+
+impl Process {
+    /// The request for a command.
+    pub(super) fn exec(&self, words: Vec<String>) -> Result<Exec, CliError> {
+        let exec = Exec {
+            cwd: self.workdir.clone(),
+            env: Some(self.environment.values()?),
+            user: self.user.clone(),
+            timeout: self.timeout.map(|timeout| timeout.as_secs_f64()),
+            ..Exec::default()
+        };
+        Ok(exec.with(words))
+    }
+}
+
+/// How a command is connected to who has started it.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub(super) struct Streams {
+    /// Pass standard input to the command
+    #[arg(short, long)]
+    pub(super) interactive: bool,
+    /// Give the command a terminal
+    #[arg(short, long)]
+    pub(super) tty: bool,
+}
+
+impl Streams {
+    /// `exec` with standard input and a terminal, as they are asked for.
+    pub(super) fn connect(self, exec: Exec) -> Result<Exec, CliError> {
+        let tty = wants_terminal(self.interactive, self.tty)?;
+        Ok(Exec { tty: tty.then(window_size), stdin: Some(self.interactive), ..exec })
+    }
+}
