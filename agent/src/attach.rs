@@ -13,7 +13,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 /// Carries out an Attach request.
-pub(crate) fn attach(agent: &Agent, pid: u32, stream: Stream) -> Result<(), StreamError> {
+pub(crate) fn attach(agent: &Agent, pid: u32, skip: u64, stream: Stream) -> Result<(), StreamError> {
     let (process, wake) = match watched(agent, pid) {
         Ok((process, _)) if !process.detached => {
             let message = format!("process {pid} runs in the foreground; its output goes to who started it");
@@ -25,8 +25,17 @@ pub(crate) fn attach(agent: &Agent, pid: u32, stream: Stream) -> Result<(), Stre
     let _attached = process.attach();
     stream.message(&Started { pid })?;
     let terminal = process.terminal();
-    Attachment { process, wake, stream, terminal, input: Vec::new(), position: 0, lost: false, leaves: None }
-        .run()
+    Attachment {
+        process,
+        wake,
+        stream,
+        terminal,
+        input: Vec::new(),
+        position: skip,
+        lost: false,
+        leaves: None,
+    }
+    .run()
 }
 
 /// One host that is attached. As with the pump, input is received only when the piece before it has been written.

@@ -52,7 +52,7 @@ pub fn serve(agent: &Arc<Agent>, socket: OwnedFd) {
         Ok(Request::List) => list(agent, &stream),
         Ok(Request::Wait { pid }) => wait(agent, pid, &stream),
         Ok(Request::Kill { pid, signal }) => stream.answer(kill(agent, pid, signal)),
-        Ok(Request::Attach { pid }) => attach::attach(agent, pid, stream),
+        Ok(Request::Attach { pid, skip }) => attach::attach(agent, pid, skip, stream),
         Ok(Request::Upload { path, owner }) => files::upload(&mut stream, &path, owner.as_deref()),
         Ok(Request::Download { path, follow }) => files::download(&stream, &path, follow),
         Ok(Request::File(request)) => files::file(&mut stream, &request),

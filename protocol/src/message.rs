@@ -75,6 +75,9 @@ pub enum Request {
     Attach {
         /// From [`Started`].
         pid: u32,
+        /// So many pieces of its output, each a frame, are left out: the host has had them before.
+        #[serde(default)]
+        skip: u64,
     },
     /// Unpacks a tar stream beneath a directory: Data frames follow, then DataEnd. Answer: Done, or [`Error`] at any time.
     ///

@@ -45,7 +45,7 @@ fn the_other_requests() {
         (r#"{"type":"list"}"#, Request::List),
         (r#"{"type":"wait","pid":7}"#, Request::Wait { pid: 7 }),
         (r#"{"type":"kill","pid":7,"signal":9}"#, Request::Kill { pid: 7, signal: Some(9) }),
-        (r#"{"type":"attach","pid":7}"#, Request::Attach { pid: 7 }),
+        (r#"{"type":"attach","pid":7,"skip":0}"#, Request::Attach { pid: 7, skip: 0 }),
         (
             r#"{"type":"upload","path":"/a","owner":"u"}"#,
             Request::Upload { path: "/a".into(), owner: Some("u".into()) },

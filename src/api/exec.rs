@@ -1,11 +1,10 @@
 //! `exec`: a command, from its start to its end, in one answer.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
-use protocol::Command;
+use protocol::Command as Words;
 
 use super::input::{Body, Target};
 use super::problem::Problem;
@@ -13,7 +12,7 @@ use super::session::{self, Upgrade};
 use super::success;
 use super::types::{End, Exec, ExecResult};
 use crate::daemon::Sandbox;
-use crate::sandbox::Event;
+use crate::sandbox::{Command, Event};
 
 /// Of a command where nothing is said, in seconds.
 pub(super) const TIMEOUT: f64 = 30.0;
@@ -90,6 +89,13 @@ pub(super) fn command(
     body: Exec,
     timeout: f64,
 ) -> Result<(protocol::Exec, Option<Duration>), Problem> {
+    let command = checked(body, timeout)?;
+    let deadline = command.timeout_ms.map(Duration::from_millis);
+    Ok((command.of(&sandbox.view().record), deadline))
+}
+
+/// What can be wrong with it without a look at a sandbox is not.
+pub(super) fn checked(body: Exec, timeout: f64) -> Result<Command, Problem> {
     let deadline = deadline(body.timeout.unwrap_or(timeout))?;
     if body.command.is_empty() {
         return Err(Problem::field("command", "is empty"));
@@ -103,32 +109,18 @@ pub(super) fn command(
     }
     let env = body.env.unwrap_or_default();
     check_env("env", env.iter().map(|(name, value)| (name, value.as_deref().unwrap_or_default())))?;
-    let record = sandbox.view().record;
-    let or_image =
-        |given: Option<String>, image: String| given.or_else(|| (!image.is_empty()).then_some(image));
-    let command = match body.args {
-        None => Command::Shell(body.command),
-        Some(args) => Command::Argv(std::iter::once(body.command).chain(args).collect()),
-    };
-    let image = record.config.env.iter().filter_map(|variable| variable.split_once('='));
-    let image = image.map(|(name, value)| (name.to_owned(), value.to_owned()));
-    let mut variables: BTreeMap<String, String> = image.chain(record.env).collect();
-    for (name, value) in env {
-        match value {
-            Some(value) => variables.insert(name, value),
-            None => variables.remove(&name),
-        };
-    }
-    let exec = protocol::Exec {
-        cwd: or_image(body.cwd, record.config.working_dir),
-        env: variables,
-        user: or_image(body.user, record.config.user),
+    Ok(Command {
+        words: match body.args {
+            None => Words::Shell(body.command),
+            Some(args) => Words::Argv(std::iter::once(body.command).chain(args).collect()),
+        },
+        cwd: body.cwd,
+        env,
+        user: body.user,
         timeout_ms: deadline.map(|deadline| deadline.as_millis() as u64),
         tty: body.tty,
         stdin: body.stdin.unwrap_or(false),
-        ..protocol::Exec::new(command)
-    };
-    Ok((exec, deadline))
+    })
 }
 
 /// None for 0.

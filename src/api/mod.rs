@@ -10,6 +10,7 @@ pub(crate) mod files;
 mod guard;
 mod images;
 mod input;
+mod logs;
 mod problem;
 mod sandboxes;
 mod session;
@@ -74,6 +75,7 @@ fn tree() -> Router<Arc<Daemon>> {
         .route("/sandboxes/{id}/pause", post(sandboxes::pause))
         .route("/sandboxes/{id}/resume", post(sandboxes::resume))
         .route("/sandboxes/{id}/stats", get(sandboxes::stats))
+        .route("/sandboxes/{id}/logs", get(logs::logs))
         .route("/sandboxes/{id}/sleep", post(sandboxes::not_there_yet))
         .route("/sandboxes/{id}/wake", post(sandboxes::not_there_yet))
         .route("/sandboxes/{id}/public-urls", get(sandboxes::public_urls))

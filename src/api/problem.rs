@@ -75,6 +75,7 @@ fn classify(error: &DaemonError) -> (StatusCode, &'static str) {
     match error {
         DaemonError::NotFound(_) => (StatusCode::NOT_FOUND, "notFound"),
         DaemonError::NoWatch(_) => (StatusCode::NOT_FOUND, "noSuchWatch"),
+        DaemonError::NoJob(_) => (StatusCode::NOT_FOUND, "noLog"),
         DaemonError::NoTerminal { .. } => (StatusCode::NOT_FOUND, "noTerminal"),
         DaemonError::Ambiguous { .. } => (StatusCode::CONFLICT, "ambiguous"),
         DaemonError::NameTaken { .. } => (StatusCode::CONFLICT, "nameTaken"),

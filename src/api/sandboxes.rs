@@ -127,6 +127,17 @@ fn wanted(body: Create) -> Result<New, Problem> {
             format!("expected at most {MAX_CMDLINE} bytes in one line"),
         ));
     }
+    let job = body.job.map(|job| {
+        if ephemeral || job.stdin == Some(true) {
+            let field = if ephemeral { "job" } else { "job.stdin" };
+            return Err(Problem::field(field, "a job runs without a client: there is nobody to serve it"));
+        }
+        super::exec::checked(job, 0.0)
+    });
+    let removes = body.auto_remove.unwrap_or_default();
+    if removes && job.is_none() {
+        return Err(Problem::field("autoRemove", "needs a job, at whose end the sandbox is removed"));
+    }
     let env = body.env_vars.unwrap_or_default();
     super::exec::check_env("envVars", env.iter().map(|(name, value)| (name, value.as_str())))?;
     let length: usize = env.iter().map(|(name, value)| name.len() + value.len()).sum();
@@ -145,6 +156,8 @@ fn wanted(body: Create) -> Result<New, Problem> {
         ephemeral,
         kernel: body.kernel,
         cmdline,
+        job: job.transpose()?,
+        removes,
     })
 }
 

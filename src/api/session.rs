@@ -54,6 +54,26 @@ pub(super) async fn exec(
 ) -> Result<Response, Problem> {
     let (exec, deadline) = command(&sandbox, body, 0.0)?;
     let running = sandbox.exec(exec).await?;
+    Ok(begin(sandbox, upgrade, connection, running, deadline))
+}
+
+/// `commands/attach`, the same way. The client that goes leaves the command to itself.
+pub(super) async fn attach(
+    sandbox: Arc<Sandbox>,
+    (upgrade, connection): (OnUpgrade, Connection),
+    pid: u32,
+) -> Result<Response, Problem> {
+    let running = sandbox.attach(pid).await?;
+    Ok(begin(sandbox, upgrade, connection, running, None))
+}
+
+fn begin(
+    sandbox: Arc<Sandbox>,
+    upgrade: OnUpgrade,
+    connection: Connection,
+    running: Running,
+    deadline: Option<Duration>,
+) -> Response {
     tokio::spawn(async move {
         match upgrade.await {
             Ok(stream) => {
@@ -68,7 +88,7 @@ pub(super) async fn exec(
         (header::CONNECTION, HeaderValue::from_static("upgrade")),
         (header::UPGRADE, HeaderValue::from_static(EXEC_PROTOCOL)),
     ];
-    Ok((StatusCode::SWITCHING_PROTOCOLS, headers).into_response())
+    (StatusCode::SWITCHING_PROTOCOLS, headers).into_response()
 }
 
 /// Returns when the command has ended, or the client has gone: then dropping the command ends it.
@@ -86,12 +106,14 @@ async fn session(
     let torn = AtomicBool::new(false);
     let pass_output = async {
         loop {
-            let event = output.next().await;
+            let event = output.next_until_left().await;
             torn.store(true, Ordering::Relaxed);
             match event {
-                Ok(Event::Stdout(payload)) => send(&mut writer, FrameType::Stdout, &payload).await?,
-                Ok(Event::Stderr(payload)) => send(&mut writer, FrameType::Stderr, &payload).await?,
-                Ok(Event::Exit(exit)) => break writer.write_all(&encode(&exit)?).await?,
+                Ok(Some(Event::Stdout(payload))) => send(&mut writer, FrameType::Stdout, &payload).await?,
+                Ok(Some(Event::Stderr(payload))) => send(&mut writer, FrameType::Stderr, &payload).await?,
+                Ok(Some(Event::Exit(exit))) => break writer.write_all(&encode(&exit)?).await?,
+                // It was attached to, and left by the end of its input.
+                Ok(None) => break,
                 Err(error) => {
                     torn.store(false, Ordering::Relaxed);
                     return Ok(Some(error));

@@ -22,6 +22,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use super::exec::{SLACK, TIMEOUT, command, overdue};
 use super::input::{Body, Target};
 use super::problem::Problem;
+use super::session::{self, Upgrade};
 use super::text::{Text, event};
 use super::types::{CodeEnd, End, Exec, Pid};
 use crate::code::Transcript;
@@ -50,8 +51,12 @@ pub(super) async fn exec(
 pub(super) async fn attach(
     Target(sandbox): Target,
     headers: HeaderMap,
+    Upgrade(upgrade): Upgrade,
     Body(body): Body<Pid>,
 ) -> Result<Response, Problem> {
+    if let Some(upgrade) = upgrade {
+        return session::attach(sandbox, upgrade, body.pid).await;
+    }
     let running = sandbox.attach(body.pid).await?;
     Ok(answer(sandbox, running, None, Format::of(&headers), None))
 }

@@ -9,6 +9,7 @@ use serde_json::value::RawValue;
 
 use crate::code::{self, Transcript};
 use crate::daemon::{State, View};
+use crate::sandbox;
 
 /// Variables; one that is null is taken away.
 pub(crate) type Env = BTreeMap<String, Option<String>>;
@@ -53,6 +54,13 @@ pub(crate) struct Create {
     /// More for that kernel's command line.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) kernel_args: Option<String>,
+    /// What the sandbox is there for: it starts with the machine, which is stopped when it has ended. What it writes is kept, see
+    /// `logs`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) job: Option<Exec>,
+    /// Whether it is removed when its job has ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) auto_remove: Option<bool>,
     /// `missing` and `never`: the image has to be there. `always`: it is pulled before.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) pull: Option<Pull>,
@@ -117,6 +125,16 @@ pub(crate) struct Stop {
     pub(crate) timeout: Option<u64>,
 }
 
+/// `GET /sandboxes/{id}/logs`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct LogParameters {
+    /// Whether to wait for more, until the job has ended.
+    pub(crate) follow: Option<bool>,
+    /// So many lines of text at most, the last ones.
+    pub(crate) tail: Option<usize>,
+}
+
 /// `GET /sandboxes`.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
@@ -146,6 +164,9 @@ pub(crate) struct Sandbox {
     /// Why there is no machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) exit_reason: Option<String>,
+    /// What it is there for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) job: Option<Job>,
     /// RFC 3339.
     pub(crate) created_at: String,
     pub(crate) created_by: String,
@@ -160,6 +181,32 @@ pub(crate) struct Sandbox {
     /// Seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) idle_timeout: Option<u64>,
+}
+
+/// The command that a sandbox is there for.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Job {
+    /// The line, or the program and its arguments.
+    pub(crate) command: String,
+    /// In the guest, since the machine was started last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) pid: Option<u32>,
+    /// Whether it has a terminal.
+    pub(crate) terminal: bool,
+    /// How it has ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) end: Option<End>,
+}
+
+impl From<sandbox::Job> for Job {
+    fn from(sandbox::Job { exec, pid, exit, .. }: sandbox::Job) -> Self {
+        let command = match exec.command {
+            protocol::Command::Shell(line) => line,
+            protocol::Command::Argv(words) => words.join(" "),
+        };
+        Self { command, pid, terminal: exec.tty.is_some(), end: exit.map(End::from) }
+    }
 }
 
 impl From<View> for Sandbox {
@@ -179,6 +226,7 @@ impl From<View> for Sandbox {
             status: status.to_owned(),
             state,
             exit_reason: reason,
+            job: record.job.map(Job::from),
             created_at: time(record.created_at_ms),
             created_by: "local".to_owned(),
             org_id: "local".to_owned(),

@@ -10,7 +10,7 @@ use super::Context;
 use super::error::CliError;
 use super::flags::Process;
 use super::image::{self, PullPolicy};
-use super::session::{self, Outcome, Place, Session, Signals, Stdin};
+use super::session::{self, Command, Outcome, Place, Session, Signals, Stdin};
 use crate::api::types::{CodeResult, Create, Exec};
 use crate::client::{Client, Remote};
 use crate::code::{Language, MAX_CODE, Transcript, check};
@@ -125,7 +125,7 @@ impl Run<'_> {
         let (what, code) = (exec.command.clone(), Stdin::Bytes(self.code.as_bytes()));
         let session = Session {
             transcript: self.context.json.then_some(&mut transcript),
-            ..Session::new(remote, Exec { stdin: Some(true), ..exec }, what, code)
+            ..Session::new(remote, Command::Run(Exec { stdin: Some(true), ..exec }), what, code)
         };
         let outcome = session.run(signals).await.map_err(|error| {
             if error.exit_code_of_run() == 127 {
@@ -138,7 +138,7 @@ impl Run<'_> {
             let exit = match &outcome {
                 Outcome::Exit(exit) => Some(*exit),
                 Outcome::Deadline => Some(Exit { timed_out: true, ..Exit::default() }),
-                Outcome::Killed(_) | Outcome::NobodyReads => None,
+                Outcome::Killed(_) | Outcome::NobodyReads | Outcome::Left => None,
             };
             if let Some(exit) = exit {
                 self.context.print(&CodeResult::new(exit, &transcript), |_| String::new())?;

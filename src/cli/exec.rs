@@ -3,7 +3,7 @@
 use super::Context;
 use super::error::CliError;
 use super::flags::{Process, Streams};
-use super::session::{self, Session, Stdin};
+use super::session::{self, Command, Session, Stdin};
 use crate::client::{Client, Remote};
 
 /// Run a command in a sandbox
@@ -37,7 +37,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<u8, CliError> {
     session::block_on(async |signals| {
         let client = signals.guard(Client::connect(&context.config), "").await?;
         let remote = Remote { client, sandbox: args.sandbox };
-        let session = Session::new(&remote, exec, what, stdin);
+        let session = Session::new(&remote, Command::Run(exec), what, stdin);
         Ok(session.run(signals).await?.exit_code(timeout))
     })
 }

@@ -1,5 +1,6 @@
 //! The command line: one verb a file. Results go to standard output, everything else to standard error.
 
+mod attach;
 mod code;
 mod completions;
 mod config;
@@ -19,6 +20,7 @@ mod inspect;
 mod life;
 mod login;
 mod logout;
+mod logs;
 mod progress;
 mod ps;
 mod reset;
@@ -70,6 +72,8 @@ enum Verb {
     Cp(cp::Args),
     Ps(ps::Args),
     Inspect(inspect::Args),
+    Logs(logs::Args),
+    Attach(attach::Args),
     Stop(life::StopArgs),
     Start(life::StartArgs),
     Pause(life::PauseArgs),
@@ -108,7 +112,7 @@ pub(crate) fn main() -> ExitCode {
         Err(error) => return unparsed(&error),
     };
     let json = cli.json;
-    let runs = matches!(cli.verb, Verb::Run(_) | Verb::Exec(_) | Verb::Code(_));
+    let runs = matches!(cli.verb, Verb::Run(_) | Verb::Exec(_) | Verb::Code(_) | Verb::Attach(_));
     match run(cli) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
@@ -138,7 +142,7 @@ fn unparsed(error: &clap::Error) -> ExitCode {
     ExitCode::from(match wrong {
         // 2 could be the code of the command that was to run.
         true if verb(std::env::args_os().skip(1))
-            .is_some_and(|verb| ["run", "exec", "code"].iter().any(|runs| verb == *runs)) =>
+            .is_some_and(|verb| ["run", "exec", "code", "attach"].iter().any(|runs| verb == *runs)) =>
         {
             125
         }
@@ -168,6 +172,8 @@ fn run(cli: Cli) -> Result<u8, CliError> {
         Verb::Exec(args) => return exec::run(args, &context),
         Verb::Code(args) => return code::run(&args, &context),
         Verb::Create(args) => create::run(*args, &context),
+        Verb::Attach(args) => return attach::run(&args, &context),
+        Verb::Logs(args) => logs::run(&args, &context),
         Verb::Cp(args) => cp::run(&args, &context),
         Verb::Ps(args) => ps::run(&args, &context),
         Verb::Inspect(args) => inspect::run(&args, &context),

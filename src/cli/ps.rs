@@ -64,9 +64,11 @@ async fn all(client: &Client, labels: &str) -> Result<Vec<Sandbox>, ClientError>
 }
 
 fn row(sandbox: &Sandbox) -> Vec<String> {
+    let ended = sandbox.job.as_ref().and_then(|job| job.end.as_ref()).map(|end| end.exit_code);
     let state = match (sandbox.state, &sandbox.exit_reason) {
         // The first line: what the guest has said last may follow.
         (State::Failed, Some(reason)) => format!("failed ({})", reason.lines().next().unwrap_or_default()),
+        (State::Stopped, _) if let Some(code) = ended => format!("stopped (exit code {code})"),
         (state, _) => state.to_string(),
     };
     vec![

@@ -108,6 +108,15 @@ impl Client {
         }
     }
 
+    /// An answer that comes line by line.
+    async fn lines(&self, path: &str) -> Result<Lines, ClientError> {
+        let response = self.send(Method::GET, path, &(), false).await?;
+        match response.status() {
+            StatusCode::OK => Ok(Lines { body: response.into_body(), bytes: Vec::new(), end: 0 }),
+            status => Err(problem(status, &read(response).await?)),
+        }
+    }
+
     async fn send(
         &self,
         method: Method,
@@ -130,6 +139,35 @@ impl Client {
         let body = Full::new(Bytes::from(json)).map_err(|never| match never {}).boxed_unsync();
         let request = request.body(body).map_err(|e| ClientError::Answer(e.into()))?;
         Ok(open(&self.place).await?.send_request(request).await?)
+    }
+}
+
+/// An answer that comes line by line.
+#[derive(Debug)]
+pub(crate) struct Lines {
+    body: Incoming,
+    bytes: Vec<u8>,
+    /// So many of the bytes are a line that was returned.
+    end: usize,
+}
+
+impl Lines {
+    /// The next line, without its end; none at the end of the answer.
+    pub(crate) async fn next(&mut self) -> Result<Option<String>, ClientError> {
+        self.bytes.drain(..std::mem::take(&mut self.end));
+        let mut searched = 0;
+        loop {
+            if let Some(length) = self.bytes[searched..].iter().position(|byte| *byte == b'\n') {
+                let line = &self.bytes[..searched + length];
+                self.end = line.len() + 1;
+                return Ok(Some(String::from_utf8_lossy(line).into_owned()));
+            }
+            searched = self.bytes.len();
+            match self.body.frame().await {
+                None => return Ok(None),
+                Some(frame) => self.bytes.extend_from_slice(&frame?.into_data().unwrap_or_default()),
+            }
+        }
     }
 }
 

@@ -7,9 +7,10 @@ use hyper::body::Incoming;
 use hyper::{Method, StatusCode};
 use hyper_util::rt::TokioIo;
 use protocol::Sender;
+use serde::Serialize;
 use serde_json::Value;
 
-use super::{Client, ClientError, problem, read, segment};
+use super::{Client, ClientError, Lines, problem, read, segment};
 use crate::api::types;
 use crate::sandbox::{Exec, FrameReader};
 
@@ -74,8 +75,17 @@ impl Held {
 impl Remote {
     /// Starts a command. It is ended when its input is dropped.
     pub(crate) async fn exec(&self, exec: &types::Exec) -> Result<Exec, ClientError> {
-        let path = format!("/sandboxes/{}/exec", segment(&self.sandbox));
-        let response = self.client.send(Method::POST, &path, exec, true).await?;
+        self.frames("exec", exec).await
+    }
+
+    /// The output of a command in the background, and at a terminal its input. It runs on when that is dropped.
+    pub(crate) async fn attach(&self, pid: u32) -> Result<Exec, ClientError> {
+        self.frames("commands/attach", &types::Pid { pid, signal: None }).await
+    }
+
+    async fn frames(&self, route: &str, body: &impl Serialize) -> Result<Exec, ClientError> {
+        let path = format!("/sandboxes/{}/{route}", segment(&self.sandbox));
+        let response = self.client.send(Method::POST, &path, body, true).await?;
         let status = response.status();
         if status != StatusCode::SWITCHING_PROTOCOLS {
             return Err(problem(status, &read(response).await?));
@@ -83,6 +93,13 @@ impl Remote {
         let (reader, writer) = tokio::io::split(TokioIo::new(hyper::upgrade::on(response).await?));
         let frames = FrameReader::new(Box::new(reader) as _, Sender::Agent);
         Exec::begun(frames, Box::new(writer)).await.map_err(|e| ClientError::Answer(e.into()))
+    }
+
+    /// What its job has written, as lines of JSON.
+    pub(crate) async fn logs(&self, follow: bool, tail: Option<usize>) -> Result<Lines, ClientError> {
+        let tail = tail.map(|count| format!("&tail={count}")).unwrap_or_default();
+        let path = format!("/sandboxes/{}/logs?follow={follow}{tail}", segment(&self.sandbox));
+        self.client.lines(&path).await
     }
 
     /// Signals a command. Not over its own connection: there it would wait behind input that nobody reads.

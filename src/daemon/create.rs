@@ -15,7 +15,7 @@ use super::sandbox::Sandbox;
 use super::state::Status;
 use super::{Daemon, name};
 use crate::config::{Origin, Setting};
-use crate::sandbox::{Kernel, Launch, Record, boot};
+use crate::sandbox::{Command, Job, Kernel, Launch, Record, boot};
 
 /// What a user wants. What is not given is the configuration's.
 #[derive(Clone, Debug, Default)]
@@ -36,6 +36,10 @@ pub(crate) struct New {
     pub(crate) kernel: Option<PathBuf>,
     /// More for the kernel's command line, at the first start.
     pub(crate) cmdline: String,
+    /// What it is there for.
+    pub(crate) job: Option<Command>,
+    /// Whether it is removed when that has ended.
+    pub(crate) removes: bool,
 }
 
 /// A sandbox that is removed when this is dropped.
@@ -117,6 +121,8 @@ impl Daemon {
         record.labels = new.labels;
         record.ttl_ms = new.ttl_ms;
         record.idle_ms = new.idle_ms;
+        let job = new.job.map(|command| command.of(&record));
+        record.job = job.map(|exec| Job { exec, removes: new.removes, pid: None, exit: None });
 
         let (directory, lock) = self.sandboxes.create()?;
         let directory = Arc::new(directory);
@@ -215,8 +221,13 @@ impl Daemon {
         let handle = Arc::new(handle);
         *sandbox.status() = Status::up(Arc::clone(&handle), false);
         tracing::info!(sandbox = sandbox.id(), name = record.name, image = record.image_name, "runs");
-        supervise(sandbox, handle);
-        Ok(())
+        supervise(sandbox, Arc::clone(&handle));
+        let started = self.start_job(sandbox, &handle).await;
+        if started.is_err() {
+            sandbox.status().stopping = true;
+            sandbox.end_machine(&handle).await?;
+        }
+        started
     }
 }
 

@@ -17,6 +17,10 @@ pub(crate) enum DaemonError {
     /// A prefix of several ids.
     #[error("{prefix} could be any of the sandboxes {}: give more of the id, or the name", ids.join(", "))]
     Ambiguous { prefix: String, ids: Vec<String> },
+    #[error(
+        "the sandbox {0} has no command of its own, so there is no log: `voidrun run --detach` gives it one"
+    )]
+    NoJob(String),
     #[error(transparent)]
     InvalidName(#[from] InvalidName),
     #[error("the name {name} is that of the sandbox {id}")]

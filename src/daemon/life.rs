@@ -113,7 +113,7 @@ impl Sandbox {
     }
 
     /// Kills a machine and waits until it is gone.
-    async fn end_machine(&self, handle: &Arc<Handle>) -> Result<(), DaemonError> {
+    pub(super) async fn end_machine(&self, handle: &Arc<Handle>) -> Result<(), DaemonError> {
         let handle = Arc::clone(handle);
         blocking(move || Ok(handle.end())).await?.map_err(|e| self.host("end", e))
     }

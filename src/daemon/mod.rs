@@ -13,8 +13,10 @@ mod create;
 mod error;
 mod files;
 mod images;
+mod job;
 mod life;
 mod listen;
+mod log;
 mod lost;
 mod name;
 mod sandbox;
@@ -38,6 +40,7 @@ pub(crate) use create::New;
 pub(crate) use error::DaemonError;
 pub(crate) use images::{Got, Wanted};
 pub(crate) use life::GRACE;
+pub(crate) use log::{Line, Reader, Stream};
 pub(crate) use sandbox::{Sandbox, View, is_input};
 pub(crate) use serve::{ServeError, run};
 pub(crate) use state::State;
@@ -149,7 +152,15 @@ impl Daemon {
         }
         self.table().insert(Arc::clone(&sandbox));
         if let Some(handle) = handle {
+            if !is_lost {
+                self.find_job(&sandbox, &handle);
+            }
             life::supervise(&sandbox, handle);
+        } else if sandbox.record().job.as_ref().is_some_and(|job| job.removes) && !is_lost {
+            // Its machine has ended when there was no daemon.
+            self.table().remove(&sandbox);
+            self.release(sandbox);
+            return;
         }
         if is_lost {
             tracing::warn!(sandbox = sandbox.id(), reason = sandbox.view().reason, "cannot be talked to");

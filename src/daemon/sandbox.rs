@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use protocol::FrameType;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::error::DaemonError;
@@ -30,6 +31,8 @@ pub(crate) struct Sandbox {
     /// Whoever writes the record holds this.
     pub(super) writing: tokio::sync::Mutex<()>,
     pub(super) watches: Watches,
+    /// Told of all output of its job, and of the end of it.
+    pub(super) output: watch::Sender<()>,
     /// Cancelled when it was removed and nothing of it is left.
     pub(super) released: CancellationToken,
 }
@@ -47,8 +50,9 @@ impl Sandbox {
     pub(super) fn new(directory: Arc<Directory>, record: Record, status: Status) -> Self {
         let (record, status) = (Mutex::new(record), Mutex::new(status));
         let (turn, writing) = (Arc::default(), tokio::sync::Mutex::default());
-        let (watches, released) = (Watches::default(), CancellationToken::new());
-        Self { directory, record, status, turn, writing, watches, released }
+        let (watches, output, released) =
+            (Watches::default(), watch::Sender::default(), CancellationToken::new());
+        Self { directory, record, status, turn, writing, watches, output, released }
     }
 
     /// Returns when it was removed and nothing of it is left.
@@ -116,6 +120,7 @@ impl Sandbox {
         let current = status.handle.as_ref().is_some_and(|current| Arc::ptr_eq(current, handle));
         if current {
             *status = Status::ended(ending, status.stopping);
+            self.output.send_replace(());
         }
         current
     }
@@ -162,7 +167,7 @@ impl Sandbox {
     pub(crate) async fn attach(&self, pid: u32) -> Result<Exec, DaemonError> {
         let action = "attach to a command in";
         let handle = self.machine(action, &[State::Running])?;
-        self.answered(action, &handle, handle.attach(pid)).await
+        self.answered(action, &handle, handle.attach(pid, 0)).await
     }
 
     /// Why the stream of a command has broken off.

@@ -88,9 +88,10 @@ impl Handle {
         self.started(&Request::Exec(exec)).await
     }
 
-    /// The output of a detached command, from what is kept of it on. Its input goes to its terminal, if it has one.
-    pub(crate) async fn attach(&self, pid: u32) -> Result<Exec, ExecError> {
-        self.started(&Request::Attach { pid }).await
+    /// The output of a detached command, from what is kept of it on, but for so many pieces. Its input goes to its terminal, if it
+    /// has one.
+    pub(crate) async fn attach(&self, pid: u32, skip: u64) -> Result<Exec, ExecError> {
+        self.started(&Request::Attach { pid, skip }).await
     }
 
     /// A request that is answered by its being done.

@@ -6,6 +6,7 @@
 //! the lock in it, see [`directory`]; that the process has ended is known from its pidfd.
 
 mod adopt;
+mod command;
 mod connect;
 mod directory;
 mod embedded;
@@ -20,6 +21,7 @@ mod process;
 mod record;
 
 pub(crate) use adopt::{AdoptError, Found, adopt};
+pub(crate) use command::Command;
 pub(crate) use directory::{Claim, Directory, DirectoryError, Sandboxes};
 pub(crate) use exec::{Event, Exec, ExecError, Input, Output};
 pub(crate) use files::{Entries, FileEvents, Sink, Source};
@@ -27,4 +29,4 @@ pub(crate) use frames::{FrameReader, StreamError};
 pub(crate) use handle::{Ending, Handle};
 pub(crate) use kernel::{Kernel, KernelError};
 pub(crate) use launch::{Launch, LaunchError, boot};
-pub(crate) use record::{Fate, Record};
+pub(crate) use record::{Fate, Job, Record};

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use protocol::{Exec, Exit};
 use rootfs_builder::image::{Digest, ImageConfig};
 use rootfs_builder::store::Image;
 use serde::{Deserialize, Serialize};
@@ -50,6 +51,22 @@ pub(crate) struct Record {
     pub(crate) idle_ms: Option<u64>,
     /// Milliseconds since 1970.
     pub(crate) created_at_ms: u64,
+    /// What it is there for, if that is one command.
+    #[serde(default)]
+    pub(crate) job: Option<Job>,
+}
+
+/// The command that a sandbox is there for: it starts with the machine, which stops when it has ended.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Job {
+    pub(crate) exec: Exec,
+    /// Whether the sandbox is removed when it has ended.
+    pub(crate) removes: bool,
+    /// In the guest, since the machine was started last.
+    pub(crate) pid: Option<u32>,
+    /// How it ended then.
+    pub(crate) exit: Option<Exit>,
 }
 
 /// What is to become of a sandbox that nobody runs. Read without the rest of the record, so that the sandboxes of a newer
@@ -92,6 +109,7 @@ impl Record {
             ttl_ms: None,
             idle_ms: None,
             created_at_ms: now.as_millis() as u64,
+            job: None,
         }
     }
 

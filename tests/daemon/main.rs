@@ -12,6 +12,7 @@ mod exec;
 mod files;
 #[path = "../support/guests.rs"]
 mod guests;
+mod job;
 mod life;
 mod lost;
 mod terminal;

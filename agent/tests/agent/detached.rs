@@ -14,7 +14,7 @@ pub(crate) fn wait(pid: u32) -> Exit {
 }
 
 pub(crate) fn attach(pid: u32) -> Host {
-    let mut host = Host::ask(&Request::Attach { pid });
+    let mut host = Host::ask(&Request::Attach { pid, skip: 0 });
     assert_eq!(host.expect::<Started>().pid, pid);
     host
 }
@@ -106,13 +106,13 @@ fn what_is_not_there() {
     for request in [
         Request::Wait { pid: 4_000_000 },
         Request::Kill { pid: 4_000_000, signal: None },
-        Request::Attach { pid: 4_000_000 },
+        Request::Attach { pid: 4_000_000, skip: 0 },
     ] {
         let mut host = Host::ask(&request);
         assert_eq!(host.expect::<Error>().code, ErrorCode::NoSuchProcess);
     }
     let (mut host, pid) = start(shell("echo on; exec sleep 1000"));
     host.until("on");
-    let mut attach = Host::ask(&Request::Attach { pid });
+    let mut attach = Host::ask(&Request::Attach { pid, skip: 0 });
     assert_eq!(attach.expect::<Error>().code, ErrorCode::BadRequest);
 }

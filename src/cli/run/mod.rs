@@ -8,8 +8,10 @@ use std::path::PathBuf;
 use super::Context;
 use super::error::CliError;
 use super::flags::{Machine, Process, Streams};
-use super::session::{self, Place, Session, Stdin};
-use crate::api::types::Create;
+use hyper::Method;
+
+use super::session::{self, Command, Place, Session, Stdin, window_size};
+use crate::api::types::{Create, Exec, Sandbox};
 use crate::client::Client;
 use crate::config::{Origin, Setting};
 use timings::Timings;
@@ -19,6 +21,9 @@ use timings::Timings;
 #[command(
     after_help = "The sandbox is a virtual machine with a disk of its own. Nothing of it remains, unless --name keeps it: then it runs on, and
 exec, stop and rm know it by that name. An image that is not here is pulled.
+
+With -d the command is the sandbox's job: `logs` shows what it has written, `attach` what it writes, the sandbox stops when
+it has ended, and `start` runs it again.
 
 With -i, when standard input and standard output are terminals, the command gets a terminal (as with docker's -it); without
 -i it gets none unless -t asks for it. Ctrl-C goes to the command, a second one ends the sandbox.
@@ -30,6 +35,7 @@ Examples:
   voidrun run code python3 -c 'print(6 * 7)'
   voidrun run -i debian bash
   voidrun run -i --name dev code bash
+  voidrun run -d --name web code python3 -m http.server
   voidrun run --memory 2g --cpus 2 --timeout 10m -e TOKEN -w /src code make test
   tar c . | voidrun run -i code tar t"
 )]
@@ -55,9 +61,12 @@ pub(crate) struct Args {
     /// Keep the sandbox, and call it this
     #[arg(long)]
     name: Option<String>,
-    /// Remove it when the command has ended, with --name as well
+    /// Remove it when the command has ended, with --name and --detach as well
     #[arg(long)]
     rm: bool,
+    /// Print the sandbox's id and leave the command to itself: `logs` shows what it writes, and the sandbox stops with it
+    #[arg(short, long)]
+    detach: bool,
     /// Tell what each step has taken, and what the machine has cost, as a line of JSON on standard error
     #[arg(long, hide = true)]
     timings: bool,
@@ -77,17 +86,28 @@ pub(super) fn run(args: &Args, mut context: Context) -> Result<u8, CliError> {
              `voidrun cp` copies files into a sandbox and out of it"
         )));
     }
-    let ephemeral = args.name.is_none() || args.rm;
+    let ephemeral = !args.detach && (args.name.is_none() || args.rm);
     if !ephemeral && (args.kernel.is_some() || args.cmdline.is_some()) {
         return Err(CliError::Usage(
-            "--kernel with --name: the daemon has its kernel from its environment (VOIDRUN_KERNEL) or the configuration".into(),
+            "--kernel with --name or --detach: the daemon has its kernel from its environment (VOIDRUN_KERNEL) or the configuration".into(),
         ));
     }
     if let Some(path) = &args.kernel {
         context.config.kernel = Setting { value: Some(path.clone()), origin: Origin::Flag("--kernel") };
     }
     // What is wrong with the command line is told before an image is pulled.
-    let exec = args.streams.connect(args.process.exec(Vec::new())?)?;
+    let exec = args.process.exec(Vec::new())?;
+    let exec = if args.detach {
+        // A terminal is enough for its input: `attach` has it.
+        if args.streams.interactive && !args.streams.tty {
+            return Err(CliError::Usage(
+                "--interactive with --detach: nobody is there for standard input; -t gives a terminal, for `voidrun attach`".into(),
+            ));
+        }
+        Exec { tty: args.streams.tty.then(window_size), ..exec }
+    } else {
+        args.streams.connect(exec)?
+    };
     let create = Create {
         name: args.name.clone(),
         ephemeral: Some(ephemeral),
@@ -104,13 +124,24 @@ pub(super) fn run(args: &Args, mut context: Context) -> Result<u8, CliError> {
     let what = words.join(" ");
     let exec = exec.with(words);
     let create = args.machine.create(&context, &image, create);
+    if args.detach {
+        let auto_remove = args.rm.then_some(true);
+        let create = Create { job: Some(exec), auto_remove, ephemeral: None, ..create };
+        let sandbox: Sandbox = super::wait_for(super::create::ADVICE, async {
+            let client = Client::connect(&context.config).await?;
+            Ok(client.ask(Method::POST, "/sandboxes", &create).await?)
+        })?;
+        context.print(&sandbox, |sandbox| sandbox.id.clone())?;
+        return Ok(0);
+    }
     session::block_on(async |signals| {
         let made = async { Place::make(Client::connect(&context.config).await?, &create).await };
         let place = signals.guard(made, if ephemeral { "" } else { super::create::ADVICE }).await?;
         timings.mark("created");
         let mark = |step| timings.mark(step);
         let stdin = Stdin::interactive(args.streams.interactive);
-        let session = Session { mark: &mark, ..Session::new(place.remote(), exec, what, stdin) };
+        let session =
+            Session { mark: &mark, ..Session::new(place.remote(), Command::Run(exec), what, stdin) };
         let outcome = session.run(signals).await;
         if args.timings {
             timings.print(place.remote()).await;

@@ -33,10 +33,18 @@ use crate::sandbox::{Event, Exec as Running, ExecError, Input, Output};
 /// The agent keeps the deadline, and gives what it ends two seconds; this much later we no longer trust it to.
 const SLACK: Duration = Duration::from_secs(5);
 
-/// A command to run.
+/// What is to be done.
+pub(super) enum Command {
+    /// A command is run.
+    Run(Exec),
+    /// One that runs in the background is watched, and at its terminal worked with.
+    Attach { pid: u32, terminal: bool },
+}
+
+/// A command, and what it is connected to.
 pub(super) struct Session<'a> {
     pub(super) remote: &'a Remote,
-    pub(super) exec: Exec,
+    pub(super) command: Command,
     /// What it is, for people.
     pub(super) what: String,
     pub(super) stdin: Stdin<'a>,
@@ -72,6 +80,8 @@ pub(super) enum Outcome {
     Killed(Interrupt),
     /// Our output has lost its reader.
     NobodyReads,
+    /// The user has left a command that runs on.
+    Left,
 }
 
 /// Does a verb's work with few bytes to move: one thread is enough, and starts sooner.
@@ -88,18 +98,32 @@ pub(super) fn block_on<T>(
 
 impl<'a> Session<'a> {
     /// With its output for ours.
-    pub(super) fn new(remote: &'a Remote, exec: Exec, what: String, stdin: Stdin<'a>) -> Self {
-        Self { remote, exec, what, stdin, transcript: None, mark: &|_| {} }
+    pub(super) fn new(remote: &'a Remote, command: Command, what: String, stdin: Stdin<'a>) -> Self {
+        Self { remote, command, what, stdin, transcript: None, mark: &|_| {} }
     }
 
     /// Runs the command. When it returns, the terminal is as it was.
     pub(super) async fn run(self, signals: &mut Signals) -> Result<Outcome, CliError> {
-        let Self { remote, exec, what, stdin, transcript, mark } = self;
-        let (tty, timeout) = (exec.tty.is_some(), exec.timeout.map(Duration::from_secs_f64));
-        let Running { pid, input, mut output } = tokio::select! {
-            started = remote.exec(&exec) => started?,
+        let Self { remote, command, what, stdin, transcript, mark } = self;
+        let (tty, timeout) = match &command {
+            Command::Run(exec) => (exec.tty.is_some(), exec.timeout.map(Duration::from_secs_f64)),
+            Command::Attach { terminal, .. } => (*terminal, None),
+        };
+        let started = async {
+            match &command {
+                Command::Run(exec) => remote.exec(exec).await,
+                Command::Attach { pid, .. } => remote.attach(*pid).await,
+            }
+        };
+        let Running { pid, mut input, mut output } = tokio::select! {
+            started = started => started?,
             signal = signals.next() => return Ok(Outcome::Killed(signal)),
         };
+        let attached = matches!(command, Command::Attach { .. });
+        if attached && tty {
+            // It may have begun at a terminal of another size. Why it cannot be told, the output tells.
+            let _ = input.resize(window_size()).await;
+        }
         mark("started");
         let input = Mutex::new(input);
         let _raw = if matches!(stdin, Stdin::Ours) && tty {
@@ -114,7 +138,7 @@ impl<'a> Session<'a> {
             signal = forward_signals(remote, pid, signals) => return Ok(Outcome::Killed(signal)),
             () = deadline(timeout) => return Ok(Outcome::Deadline),
             never = follow_window(&input, tty) => match never? {},
-            never = read_input(&input, stdin) => match never? {},
+            left = read_input(&input, stdin, attached) => return left.map(|()| Outcome::Left),
         };
         mark("exited");
         match result {
@@ -152,6 +176,7 @@ impl Outcome {
             Self::Killed(signal) => signal.exit_code(),
             // As a program that SIGPIPE has ended.
             Self::NobodyReads => 128 + 13,
+            Self::Left => 0,
         }
     }
 }
@@ -183,8 +208,9 @@ async fn write(to: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> Result<(), F
     to.flush().await.map_err(Failure::Output)
 }
 
-/// Passes the command's input on. What the command does not take any more is not our failure: its end tells.
-async fn read_input(input: &Mutex<Input>, wanted: Stdin<'_>) -> Result<Infallible, CliError> {
+/// Passes the command's input on. What the command does not take any more is not our failure: its end tells. Returns when the
+/// user leaves, by the keys for that, a command that was `attached` to.
+async fn read_input(input: &Mutex<Input>, wanted: Stdin<'_>, attached: bool) -> Result<(), CliError> {
     if let Stdin::Bytes(bytes) = wanted {
         let mut input = input.lock().await;
         if input.write(bytes).await.is_ok() {
@@ -194,11 +220,16 @@ async fn read_input(input: &Mutex<Input>, wanted: Stdin<'_>) -> Result<Infallibl
     if let Stdin::Ours = wanted {
         let mut stdin = tokio::io::stdin();
         let mut buffer = vec![0; protocol::MAX_PAYLOAD];
+        let mut keys = LeaveKeys::default();
         loop {
             let count = stdin
                 .read(&mut buffer)
                 .await
                 .map_err(|source| CliError::Input { what: "standard input".into(), source })?;
+            let leaves = attached && keys.are_in(&buffer[..count]);
+            if leaves || attached && count == 0 {
+                return Ok(());
+            }
             let mut input = input.lock().await;
             let passed = if count == 0 { input.end().await } else { input.write(&buffer[..count]).await };
             if count == 0 || passed.is_err() {
@@ -207,6 +238,25 @@ async fn read_input(input: &Mutex<Input>, wanted: Stdin<'_>) -> Result<Infallibl
         }
     }
     pending().await
+}
+
+/// Ctrl-P and then Ctrl-Q, as with docker.
+#[derive(Default)]
+struct LeaveKeys {
+    half: bool,
+}
+
+impl LeaveKeys {
+    /// Whether they end in `bytes`, which are typed next.
+    fn are_in(&mut self, bytes: &[u8]) -> bool {
+        const FIRST: u8 = 0x10;
+        const SECOND: u8 = 0x11;
+        bytes.iter().any(|byte| {
+            let both = self.half && *byte == SECOND;
+            self.half = *byte == FIRST;
+            both
+        })
+    }
 }
 
 async fn follow_window(input: &Mutex<Input>, tty: bool) -> Result<Infallible, CliError> {
@@ -237,5 +287,24 @@ async fn deadline(timeout: Option<Duration>) {
     match timeout.filter(|timeout| !timeout.is_zero()) {
         Some(timeout) => tokio::time::sleep(timeout.saturating_add(SLACK)).await,
         None => pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::LeaveKeys;
+
+    #[test]
+    fn the_keys_to_leave_come_one_after_the_other() {
+        for (typed, leaves) in [
+            (&[&b"\x10\x11"[..]][..], true),
+            (&[b"a\x10", b"\x11b"], true),
+            (&[b"\x10\x10\x11"], true),
+            (&[b"\x10a\x11"], false),
+            (&[b"\x11\x10"], false),
+        ] {
+            let mut keys = LeaveKeys::default();
+            assert_eq!(typed.iter().any(|bytes| keys.are_in(bytes)), leaves, "{typed:?}");
+        }
     }
 }
