@@ -13,15 +13,14 @@ use axum::response::{IntoResponse as _, Response};
 use axum::{Extension, Json};
 use futures_util::StreamExt as _;
 use futures_util::stream::once;
-use rootfs_builder::source::Source;
 use serde_json::{Value, json};
 use vmm::spec::{Cpus, MemoryMib};
 
 use super::input::{Body, Parameters, Target};
 use super::problem::Problem;
 use super::success;
-use super::types::{Change, Create, ListParameters, NetworkMode, Pull, Sandbox, Stop};
-use crate::daemon::{Connection, Daemon, DaemonError, GRACE, New, Page, Wanted};
+use super::types::{Change, Create, ListParameters, NetworkMode, Sandbox, Stop};
+use crate::daemon::{Connection, Daemon, GRACE, ImageWanted, New, Page};
 
 const PAGE: usize = 50;
 const LARGEST_PAGE: usize = 1000;
@@ -29,6 +28,9 @@ const LARGEST_PAGE: usize = 1000;
 const MAX_ENV: usize = 1 << 20;
 /// More than this a kernel does not take, with what we say to it (COMMAND_LINE_SIZE).
 const MAX_CMDLINE: usize = 1024;
+/// Of a disk, in MiB: what ext4 can have.
+const MIN_DISK: u64 = 8;
+const MAX_DISK: u64 = (16 << 20) - 1;
 const MAX_LABELS: usize = 64;
 const MAX_LABEL: usize = 256;
 /// A hundred years, in seconds.
@@ -47,23 +49,7 @@ pub(super) async fn create(
             "a file of this machine can be named over the Unix socket alone",
         ));
     }
-    let (wanted_disk, pull) = (body.disk_mb, body.pull);
     let new = wanted(body)?;
-    if pull == Some(Pull::Always) {
-        let name = daemon.name_of_image(new.image.as_deref()).map_err(DaemonError::from)?;
-        let source = Source::Name(name);
-        daemon.pull(Wanted { source, name: None, platform: None }, &|_| {}).await?;
-    }
-    if let Some(wanted) = wanted_disk {
-        let image = new.image.clone();
-        let has = daemon.disk_mib(image).await?;
-        if has != wanted {
-            let wrong = format!(
-                "{wanted} MiB, and the image's file system has {has}; make the image anew with `voidrun images pull --size`"
-            );
-            return Err(Problem::field("diskMB", wrong));
-        }
-    }
     let created =
         |sandbox: &crate::daemon::Sandbox| success("sandbox created", Sandbox::from(sandbox.view()));
     if !new.ephemeral {
@@ -127,6 +113,12 @@ fn wanted(body: Create) -> Result<New, Problem> {
             format!("expected at most {MAX_CMDLINE} bytes in one line"),
         ));
     }
+    let size = body.disk_mb.map(|mib| {
+        let range = range(MIN_DISK, MAX_DISK, " MiB");
+        let valid = (MIN_DISK..=MAX_DISK).contains(&mib).then_some(mib << 20);
+        valid.ok_or_else(|| Problem::field("diskMB", format!("{mib} {range}")))
+    });
+    let size = size.transpose()?;
     let job = body.job.map(|job| {
         if ephemeral || job.stdin == Some(true) {
             let field = if ephemeral { "job" } else { "job.stdin" };
@@ -146,7 +138,7 @@ fn wanted(body: Create) -> Result<New, Problem> {
     }
     Ok(New {
         name: body.name,
-        image: body.image,
+        image: ImageWanted { name: body.image, size, pull: body.pull.unwrap_or_default() },
         cpus: cpus.transpose()?,
         memory: memory.transpose()?,
         env,

@@ -9,6 +9,7 @@ use serde_json::value::RawValue;
 
 use crate::code::{self, Transcript};
 use crate::daemon::{State, View};
+use crate::images::PullPolicy;
 use crate::sandbox;
 
 /// Variables; one that is null is taken away.
@@ -30,7 +31,7 @@ pub(crate) struct Create {
     /// Memory in MiB.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) mem: Option<u64>,
-    /// The size of the disk in MiB: that of the image.
+    /// The size of the disk in MiB. Of another one than the image has now the image is made anew.
     #[serde(rename = "diskMB", skip_serializing_if = "Option::is_none")]
     pub(crate) disk_mb: Option<u64>,
     /// Variables of all commands.
@@ -61,9 +62,10 @@ pub(crate) struct Create {
     /// Whether it is removed when its job has ended.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) auto_remove: Option<bool>,
-    /// `missing` and `never`: the image has to be there. `always`: it is pulled before.
+    /// `never`: the image has to be there. `missing`, which is meant where nothing is said: it is pulled if it is not. `always`: it
+    /// is pulled before.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) pull: Option<Pull>,
+    pub(crate) pull: Option<PullPolicy>,
     /// Not there yet, as the next three.
     #[serde(skip_serializing)]
     pub(crate) ports: Option<Vec<serde_json::Value>>,
@@ -82,15 +84,6 @@ pub(crate) struct Create {
     pub(crate) user_id: Option<String>,
     #[serde(skip_serializing)]
     pub(crate) region: Option<String>,
-}
-
-/// When an image is pulled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Pull {
-    Missing,
-    Never,
-    Always,
 }
 
 /// What a sandbox can reach.

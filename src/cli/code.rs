@@ -9,11 +9,12 @@ use protocol::Exit;
 use super::Context;
 use super::error::CliError;
 use super::flags::Process;
-use super::image::{self, PullPolicy};
+use super::image;
 use super::session::{self, Command, Outcome, Place, Session, Signals, Stdin};
 use crate::api::types::{CodeResult, Create, Exec};
 use crate::client::{Client, Remote};
 use crate::code::{Language, MAX_CODE, Transcript, check};
+use crate::images::PullPolicy;
 
 /// So much of each output is in the result that --json prints, in bytes.
 const MAX_OUTPUT: usize = 8 << 20;

@@ -9,11 +9,12 @@ use vmm::spec::Cpus;
 
 use super::environment::{self, Variable};
 use super::error::CliError;
-use super::image::{self, PullPolicy};
+use super::image;
 use super::images::pull::file_system_size;
 use super::session::{wants_terminal, window_size};
 use super::{Context, values};
 use crate::api::types::{Create, Env, Exec};
+use crate::images::PullPolicy;
 use crate::size::{Memory, Size};
 
 /// What a sandbox is made with.

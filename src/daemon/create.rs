@@ -13,7 +13,7 @@ use super::error::DaemonError;
 use super::life::{remove, supervise};
 use super::sandbox::Sandbox;
 use super::state::Status;
-use super::{Daemon, name};
+use super::{Daemon, ImageWanted, name};
 use crate::config::{Origin, Setting};
 use crate::sandbox::{Command, Job, Kernel, Launch, Record, boot};
 
@@ -21,7 +21,7 @@ use crate::sandbox::{Command, Job, Kernel, Launch, Record, boot};
 #[derive(Clone, Debug, Default)]
 pub(crate) struct New {
     pub(crate) name: Option<String>,
-    pub(crate) image: Option<String>,
+    pub(crate) image: ImageWanted,
     pub(crate) cpus: Option<Cpus>,
     pub(crate) memory: Option<MemoryMib>,
     pub(crate) env: BTreeMap<String, String>,
@@ -73,27 +73,29 @@ struct Prepared {
 }
 
 impl Daemon {
-    /// Makes a sandbox; returns when commands can be run in it. Goes on when nobody waits for it any more. After an error
+    /// Makes a sandbox; returns when commands can be run in it. Where its image is here it goes on when nobody waits for it any
+    /// more. After an error
     /// nothing of it remains.
     pub(crate) async fn create(self: &Arc<Self>, new: New) -> Result<Arc<Sandbox>, DaemonError> {
-        let daemon = Arc::clone(self);
-        self.to_its_end(async move { daemon.make(new).await }).await
+        let (daemon, image) = (Arc::clone(self), self.obtain(new.image.clone()).await?);
+        self.to_its_end(async move { daemon.make(new, image).await }).await
     }
 
     /// The same of an ephemeral one, which goes with what is returned, or when nobody waits for that any more.
     pub(crate) async fn create_owned(self: &Arc<Self>, new: New) -> Result<Owned, DaemonError> {
-        let (daemon, new) = (Arc::clone(self), New { ephemeral: true, ..new });
+        let (daemon, image) = (Arc::clone(self), self.obtain(new.image.clone()).await?);
+        let new = New { ephemeral: true, ..new };
         self.to_its_end(async move {
-            let sandbox = daemon.make(new).await?;
+            let sandbox = daemon.make(new, image).await?;
             Ok(Owned { daemon, sandbox })
         })
         .await
     }
 
-    async fn make(self: &Arc<Self>, new: New) -> Result<Arc<Sandbox>, DaemonError> {
+    async fn make(self: &Arc<Self>, new: New, image: Image) -> Result<Arc<Sandbox>, DaemonError> {
         let (preparing, cmdline) = (Arc::clone(self), new.cmdline.clone());
         let Prepared { sandbox, turn: _turn, lock, kernel } =
-            blocking(move || preparing.prepare(new)).await?;
+            blocking(move || preparing.prepare(new, &image)).await?;
         let result = self.boot(&sandbox, lock, kernel, &cmdline).await;
         if result.is_err() {
             self.table().remove(&sandbox);
@@ -106,16 +108,15 @@ impl Daemon {
     }
 
     /// Everything but the machine.
-    fn prepare(&self, new: New) -> Result<Prepared, DaemonError> {
+    fn prepare(&self, new: New, image: &Image) -> Result<Prepared, DaemonError> {
         if let Some(name) = &new.name {
             name::check(name)?;
         }
-        let image = self.image(new.image.as_deref())?;
         let named = new.kernel.map(|path| Setting { value: Some(path), origin: Origin::Flag("--kernel") });
         let kernel = Kernel::find(named.as_ref().unwrap_or(&self.config.kernel), self.store.root())?;
         let cpus = new.cpus.unwrap_or(self.config.cpus.value);
         let memory = new.memory.unwrap_or(self.config.memory.value.mib());
-        let mut record = Record::new(&image, &kernel, cpus, memory);
+        let mut record = Record::new(image, &kernel, cpus, memory);
         record.ephemeral = new.ephemeral;
         record.env = new.env;
         record.labels = new.labels;
@@ -145,16 +146,6 @@ impl Daemon {
                 Err(error)
             }
         }
-    }
-
-    /// MiB of the disk that a sandbox of this image has.
-    pub(crate) async fn disk_mib(self: &Arc<Self>, image: Option<String>) -> Result<u64, DaemonError> {
-        let daemon = Arc::clone(self);
-        blocking(move || Ok(daemon.image(image.as_deref())?.record.size_bytes >> 20)).await
-    }
-
-    fn image(&self, text: Option<&str>) -> Result<Image, DaemonError> {
-        Ok(self.store.image(&self.name_of_image(text)?)?)
     }
 
     /// Enters the sandbox into the table, if name and limits allow it. Its turn is the caller's: nobody who finds it can do anything

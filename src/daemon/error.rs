@@ -45,6 +45,9 @@ pub(crate) enum DaemonError {
     ImageName(#[from] NameError),
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// It has another size than what was wanted, and may not be made anew.
+    #[error("{0}")]
+    ImageSize(String),
     /// `what` is the reference, or the name that it was to get.
     #[error("cannot get the image {what}")]
     Pull { what: String, source: Box<PullError> },

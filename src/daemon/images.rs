@@ -5,16 +5,16 @@ use std::sync::Arc;
 use rootfs_builder::convert::Limits;
 use rootfs_builder::image::{Digest, Platform};
 use rootfs_builder::progress::Progress;
-use rootfs_builder::pull::{PullError, PullOptions, pull};
+use rootfs_builder::pull::{PullError, PullOptions, Pulled, pull};
 use rootfs_builder::reference::{ImageName, LocalName, NameError};
 use rootfs_builder::source::Source;
-use rootfs_builder::store::Removal;
+use rootfs_builder::store::{Image, Removal};
 use serde::Serialize;
 
 use super::Daemon;
 use super::create::blocking;
 use super::error::DaemonError;
-use crate::images::{self, View};
+use crate::images::{self, Need, NeedError, PullPolicy, View};
 
 /// So many at once: each has a conversion that takes a processor and memory.
 pub(super) const MAX_PULLS: usize = 4;
@@ -27,6 +27,15 @@ pub(crate) struct Wanted {
     pub(crate) name: Option<LocalName>,
     /// Which of a multi-platform image; otherwise this machine's.
     pub(crate) platform: Option<Platform>,
+}
+
+/// The image of a new sandbox. What is not given is the configuration's.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ImageWanted {
+    pub(crate) name: Option<String>,
+    /// Of its file system, in bytes; otherwise whatever it has.
+    pub(crate) size: Option<u64>,
+    pub(crate) pull: PullPolicy,
 }
 
 /// What a pull has led to.
@@ -81,11 +90,46 @@ impl Daemon {
         wanted: Wanted,
         progress: Progress<'_>,
     ) -> Result<Got, DaemonError> {
-        let _place = self.pulls.try_acquire().map_err(|_| DaemonError::TooManyPulls(MAX_PULLS))?;
         let Wanted { source, name, platform } = wanted;
-        let what = name.as_ref().map_or_else(|| source.to_string(), ToString::to_string);
-        let options =
-            PullOptions { name: name.map(ImageName::from), platform, size: None, limits: Limits::default() };
+        let (name, limits) = (name.map(ImageName::from), Limits::default());
+        let options = PullOptions { name, platform, size: None, again: false, limits };
+        let Pulled { reference, converted, replaced } = self.get(source, options, progress).await?;
+        let (store, name) = (self.store.clone(), reference.name);
+        let image = blocking(move || Ok(View::of(&store.image(&name)?))).await?;
+        Ok(Got { image, converted, replaced })
+    }
+
+    /// The image of a new sandbox, pulled or made again before where that is needed. Dropped, it ends.
+    pub(super) async fn obtain(self: &Arc<Self>, wanted: ImageWanted) -> Result<Image, DaemonError> {
+        let ImageWanted { name: text, size, pull } = wanted;
+        let daemon = Arc::clone(self);
+        let (name, needed) = blocking(move || {
+            let name = daemon.name_of_image(text.as_deref())?;
+            match images::need(&daemon.store, &name, size, pull) {
+                Ok(needed) => Ok((name, needed)),
+                Err(NeedError::Store(error)) => Err(images::as_typed(error, text.as_deref()).into()),
+                Err(error @ NeedError::Size { .. }) => Err(DaemonError::ImageSize(error.to_string())),
+            }
+        })
+        .await?;
+        let again = match needed {
+            Need::Nothing(image) => return Ok(*image),
+            Need::Pull { again } => again,
+        };
+        let options = PullOptions { name: None, platform: None, size, again, limits: Limits::default() };
+        let pulled = self.get(Source::Name(name), options, &|_| {}).await?;
+        let store = self.store.clone();
+        blocking(move || Ok(store.image_of(pulled.reference)?)).await
+    }
+
+    async fn get(
+        self: &Arc<Self>,
+        source: Source,
+        options: PullOptions,
+        progress: Progress<'_>,
+    ) -> Result<Pulled, DaemonError> {
+        let _place = self.pulls.try_acquire().map_err(|_| DaemonError::TooManyPulls(MAX_PULLS))?;
+        let what = options.name.as_ref().map_or_else(|| source.to_string(), ToString::to_string);
         let pulled = async {
             let daemon = Arc::clone(self);
             // It reads the certificates of the system.
@@ -93,11 +137,7 @@ impl Daemon {
             pull(&self.store, &registry, source, options, progress).await
         };
         let pulled = pulled.await;
-        let pulled =
-            pulled.map_err(|source: PullError| DaemonError::Pull { what, source: Box::new(source) })?;
-        let (store, name) = (self.store.clone(), pulled.reference.name);
-        let image = blocking(move || Ok(View::of(&store.image(&name)?))).await?;
-        Ok(Got { image, converted: pulled.converted, replaced: pulled.replaced })
+        pulled.map_err(|source: PullError| DaemonError::Pull { what, source: Box::new(source) })
     }
 
     /// What `text` means; the default image when there is none.

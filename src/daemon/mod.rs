@@ -38,7 +38,7 @@ use tokio_util::task::TaskTracker;
 pub(crate) use connection::Connection;
 pub(crate) use create::New;
 pub(crate) use error::DaemonError;
-pub(crate) use images::{Got, Wanted};
+pub(crate) use images::{Got, ImageWanted, Wanted};
 pub(crate) use life::GRACE;
 pub(crate) use log::{Line, Reader, Stream};
 pub(crate) use sandbox::{Sandbox, View, is_input};

@@ -1,12 +1,14 @@
 //! Images as the commands and the daemon both have them: by what they are called, where they come from, and how they are shown.
 
 pub(crate) mod failure;
+mod need;
 mod view;
 
 use rootfs_builder::reference::{self, ImageName, LocalName, NameError};
 use rootfs_builder::registry::{CredentialSources, Registry, RegistryConfig, RegistryError, RetryPolicy};
 use rootfs_builder::store::{Store, StoreError};
 
+pub(crate) use need::{Need, NeedError, PullPolicy, need};
 pub(crate) use view::View;
 
 use crate::config::Config;

@@ -164,13 +164,37 @@ fn what_is_refused() {
 fn the_image_of_a_sandbox_is_pulled_first() {
     let site = site();
     let registry = Registry::start(Layout::of(&two_layers()));
-    let body = json!({ "image": registry.reference(), "pull": "always" }).to_string();
-    // That there is no kernel here is found only then.
-    assert_eq!(site.ask("POST", "/v1/sandboxes", &body).0, 503);
-    assert_eq!(site.voidrun.names(), [registry.reference()]);
-    let absent = json!({ "image": format!("{}/tool:v9", registry.address), "pull": "always" }).to_string();
-    let (status, problem) = site.ask("POST", "/v1/sandboxes", &absent);
+    let reference = registry.reference();
+    let create = |body: Value| site.ask("POST", "/v1/sandboxes", &body.to_string());
+    let (status, problem) = create(json!({ "image": reference, "pull": "never" }));
     assert_eq!((status, &problem["type"]), (422, &json!("urn:voidrun:problem:imageNotFound")), "{problem}");
+    assert_eq!(site.voidrun.names(), [""; 0]);
+    // That there is no kernel here is found only then.
+    assert_eq!(create(json!({ "image": reference })).0, 503);
+    assert_eq!(site.voidrun.names(), [&*reference]);
+    assert_eq!(create(json!({ "image": reference, "pull": "always" })).0, 503);
+    let absent = format!("{}/tool:v9", registry.address);
+    for pull in ["missing", "always"] {
+        let (status, problem) = create(json!({ "image": absent, "pull": pull }));
+        assert_eq!(
+            (status, &problem["type"]),
+            (422, &json!("urn:voidrun:problem:imageNotFound")),
+            "{problem}"
+        );
+    }
+
+    // What is here is enough for another size, whatever has become of the registry.
+    drop(registry);
+    let size = || {
+        site.ask("GET", &format!("/v1/images/name/{}", reference.replace('/', "%2F")), "").1["data"]["sizeBytes"].clone()
+    };
+    let before = size();
+    assert_eq!(create(json!({ "image": reference, "diskMB": 77 })).0, 503);
+    assert_eq!(size(), 77 << 20, "{before}");
+    let (status, problem) = create(json!({ "image": reference, "diskMB": 78, "pull": "never" }));
+    assert_eq!((status, problem["detail"].as_str().unwrap().contains("never")), (422, true), "{problem}");
+    assert_eq!(create(json!({ "image": reference })).0, 503);
+    assert_eq!(create(json!({ "image": absent })).0, 502);
 }
 
 #[test]

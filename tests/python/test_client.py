@@ -92,7 +92,7 @@ class Sandboxes(unittest.TestCase):
     def test_what_is_refused(self):
         with self.assertRaises(UnauthorizedException):
             VoidRun(api_key="wrong").list_sandboxes()
-        for wrong, status, word in [({"image": "none"}, 422, "none"), ({"name": sandbox.name}, 409, "name")]:
+        for wrong, status, word in [({"image": "NONE"}, 422, "NONE"), ({"name": sandbox.name}, 409, "name")]:
             with self.assertRaises(ApiException) as raised:
                 client.create_sandbox(**wrong)
             self.assertEqual(raised.exception.status, status)

@@ -39,6 +39,9 @@ pub struct PullOptions {
     /// The file system's size in bytes; without it the larger of 10 GiB and twice the content, or that of the image that is
     /// here already.
     pub size: Option<u64>,
+    /// Whether the image that is here already is only to be converted again, for another size: a registry is asked at most for
+    /// layers that are not kept.
+    pub again: bool,
     /// What a conversion may cost.
     pub limits: Limits,
 }
@@ -180,9 +183,12 @@ impl Pull {
     ) -> Result<Pulled, PullError> {
         let name = options.name.clone().or_else(|| source.default_name());
         let name = name.ok_or_else(|| PullError::NameNeeded(source.to_string()))?;
-        let resolved = match self.pinned(&source, &options)? {
-            Some(resolved) => resolved,
-            None => self.resolve(registry, source, &options).await?,
+        let resolved = match (source, options.again) {
+            (Source::Name(name), true) => self.stored(name, &options)?,
+            (source, _) => match self.pinned(&source, &options)? {
+                Some(resolved) => resolved,
+                None => self.resolve(registry, source, &options).await?,
+            },
         };
         let recipe = Recipe {
             manifest: resolved.manifest.digest,

@@ -72,6 +72,12 @@ impl Store {
         Ok(image)
     }
 
+    /// Opens what a reference refers to, whatever its name means by now.
+    pub fn image_of(&self, reference: RefRecord) -> Result<Image, StoreError> {
+        let _lock = self.lock_store(Mode::Shared)?;
+        self.open_image(reference)
+    }
+
     /// As [`Store::image`], but does not count as a use.
     pub fn find(&self, name: &ImageName) -> Result<Image, StoreError> {
         let _lock = self.lock_store(Mode::Shared)?;

@@ -49,6 +49,9 @@ pub(crate) struct Shape {
     /// The file system's size, as 10GiB; it is sparse [default: the larger of 10 GiB and twice the content]
     #[arg(long, value_parser = file_system_size)]
     pub(in crate::cli) size: Option<Size>,
+    /// Only to convert the image that is here again.
+    #[arg(skip)]
+    pub(in crate::cli) again: bool,
 }
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
@@ -126,6 +129,7 @@ pub(in crate::cli) fn obtain(
         name: name.map(ImageName::from),
         platform: shape.platform.clone(),
         size: shape.size.map(|size| size.0),
+        again: shape.again,
         limits: Limits::default(),
     };
     // What an archive holds is known at its end only; everything else comes layer by layer.
