@@ -183,18 +183,17 @@ fn the_image_of_a_sandbox_is_pulled_first() {
         );
     }
 
-    // What is here is enough for another size, whatever has become of the registry.
-    drop(registry);
-    let size = || {
-        site.ask("GET", &format!("/v1/images/name/{}", reference.replace('/', "%2F")), "").1["data"]["sizeBytes"].clone()
-    };
-    let before = size();
+    // What is here is enough for another size, whatever the registry has by now.
+    *registry.layout.lock().unwrap() = Layout::of(&[]);
+    let image = || site.ask("GET", &format!("/v1/images/{reference}"), "").1["data"].clone();
+    let before = image();
     assert_eq!(create(json!({ "image": reference, "diskMB": 77 })).0, 503);
-    assert_eq!(size(), 77 << 20, "{before}");
+    let again = image();
+    assert_eq!((&again["sizeBytes"], &again["digest"]), (&json!(77 << 20), &before["digest"]), "{again}");
     let (status, problem) = create(json!({ "image": reference, "diskMB": 78, "pull": "never" }));
     assert_eq!((status, problem["detail"].as_str().unwrap().contains("never")), (422, true), "{problem}");
-    assert_eq!(create(json!({ "image": reference })).0, 503);
-    assert_eq!(create(json!({ "image": absent })).0, 502);
+    assert_eq!(create(json!({ "image": reference, "pull": "always" })).0, 503);
+    assert_ne!(image()["digest"], before["digest"]);
 }
 
 #[test]
