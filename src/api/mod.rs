@@ -5,6 +5,7 @@
 mod code;
 mod commands;
 mod drain;
+pub(crate) mod events;
 mod exec;
 pub(crate) mod files;
 mod guard;
@@ -97,6 +98,7 @@ fn tree() -> Router<Arc<Daemon>> {
         .route("/sandboxes/{id}/session-exec", post(terminal_exec::exec))
         .route("/sandboxes/{id}/session-exec-stream", post(terminal_exec::stream))
         .merge(images::routes())
+        .route("/events", get(events::follow))
 }
 
 fn system() -> Router<Arc<Daemon>> {

@@ -84,6 +84,7 @@ fn classify(error: &DaemonError) -> (StatusCode, &'static str) {
         | DaemonError::TooManyPulls(_)
         | DaemonError::TooManyWatches(_)
         | DaemonError::TooManyTerminals(_)
+        | DaemonError::TooManyFollowers(_)
         | DaemonError::TooMuchMemory { .. } => (StatusCode::TOO_MANY_REQUESTS, "limit"),
         DaemonError::ImageName(NameError::DefaultImage) => of_image(failure::NOT_FOUND),
         DaemonError::InvalidName(_)

@@ -41,6 +41,8 @@ pub(crate) enum DaemonError {
     NoTerminal { id: String, sandbox: String },
     #[error("the sandbox has {0} terminals, which is the limit: end one of them")]
     TooManyTerminals(usize),
+    #[error("{0} clients follow the events already, which is the limit")]
+    TooManyFollowers(usize),
     #[error(transparent)]
     ImageName(#[from] NameError),
     #[error(transparent)]

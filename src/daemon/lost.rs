@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::chain;
 use super::create::blocking;
 use super::error::DaemonError;
+use super::events::Kind;
 use super::life::supervise;
 use super::sandbox::Sandbox;
 use super::state::Status;
@@ -61,6 +62,11 @@ impl Sandbox {
         }
         let handle = new.handle.clone();
         *status = Status { stopping: status.stopping, ..new };
+        match &status.handle {
+            _ if status.lost => {}
+            Some(_) => self.tell(Kind::Adopted, None),
+            None => self.tell_end(status.state, status.reason.as_deref()),
+        }
         drop(status);
         if let Some(handle) = handle {
             supervise(self, handle);

@@ -4,13 +4,14 @@
 //! of the sandboxes, and whether one runs is known from its lock alone, so the next daemon finds everything again.
 //!
 //! Concurrency: any number of tasks, one for each request, and one for each machine that waits for its end. The table's lock and
-//! those in a [`Sandbox`] are held for some instructions and never across an await; the table's is taken first. Whoever
-//! changes the state of a sandbox holds its `turn` meanwhile.
+//! those in a [`Sandbox`] are held for some instructions and never across an await; the table's is taken first, and a sandbox's
+//! status before its record. Whoever changes the state of a sandbox holds its `turn` meanwhile.
 
 mod collect;
 mod connection;
 mod create;
 mod error;
+mod events;
 mod files;
 mod images;
 mod job;
@@ -38,6 +39,7 @@ use tokio_util::task::TaskTracker;
 pub(crate) use connection::Connection;
 pub(crate) use create::New;
 pub(crate) use error::DaemonError;
+pub(crate) use events::{Filter, Follower, Kind, Told};
 pub(crate) use images::{Got, ImageWanted, Wanted};
 pub(crate) use life::GRACE;
 pub(crate) use log::{Line, Reader, Stream};
@@ -51,6 +53,7 @@ pub(crate) use terminal::Terminal;
 use crate::config::Config;
 use crate::lock::{self, Lock};
 use crate::sandbox::{Directory, Fate, Sandboxes, adopt};
+use events::Events;
 use table::Table;
 
 /// So long the work in the background may take when the daemon ends.
@@ -72,6 +75,7 @@ pub(crate) struct Daemon {
     work: TaskTracker,
     /// The places of those who pull.
     pulls: Semaphore,
+    events: Events,
     lock: Lock,
 }
 
@@ -125,7 +129,8 @@ impl Daemon {
         };
         let (sandboxes, table, work) = (Sandboxes::new(root), Mutex::default(), TaskTracker::new());
         let pulls = Semaphore::new(images::MAX_PULLS);
-        Ok(Arc::new(Self { config, store, sandboxes, table, work, pulls, lock }))
+        let events = Events::new();
+        Ok(Arc::new(Self { config, store, sandboxes, table, work, pulls, events, lock }))
     }
 
     fn find_again(self: &Arc<Self>, directory: Directory) {
@@ -145,7 +150,7 @@ impl Daemon {
         let (status, removed) = (lost::found(adopt(&directory, PATIENCE)), record.removed);
         let (handle, is_lost) = (status.handle.clone(), status.lost);
         tracing::info!(sandbox = %directory.id(), state = %status.state, "found");
-        let sandbox = Arc::new(Sandbox::new(directory, record, status));
+        let sandbox = Arc::new(Sandbox::new(directory, record, status, self.events.clone()));
         if removed {
             self.release(sandbox);
             return;

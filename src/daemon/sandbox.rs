@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::error::DaemonError;
+use super::events::Events;
 use super::state::{State, Status};
 use super::watch::Watches;
 use crate::sandbox::{Directory, Ending, Exec, ExecError, Handle, Record, StreamError};
@@ -35,6 +36,7 @@ pub(crate) struct Sandbox {
     pub(super) output: watch::Sender<()>,
     /// Cancelled when it was removed and nothing of it is left.
     pub(super) released: CancellationToken,
+    pub(super) events: Events,
 }
 
 /// What a sandbox is at this moment.
@@ -47,12 +49,12 @@ pub(crate) struct View {
 }
 
 impl Sandbox {
-    pub(super) fn new(directory: Arc<Directory>, record: Record, status: Status) -> Self {
+    pub(super) fn new(directory: Arc<Directory>, record: Record, status: Status, events: Events) -> Self {
         let (record, status) = (Mutex::new(record), Mutex::new(status));
         let (turn, writing) = (Arc::default(), tokio::sync::Mutex::default());
         let (watches, output, released) =
             (Watches::default(), watch::Sender::default(), CancellationToken::new());
-        Self { directory, record, status, turn, writing, watches, output, released }
+        Self { directory, record, status, turn, writing, watches, output, released, events }
     }
 
     /// Returns when it was removed and nothing of it is left.
@@ -120,6 +122,7 @@ impl Sandbox {
         let current = status.handle.as_ref().is_some_and(|current| Arc::ptr_eq(current, handle));
         if current {
             *status = Status::ended(ending, status.stopping);
+            self.tell_end(status.state, status.reason.as_deref());
             self.output.send_replace(());
         }
         current

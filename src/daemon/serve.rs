@@ -141,6 +141,7 @@ async fn serve(
     socket.close();
     drop(door);
     ending.cancel();
+    daemon.events.end();
     connections.close();
     if tokio::time::timeout(GRACE, connections.wait()).await.is_err() {
         tracing::info!("the commands that still run are ended");

@@ -5,6 +5,7 @@ mod bad_input;
 mod command_line;
 mod daemon;
 mod doctor;
+mod events;
 mod images;
 mod listen;
 mod processes;
