@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 use rootfs_builder::store::Image;
 use tokio::sync::OwnedMutexGuard;
@@ -180,8 +181,13 @@ impl Daemon {
             names.find(|name| table.named(name).is_none()).unwrap_or_else(|| format!("sandbox-{id}"))
         };
         record.name = wanted.unwrap_or_else(made_up);
-        let sandbox =
-            Arc::new(Sandbox::new(Arc::clone(directory), record, Status::creating(), self.events.clone()));
+        let sandbox = Arc::new(Sandbox::new(
+            Arc::clone(directory),
+            record,
+            Status::creating(),
+            self.events.clone(),
+            Arc::clone(&self.metrics),
+        ));
         let turn = Arc::clone(&sandbox.turn).try_lock_owned();
         // Nobody else knows of it.
         let turn = turn.map_err(|_| DaemonError::Ending)?;
@@ -212,10 +218,14 @@ impl Daemon {
         // Only now that the record is written does the store's collection leave the image alone.
         let rootfs = blocking(move || Ok(store.rootfs(&derivation)?)).await?;
         let launch = Launch { record: &record, rootfs: &rootfs, kernel, cmdline };
-        let handle = boot(&sandbox.directory, lock, launch).await.map_err(|source| {
+        let began = Instant::now();
+        let launched = boot(&sandbox.directory, lock, launch).await;
+        self.metrics.boot(began.elapsed(), launched.is_ok());
+        let mut handle = launched.map_err(|source| {
             let (name, image) = (record.name.clone(), record.image_name.clone());
             DaemonError::Launch { name, image, source }
         })?;
+        handle.traffic = self.metrics.traffic();
         let handle = Arc::new(handle);
         *sandbox.status() = Status::up(Arc::clone(&handle), false);
         sandbox.tell(Kind::Started, None);

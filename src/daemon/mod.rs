@@ -19,6 +19,7 @@ mod life;
 mod listen;
 mod log;
 mod lost;
+mod metrics;
 mod name;
 mod sandbox;
 mod serve;
@@ -54,6 +55,7 @@ use crate::config::Config;
 use crate::lock::{self, Lock};
 use crate::sandbox::{Directory, Fate, Sandboxes, adopt};
 use events::Events;
+use metrics::Metrics;
 use table::Table;
 
 /// So long the work in the background may take when the daemon ends.
@@ -76,6 +78,7 @@ pub(crate) struct Daemon {
     /// The places of those who pull.
     pulls: Semaphore,
     events: Events,
+    metrics: Arc<Metrics>,
     lock: Lock,
 }
 
@@ -129,8 +132,8 @@ impl Daemon {
         };
         let (sandboxes, table, work) = (Sandboxes::new(root), Mutex::default(), TaskTracker::new());
         let pulls = Semaphore::new(images::MAX_PULLS);
-        let events = Events::new();
-        Ok(Arc::new(Self { config, store, sandboxes, table, work, pulls, events, lock }))
+        let (events, metrics) = (Events::new(), Arc::new(Metrics::new()));
+        Ok(Arc::new(Self { config, store, sandboxes, table, work, pulls, events, metrics, lock }))
     }
 
     fn find_again(self: &Arc<Self>, directory: Directory) {
@@ -147,10 +150,11 @@ impl Daemon {
             _ => return,
         };
         let directory = Arc::new(directory);
-        let (status, removed) = (lost::found(adopt(&directory, PATIENCE)), record.removed);
+        let (status, removed) = (lost::found(adopt(&directory, PATIENCE), &self.metrics), record.removed);
         let (handle, is_lost) = (status.handle.clone(), status.lost);
         tracing::info!(sandbox = %directory.id(), state = %status.state, "found");
-        let sandbox = Arc::new(Sandbox::new(directory, record, status, self.events.clone()));
+        let sandbox =
+            Arc::new(Sandbox::new(directory, record, status, self.events.clone(), Arc::clone(&self.metrics)));
         if removed {
             self.release(sandbox);
             return;

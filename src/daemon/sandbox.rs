@@ -1,7 +1,7 @@
 //! One sandbox as the daemon keeps it.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use protocol::FrameType;
 use tokio::sync::watch;
@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::error::DaemonError;
 use super::events::Events;
+use super::metrics::Metrics;
 use super::state::{State, Status};
 use super::watch::Watches;
 use crate::sandbox::{Directory, Ending, Exec, ExecError, Handle, Record, StreamError};
@@ -37,6 +38,7 @@ pub(crate) struct Sandbox {
     /// Cancelled when it was removed and nothing of it is left.
     pub(super) released: CancellationToken,
     pub(super) events: Events,
+    pub(super) metrics: Arc<Metrics>,
 }
 
 /// What a sandbox is at this moment.
@@ -49,12 +51,18 @@ pub(crate) struct View {
 }
 
 impl Sandbox {
-    pub(super) fn new(directory: Arc<Directory>, record: Record, status: Status, events: Events) -> Self {
+    pub(super) fn new(
+        directory: Arc<Directory>,
+        record: Record,
+        status: Status,
+        events: Events,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         let (record, status) = (Mutex::new(record), Mutex::new(status));
         let (turn, writing) = (Arc::default(), tokio::sync::Mutex::default());
         let (watches, output, released) =
             (Watches::default(), watch::Sender::default(), CancellationToken::new());
-        Self { directory, record, status, turn, writing, watches, output, released, events }
+        Self { directory, record, status, turn, writing, watches, output, released, events, metrics }
     }
 
     /// Returns when it was removed and nothing of it is left.
@@ -121,6 +129,7 @@ impl Sandbox {
         let mut status = self.status();
         let current = status.handle.as_ref().is_some_and(|current| Arc::ptr_eq(current, handle));
         if current {
+            self.metrics.exit(ending, status.stopping);
             *status = Status::ended(ending, status.stopping);
             self.tell_end(status.state, status.reason.as_deref());
             self.output.send_replace(());
@@ -131,7 +140,10 @@ impl Sandbox {
     /// Starts a command.
     pub(crate) async fn exec(&self, exec: protocol::Exec) -> Result<Exec, DaemonError> {
         let handle = self.machine(RUN, &[State::Running])?;
-        self.answered(RUN, &handle, handle.exec(exec)).await
+        let began = Instant::now();
+        let started = self.answered(RUN, &handle, handle.exec(exec)).await;
+        self.metrics.exec(began.elapsed(), started.is_ok());
+        started
     }
 
     /// Signals a command; without a signal it is ended as by a timeout. False if it has ended already.

@@ -8,6 +8,7 @@ mod doctor;
 mod events;
 mod images;
 mod listen;
+mod metrics;
 mod processes;
 mod registry;
 mod release;
