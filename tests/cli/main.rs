@@ -6,6 +6,7 @@ mod command_line;
 mod daemon;
 mod doctor;
 mod events;
+mod idle;
 mod images;
 mod listen;
 mod metrics;
