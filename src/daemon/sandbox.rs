@@ -48,6 +48,8 @@ pub(crate) struct View {
     pub(crate) record: Record,
     pub(crate) state: State,
     pub(crate) reason: Option<String>,
+    /// A machine runs, and cannot be talked to.
+    pub(crate) lost: bool,
 }
 
 impl Sandbox {
@@ -76,11 +78,11 @@ impl Sandbox {
 
     /// A copy of all that is to be shown.
     pub(crate) fn view(&self) -> View {
-        let (state, reason) = {
+        let (state, reason, lost) = {
             let status = self.status();
-            (status.state, status.reason.clone())
+            (status.state, status.reason.clone(), status.lost)
         };
-        View { id: self.id().to_owned(), record: self.record().clone(), state, reason }
+        View { id: self.id().to_owned(), record: self.record().clone(), state, reason, lost }
     }
 
     pub(crate) fn state(&self) -> State {

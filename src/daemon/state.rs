@@ -48,7 +48,7 @@ impl State {
         matches!(self, Self::Creating | Self::Running | Self::Paused)
     }
 
-    pub(super) fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Creating => "creating",
             Self::Running => "running",

@@ -245,7 +245,11 @@ fn what_happens_is_told() {
     // Each is followed once, and ends with its client.
     let watches = "grep -l '^inotify' /proc/1/fdinfo/* | wc -l";
     assert_eq!(daemon.kind(400, "GET", &path, "WebSocket"), "badRequest");
-    assert!(follow(&path).is_err());
+    let Err(tungstenite::HandshakeError::Failure(tungstenite::Error::Http(again))) = follow(&path) else {
+        panic!("followed twice");
+    };
+    let problem = String::from_utf8(again.body().clone().unwrap()).unwrap();
+    assert_eq!((again.status().as_u16(), problem.contains("in the sandbox dev")), (404, true), "{problem}");
     assert_ne!(daemon.shell(watches), "0\n");
     socket.close(None).unwrap();
     while !socket.read().unwrap().is_close() {}
@@ -258,7 +262,7 @@ fn what_happens_is_told() {
         daemon.data("POST", &watch, json!({ "path": "/opt" }));
     }
     let refused = daemon.refuses(429, "POST", &watch, json!({ "path": "/opt" }));
-    assert!(refused.contains("32 watches"), "{refused}");
+    assert!(refused.contains("the sandbox dev has 32 watches"), "{refused}");
     assert_eq!(daemon.kind(422, "POST", &watch, "path"), "invalid");
     let missing = daemon.refuses(404, "POST", &watch, json!({ "path": "/no/such" }));
     assert!(missing.contains("/no/such"), "{missing}");
