@@ -16,6 +16,7 @@ use crate::size::{Memory, Size};
 const DEFAULT_BUDGET: Size = Size(20 << 30);
 const DEFAULT_GRACE: Duration = Duration::from_hours(1);
 const DEFAULT_SANDBOXES: usize = 256;
+const DEFAULT_IDLE: Duration = Duration::from_mins(5);
 
 /// A value and its origin.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,6 +78,8 @@ pub(crate) struct Config {
     pub(crate) max_sandboxes: Setting<usize>,
     /// So much memory may those that run have together.
     pub(crate) max_memory: Setting<Size>,
+    /// A daemon that a command has started leaves when it has had nothing to do for so long; 0: never.
+    pub(crate) daemon_idle: Setting<Duration>,
 }
 
 /// The configuration file.
@@ -94,6 +97,15 @@ struct File {
     run: Run,
     #[serde(default)]
     limits: Limits,
+    #[serde(default)]
+    daemon: Daemon,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Daemon {
+    #[serde(default, deserialize_with = "duration")]
+    idle_timeout: Option<Duration>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -200,6 +212,7 @@ impl Config {
             memory: setting(file.run.memory, Memory::default()),
             max_sandboxes: setting(file.limits.sandboxes, DEFAULT_SANDBOXES),
             max_memory: setting(file.limits.memory, memory_of_this_machine()),
+            daemon_idle: setting(file.daemon.idle_timeout, DEFAULT_IDLE),
         })
     }
 }
@@ -328,6 +341,20 @@ mod tests {
         ] {
             let message = load(file, &[]).unwrap_err().to_string();
             assert!(message.contains("config.toml") && message.contains(words), "{message}");
+        }
+    }
+
+    #[test]
+    fn the_daemons_idle_timeout() {
+        let idle = |file: &str| load(file, &[]).map(|config| config.daemon_idle);
+        assert_eq!(idle("").unwrap(), Setting { value: DEFAULT_IDLE, origin: Origin::Default });
+        for (text, seconds) in [("90s", 90), ("1h 30m", 5400), ("0", 0), ("0s", 0)] {
+            let found = idle(&format!("[daemon]\nidle_timeout = '{text}'\n")).unwrap();
+            assert_eq!(found, Setting { value: Duration::from_secs(seconds), origin: Origin::File });
+        }
+        for wrong in ["'soon'", "300", "'-1s'"] {
+            let message = idle(&format!("[daemon]\nidle_timeout = {wrong}\n")).unwrap_err().to_string();
+            assert!(message.contains("config.toml:2:"), "{message}");
         }
     }
 

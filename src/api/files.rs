@@ -241,9 +241,9 @@ async fn download(
     Target(sandbox): Target,
     Parameters(At { path }): Parameters<At>,
 ) -> Result<Response, Problem> {
-    let source = sandbox.read_file(path.0).await?;
-    Ok(([(header::CONTENT_TYPE, "application/octet-stream")], transfer::give(sandbox, source))
-        .into_response())
+    let (info, source) = sandbox.read_file(path.0).await?;
+    let headers = [(header::CONTENT_TYPE, "application/octet-stream")];
+    Ok((headers, transfer::give_file(sandbox, source, info.size).await?).into_response())
 }
 
 /// A file, or a directory with what is in it, as a tar stream.
@@ -252,7 +252,8 @@ async fn pack(
     Parameters(Pack { path, follow }): Parameters<Pack>,
 ) -> Result<Response, Problem> {
     let source = sandbox.pack(path.0, follow).await?;
-    Ok(([(header::CONTENT_TYPE, "application/x-tar")], transfer::give(sandbox, source)).into_response())
+    Ok(([(header::CONTENT_TYPE, "application/x-tar")], transfer::give(sandbox, Vec::new(), source, None))
+        .into_response())
 }
 
 /// The body is a tar stream, unpacked beneath the path.

@@ -5,6 +5,7 @@
 mod code;
 mod commands;
 mod drain;
+pub(crate) mod events;
 mod exec;
 pub(crate) mod files;
 mod guard;
@@ -30,8 +31,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use axum::extract::{Request, State};
-use axum::http::{HeaderValue, StatusCode};
-use axum::middleware::{Next, from_fn, map_request};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::{Next, from_fn, from_fn_with_state, map_request};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
@@ -52,7 +53,7 @@ pub(crate) fn router(daemon: Arc<Daemon>) -> Router {
     let layers = ServiceBuilder::new()
         .layer(SetRequestIdLayer::x_request_id(RequestIds::default()))
         .layer(PropagateRequestIdLayer::x_request_id())
-        .layer(from_fn(log))
+        .layer(from_fn_with_state(Arc::clone(&daemon), log))
         .layer(CatchPanicLayer::custom(panicked))
         .layer(map_request(drain::body))
         .layer(from_fn(guard::guard));
@@ -97,12 +98,14 @@ fn tree() -> Router<Arc<Daemon>> {
         .route("/sandboxes/{id}/session-exec", post(terminal_exec::exec))
         .route("/sandboxes/{id}/session-exec-stream", post(terminal_exec::stream))
         .merge(images::routes())
+        .route("/events", get(events::follow))
 }
 
 fn system() -> Router<Arc<Daemon>> {
     Router::new()
         .route("/healthz", get(async || Json(json!({ "status": "ok" }))))
         .route("/version", get(version))
+        .route("/metrics", get(metrics))
 }
 
 async fn version(State(daemon): State<Arc<Daemon>>) -> Json<types::Version> {
@@ -111,6 +114,11 @@ async fn version(State(daemon): State<Arc<Daemon>>) -> Json<types::Version> {
         pid: std::process::id(),
         home: daemon.config().home.value.display().to_string(),
     })
+}
+
+async fn metrics(State(daemon): State<Arc<Daemon>>) -> impl IntoResponse {
+    const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(header::CONTENT_TYPE, OPEN_METRICS)], daemon.scrape())
 }
 
 /// The envelope of an answer.
@@ -141,11 +149,13 @@ fn panicked(panic: Box<dyn Any + Send>) -> Response {
     .into_response()
 }
 
-async fn log(request: Request, next: Next) -> Response {
+/// Counts it as well.
+async fn log(State(daemon): State<Arc<Daemon>>, request: Request, next: Next) -> Response {
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let id = request.extensions().get::<RequestId>().cloned();
     let began = Instant::now();
     let response = next.run(request).await;
+    daemon.metrics().request(response.status());
     let id = id.as_ref().and_then(|id| id.header_value().to_str().ok()).unwrap_or_default();
     let (status, ms) = (response.status().as_u16(), began.elapsed().as_millis() as u64);
     if response.status().is_server_error() {

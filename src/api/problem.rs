@@ -74,7 +74,7 @@ impl From<DaemonError> for Problem {
 fn classify(error: &DaemonError) -> (StatusCode, &'static str) {
     match error {
         DaemonError::NotFound(_) => (StatusCode::NOT_FOUND, "notFound"),
-        DaemonError::NoWatch(_) => (StatusCode::NOT_FOUND, "noSuchWatch"),
+        DaemonError::NoWatch { .. } => (StatusCode::NOT_FOUND, "noSuchWatch"),
         DaemonError::NoJob(_) => (StatusCode::NOT_FOUND, "noLog"),
         DaemonError::NoTerminal { .. } => (StatusCode::NOT_FOUND, "noTerminal"),
         DaemonError::Ambiguous { .. } => (StatusCode::CONFLICT, "ambiguous"),
@@ -82,8 +82,9 @@ fn classify(error: &DaemonError) -> (StatusCode, &'static str) {
         DaemonError::State { .. } => (StatusCode::CONFLICT, "wrongState"),
         DaemonError::TooMany(_)
         | DaemonError::TooManyPulls(_)
-        | DaemonError::TooManyWatches(_)
-        | DaemonError::TooManyTerminals(_)
+        | DaemonError::TooManyWatches { .. }
+        | DaemonError::TooManyTerminals { .. }
+        | DaemonError::TooManyFollowers(_)
         | DaemonError::TooMuchMemory { .. } => (StatusCode::TOO_MANY_REQUESTS, "limit"),
         DaemonError::ImageName(NameError::DefaultImage) => of_image(failure::NOT_FOUND),
         DaemonError::InvalidName(_)

@@ -203,7 +203,8 @@ pub(super) async fn public_urls(Target(_): Target) -> Json<Value> {
     success("public URLs", json!([]))
 }
 
-fn selector(text: &str) -> Result<Vec<(String, String)>, Problem> {
+/// Labels that are asked for, as `k=v,k2=v2`.
+pub(super) fn selector(text: &str) -> Result<Vec<(String, String)>, Problem> {
     let pairs = text.split(',').filter(|pair| !pair.is_empty());
     pairs
         .map(|pair| match pair.split_once('=') {

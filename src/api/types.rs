@@ -157,6 +157,9 @@ pub(crate) struct Sandbox {
     /// Why there is no machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) exit_reason: Option<String>,
+    /// Its state is `failed`, and its machine runs on: it cannot be talked to.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(crate) lost: bool,
     /// What it is there for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) job: Option<Job>,
@@ -203,7 +206,7 @@ impl From<sandbox::Job> for Job {
 }
 
 impl From<View> for Sandbox {
-    fn from(View { id, record, state, reason }: View) -> Self {
+    fn from(View { id, record, state, reason, lost }: View) -> Self {
         let status = match state {
             State::Creating | State::Running => "running",
             State::Paused | State::Stopped => "snapshotted",
@@ -219,6 +222,7 @@ impl From<View> for Sandbox {
             status: status.to_owned(),
             state,
             exit_reason: reason,
+            lost,
             job: record.job.map(Job::from),
             created_at: time(record.created_at_ms),
             created_by: "local".to_owned(),
@@ -230,6 +234,13 @@ impl From<View> for Sandbox {
             ttl: record.ttl_ms.map(|ms| ms.div_ceil(1000)),
             idle_timeout: record.idle_ms.map(|ms| ms.div_ceil(1000)),
         }
+    }
+}
+
+impl Sandbox {
+    /// Whether a machine of it runs.
+    pub(crate) fn is_up(&self) -> bool {
+        self.state.is_up() || self.lost
     }
 }
 

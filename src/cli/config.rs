@@ -1,5 +1,7 @@
 //! `voidrun config`
 
+use std::time::Duration;
+
 use serde::Serialize;
 use serde_json::json;
 
@@ -21,7 +23,7 @@ struct Row {
 
 pub(super) fn run(context: &Context) -> Result<(), CliError> {
     let config = &context.config;
-    let grace = humantime::format_duration(config.gc_grace.value).to_string();
+    let duration = |setting: &Setting<Duration>| json!(humantime::format_duration(setting.value).to_string());
     let file = config.path.as_ref().map(|path| path.display().to_string());
     let row = |key, value, origin| Row { key, value, origin: describe(origin, file.as_deref()) };
     let settings = vec![
@@ -31,12 +33,13 @@ pub(super) fn run(context: &Context) -> Result<(), CliError> {
         plain(row, "mirrors", &config.mirrors),
         plain(row, "insecure_registries", &config.insecure_registries),
         row("gc.budget", json!(config.gc_budget.value.to_string()), config.gc_budget.origin),
-        row("gc.grace", json!(grace), config.gc_grace.origin),
+        row("gc.grace", duration(&config.gc_grace), config.gc_grace.origin),
         row("kernel", json!(config.kernel.value), config.kernel.origin),
         row("run.cpus", json!(config.cpus.value), config.cpus.origin),
         row("run.memory", json!(config.memory.value.to_string()), config.memory.origin),
         plain(row, "limits.sandboxes", &config.max_sandboxes),
         row("limits.memory", json!(config.max_memory.value.to_string()), config.max_memory.origin),
+        row("daemon.idle_timeout", duration(&config.daemon_idle), config.daemon_idle.origin),
     ];
     context.print(&View { file: file.clone(), settings }, |view| {
         let mut rows = vec![["SETTING", "VALUE", "ORIGIN"].map(str::to_owned).to_vec()];

@@ -12,6 +12,7 @@ mod doctor;
 mod environment;
 mod error;
 mod error_code;
+mod events;
 mod exec;
 mod flags;
 mod image;
@@ -74,6 +75,7 @@ enum Verb {
     Inspect(inspect::Args),
     Logs(logs::Args),
     Attach(attach::Args),
+    Events(events::Args),
     Stop(life::StopArgs),
     Start(life::StartArgs),
     Pause(life::PauseArgs),
@@ -171,6 +173,7 @@ fn run(cli: Cli) -> Result<u8, CliError> {
         Verb::Run(args) => return run::run(&args, context),
         Verb::Exec(args) => return exec::run(args, &context),
         Verb::Code(args) => return code::run(&args, &context),
+        Verb::Events(args) => return events::run(&args, &context),
         Verb::Create(args) => create::run(*args, &context),
         Verb::Attach(args) => return attach::run(&args, &context),
         Verb::Logs(args) => logs::run(&args, &context),

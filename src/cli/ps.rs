@@ -36,7 +36,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
         let client = Client::connect(&context.config).await?;
         Ok(all(&client, &args.label.join(",")).await?)
     })?;
-    sandboxes.retain(|sandbox| args.all || sandbox.state.is_up());
+    sandboxes.retain(|sandbox| args.all || sandbox.is_up());
     context.print(&sandboxes, |sandboxes| {
         if args.quiet {
             let ids: Vec<&str> = sandboxes.iter().map(|sandbox| &*sandbox.id).collect();

@@ -29,10 +29,10 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
         for name in &args.sandboxes {
             let sandbox: Sandbox =
                 client.ask(Method::GET, &format!("/sandboxes/{}", segment(name)), &()).await?;
-            if sandbox.state.is_up() && !args.force {
+            if sandbox.is_up() && !args.force {
+                let state = if sandbox.lost { "lost, and its machine runs" } else { sandbox.state.as_str() };
                 return Err(CliError::Usage(format!(
-                    "the sandbox {name} is {}: stop it before, or remove it with --force",
-                    sandbox.state
+                    "the sandbox {name} is {state}: stop it before, or remove it with --force"
                 )));
             }
             let _: Value = client.ask(Method::DELETE, &format!("/sandboxes/{}", sandbox.id), &()).await?;

@@ -1,5 +1,6 @@
 //! The daemon as the command line sees it: a connection for each request, and a daemon that is started where there is none.
 
+mod events;
 mod files;
 mod release;
 mod session;
@@ -48,6 +49,8 @@ pub(crate) enum ClientError {
     Start { reason: String, log: String },
     #[error("cannot {action}")]
     Host { action: &'static str, source: std::io::Error },
+    #[error("the daemon has ended")]
+    Ended,
     #[error("the connection to the daemon has broken off")]
     Http(#[from] hyper::Error),
     /// The daemon has said no.

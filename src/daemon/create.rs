@@ -4,16 +4,18 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 use rootfs_builder::store::Image;
 use tokio::sync::OwnedMutexGuard;
 use vmm::spec::{Cpus, MemoryMib};
 
 use super::error::DaemonError;
+use super::events::Kind;
 use super::life::{remove, supervise};
 use super::sandbox::Sandbox;
 use super::state::Status;
-use super::{Daemon, ImageWanted, name};
+use super::{Daemon, ImageWanted, chain, name};
 use crate::config::{Origin, Setting};
 use crate::sandbox::{Command, Job, Kernel, Launch, Record, boot};
 
@@ -97,12 +99,14 @@ impl Daemon {
         let Prepared { sandbox, turn: _turn, lock, kernel } =
             blocking(move || preparing.prepare(new, &image)).await?;
         let result = self.boot(&sandbox, lock, kernel, &cmdline).await;
-        if result.is_err() {
+        if let Err(error) = &result {
+            sandbox.tell(Kind::Failed, Some(&chain(error)));
             self.table().remove(&sandbox);
             // A daemon that finds it must not take it for one that is kept. What stays is removed by the next command.
             sandbox.record().removed = true;
             let _ = sandbox.write_record().await;
             let _ = remove(&sandbox.directory).await;
+            sandbox.tell(Kind::Removed, None);
         }
         result.map(|()| sandbox)
     }
@@ -131,7 +135,10 @@ impl Daemon {
         let written = taken.and_then(|(sandbox, turn)| {
             let record = sandbox.record().clone();
             match directory.write_record(&record) {
-                Ok(()) => Ok((sandbox, turn)),
+                Ok(()) => {
+                    sandbox.tell(Kind::Created, None);
+                    Ok((sandbox, turn))
+                }
                 Err(error) => {
                     self.table().remove(&sandbox);
                     Err(error.into())
@@ -174,7 +181,13 @@ impl Daemon {
             names.find(|name| table.named(name).is_none()).unwrap_or_else(|| format!("sandbox-{id}"))
         };
         record.name = wanted.unwrap_or_else(made_up);
-        let sandbox = Arc::new(Sandbox::new(Arc::clone(directory), record, Status::creating()));
+        let sandbox = Arc::new(Sandbox::new(
+            Arc::clone(directory),
+            record,
+            Status::creating(),
+            self.events.clone(),
+            Arc::clone(&self.metrics),
+        ));
         let turn = Arc::clone(&sandbox.turn).try_lock_owned();
         // Nobody else knows of it.
         let turn = turn.map_err(|_| DaemonError::Ending)?;
@@ -205,12 +218,17 @@ impl Daemon {
         // Only now that the record is written does the store's collection leave the image alone.
         let rootfs = blocking(move || Ok(store.rootfs(&derivation)?)).await?;
         let launch = Launch { record: &record, rootfs: &rootfs, kernel, cmdline };
-        let handle = boot(&sandbox.directory, lock, launch).await.map_err(|source| {
+        let began = Instant::now();
+        let launched = boot(&sandbox.directory, lock, launch).await;
+        self.metrics.boot(began.elapsed(), launched.is_ok());
+        let mut handle = launched.map_err(|source| {
             let (name, image) = (record.name.clone(), record.image_name.clone());
             DaemonError::Launch { name, image, source }
         })?;
+        handle.traffic = self.metrics.traffic();
         let handle = Arc::new(handle);
         *sandbox.status() = Status::up(Arc::clone(&handle), false);
+        sandbox.tell(Kind::Started, None);
         tracing::info!(sandbox = sandbox.id(), name = record.name, image = record.image_name, "runs");
         supervise(sandbox, Arc::clone(&handle));
         let started = self.start_job(sandbox, &handle).await;

@@ -39,8 +39,10 @@ pub(crate) enum DaemonError {
     TooMuchMemory { used: u64, wanted: u64, limit: u64 },
     #[error("there is no terminal {id} in the sandbox {sandbox}, or it has ended")]
     NoTerminal { id: String, sandbox: String },
-    #[error("the sandbox has {0} terminals, which is the limit: end one of them")]
-    TooManyTerminals(usize),
+    #[error("the sandbox {sandbox} has {limit} terminals, which is the limit: end one of them")]
+    TooManyTerminals { limit: usize, sandbox: String },
+    #[error("{0} clients follow the events already, which is the limit")]
+    TooManyFollowers(usize),
     #[error(transparent)]
     ImageName(#[from] NameError),
     #[error(transparent)]
@@ -62,15 +64,17 @@ pub(crate) enum DaemonError {
     /// `action` is what the guest was asked for, as in "run a command in".
     #[error("cannot {action} the sandbox {name}")]
     Exec { action: &'static str, name: String, source: ExecError },
-    #[error("there is no watch {0}, or somebody follows it already")]
-    NoWatch(String),
-    #[error("there are {0} watches already that nobody follows")]
-    TooManyWatches(usize),
+    #[error("there is no watch {id} in the sandbox {sandbox}, or somebody follows it already")]
+    NoWatch { id: String, sandbox: String },
+    #[error(
+        "the sandbox {sandbox} has {limit} watches that nobody follows, which is the limit: follow one of them"
+    )]
+    TooManyWatches { limit: usize, sandbox: String },
     /// Why it has, as [`crate::sandbox::Ending`] tells it.
     #[error("cannot {action} the sandbox {name}: its machine has ended: {reason}")]
     Ended { action: &'static str, name: String, reason: String },
     /// Its machine runs, and this daemon cannot talk to it.
-    #[error("the sandbox {name} cannot be reached: {reason}; `voidrun stop` and `voidrun rm` end it")]
+    #[error("the sandbox {name} cannot be reached: {reason}; `voidrun stop` and `voidrun rm --force` end it")]
     Lost { name: String, reason: String },
     #[error("cannot {action} the sandbox {name}: the guest has not answered within {seconds} s")]
     Silent { action: &'static str, name: String, seconds: u64 },

@@ -40,9 +40,9 @@ impl Sandbox {
         self.files(TREE, async |handle| handle.ask(&Request::File(request)).await).await
     }
 
-    /// The content of a file.
-    pub(crate) async fn read_file(&self, path: String) -> Result<Source, DaemonError> {
-        self.files(ANSWER, async |handle| handle.read(path).await).await.map(|(_, source)| source)
+    /// What stands at a path, and the content of it, which is a file.
+    pub(crate) async fn read_file(&self, path: String) -> Result<(FileInfo, Source), DaemonError> {
+        self.files(ANSWER, async |handle| handle.read(path).await).await
     }
 
     /// A file or a tree as a tar stream.

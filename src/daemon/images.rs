@@ -137,7 +137,10 @@ impl Daemon {
             pull(&self.store, &registry, source, options, progress).await
         };
         let pulled = pulled.await;
-        pulled.map_err(|source: PullError| DaemonError::Pull { what, source: Box::new(source) })
+        let pulled =
+            pulled.map_err(|source: PullError| DaemonError::Pull { what, source: Box::new(source) })?;
+        self.metrics.image();
+        Ok(pulled)
     }
 
     /// What `text` means; the default image when there is none.

@@ -13,6 +13,7 @@ use vmm::control::{Client, ControlError, Metrics};
 
 use super::create::blocking;
 use super::error::DaemonError;
+use super::events::Kind;
 use super::sandbox::Sandbox;
 use super::state::{State, Status};
 use super::{Daemon, chain, name};
@@ -88,7 +89,7 @@ impl Sandbox {
         let _turn = self.turn.lock().await;
         let handle = self.machine("pause", &[State::Running])?;
         self.control("pause", &handle, Client::pause).await?;
-        self.is_now(&handle, State::Paused);
+        self.is_now(&handle, State::Paused, Kind::Paused);
         Ok(())
     }
 
@@ -96,15 +97,16 @@ impl Sandbox {
         let _turn = self.turn.lock().await;
         let handle = self.machine("resume", &[State::Paused])?;
         self.control("resume", &handle, Client::resume).await?;
-        self.is_now(&handle, State::Running);
+        self.is_now(&handle, State::Running, Kind::Resumed);
         Ok(())
     }
 
-    fn is_now(&self, handle: &Arc<Handle>, state: State) {
+    fn is_now(&self, handle: &Arc<Handle>, state: State, kind: Kind) {
         let mut status = self.status();
         // It may have ended in the meantime.
         if status.handle.as_ref().is_some_and(|current| Arc::ptr_eq(current, handle)) {
             status.state = state;
+            self.tell(kind, None);
         }
     }
 
@@ -202,7 +204,8 @@ impl Daemon {
         self.to_its_end(async move {
             let _turn = sandbox.turn.lock().await;
             sandbox.look().await;
-            if sandbox.record().removed || !matches!(sandbox.state(), State::Stopped | State::Failed) {
+            let removed = sandbox.record().removed;
+            if removed || !matches!(sandbox.state(), State::Stopped | State::Failed) {
                 return Err(sandbox.wrong_state("start"));
             }
             sandbox.is_not_lost()?;
@@ -212,7 +215,11 @@ impl Daemon {
             match &result {
                 Ok(()) => {}
                 Err(DaemonError::TooMuchMemory { .. }) => *sandbox.status() = before,
-                Err(error) => *sandbox.status() = Status::failed(chain(error)),
+                Err(error) => {
+                    let reason = chain(error);
+                    *sandbox.status() = Status::failed(reason.clone());
+                    sandbox.tell(Kind::Failed, Some(&reason));
+                }
             }
             result
         })
@@ -269,7 +276,9 @@ impl Daemon {
             before
         };
         let written = sandbox.write_record().await;
-        if written.is_err() {
+        if written.is_ok() {
+            sandbox.tell(Kind::Changed, None);
+        } else {
             let mut record = sandbox.record();
             (record.name, record.labels) = (before.name, before.labels);
         }
@@ -307,13 +316,16 @@ impl Daemon {
                 let released = async {
                     if let Some(handle) = sandbox.to_end().await? {
                         sandbox.end_machine(&handle).await?;
+                        // Here, so that it is told before the removal is.
+                        sandbox.ended(&handle, &sandbox.ending_of(&handle).await?);
                     }
                     remove(&sandbox.directory).await
                 };
                 match released.await {
                     Ok(true) => {
-                        sandbox.released.cancel();
-                        break tracing::info!(sandbox = sandbox.id(), "removed");
+                        tracing::info!(sandbox = sandbox.id(), "removed");
+                        sandbox.tell(Kind::Removed, None);
+                        break sandbox.released.cancel();
                     }
                     Ok(false) => {
                         tracing::error!(sandbox = sandbox.id(), "cannot be removed: somebody runs it");

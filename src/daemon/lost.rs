@@ -7,7 +7,9 @@ use std::time::Duration;
 use super::chain;
 use super::create::blocking;
 use super::error::DaemonError;
+use super::events::Kind;
 use super::life::supervise;
+use super::metrics::Metrics;
 use super::sandbox::Sandbox;
 use super::state::Status;
 use crate::sandbox::{AdoptError, Found, Handle, adopt};
@@ -17,10 +19,14 @@ const FIRST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(30);
 
 /// What has become of a sandbox's machine.
-pub(super) fn found(found: Result<Found, AdoptError>) -> Status {
+pub(super) fn found(found: Result<Found, AdoptError>, metrics: &Metrics) -> Status {
+    let counted = |mut handle: Handle| {
+        handle.traffic = metrics.traffic();
+        Arc::new(handle)
+    };
     match found {
-        Ok(Found::Running { handle, paused }) => Status::up(Arc::new(handle), paused),
-        Ok(Found::Deaf { handle, error }) => Status::lost(Some(Arc::new(handle)), chain(&error)),
+        Ok(Found::Running { handle, paused }) => Status::up(counted(handle), paused),
+        Ok(Found::Deaf { handle, error }) => Status::lost(Some(counted(handle)), chain(&error)),
         // Whether it was to end is not known any more; how it did is.
         Ok(Found::Ended(ending)) => Status::ended(&ending, false),
         Err(error) => Status::lost(None, chain(&error)),
@@ -52,8 +58,10 @@ impl Sandbox {
         if !self.status().lost {
             return;
         }
-        let directory = Arc::clone(&self.directory);
-        let Ok(new) = blocking(move || Ok(found(adopt(&directory, Duration::ZERO)))).await else { return };
+        let (directory, metrics) = (Arc::clone(&self.directory), Arc::clone(&self.metrics));
+        let Ok(new) = blocking(move || Ok(found(adopt(&directory, Duration::ZERO), &metrics))).await else {
+            return;
+        };
         let mut status = self.status();
         // It may have ended meanwhile; and the way to end it that there is stays.
         if !status.lost || (new.lost && (new.handle.is_none() || status.handle.is_some())) {
@@ -61,6 +69,11 @@ impl Sandbox {
         }
         let handle = new.handle.clone();
         *status = Status { stopping: status.stopping, ..new };
+        match &status.handle {
+            _ if status.lost => {}
+            Some(_) => self.tell(Kind::Adopted, None),
+            None => self.tell_end(status.state, status.reason.as_deref()),
+        }
         drop(status);
         if let Some(handle) = handle {
             supervise(self, handle);

@@ -4,13 +4,14 @@
 //! of the sandboxes, and whether one runs is known from its lock alone, so the next daemon finds everything again.
 //!
 //! Concurrency: any number of tasks, one for each request, and one for each machine that waits for its end. The table's lock and
-//! those in a [`Sandbox`] are held for some instructions and never across an await; the table's is taken first. Whoever
-//! changes the state of a sandbox holds its `turn` meanwhile.
+//! those in a [`Sandbox`] are held for some instructions and never across an await; the table's is taken first, and a sandbox's
+//! status before its record. Whoever changes the state of a sandbox holds its `turn` meanwhile.
 
 mod collect;
 mod connection;
 mod create;
 mod error;
+mod events;
 mod files;
 mod images;
 mod job;
@@ -18,6 +19,7 @@ mod life;
 mod listen;
 mod log;
 mod lost;
+mod metrics;
 mod name;
 mod sandbox;
 mod serve;
@@ -38,6 +40,7 @@ use tokio_util::task::TaskTracker;
 pub(crate) use connection::Connection;
 pub(crate) use create::New;
 pub(crate) use error::DaemonError;
+pub(crate) use events::{Filter, Follower, Kind, Told};
 pub(crate) use images::{Got, ImageWanted, Wanted};
 pub(crate) use life::GRACE;
 pub(crate) use log::{Line, Reader, Stream};
@@ -51,6 +54,8 @@ pub(crate) use terminal::Terminal;
 use crate::config::Config;
 use crate::lock::{self, Lock};
 use crate::sandbox::{Directory, Fate, Sandboxes, adopt};
+use events::Events;
+use metrics::Metrics;
 use table::Table;
 
 /// So long the work in the background may take when the daemon ends.
@@ -72,6 +77,8 @@ pub(crate) struct Daemon {
     work: TaskTracker,
     /// The places of those who pull.
     pulls: Semaphore,
+    events: Events,
+    metrics: Arc<Metrics>,
     lock: Lock,
 }
 
@@ -125,7 +132,8 @@ impl Daemon {
         };
         let (sandboxes, table, work) = (Sandboxes::new(root), Mutex::default(), TaskTracker::new());
         let pulls = Semaphore::new(images::MAX_PULLS);
-        Ok(Arc::new(Self { config, store, sandboxes, table, work, pulls, lock }))
+        let (events, metrics) = (Events::new(), Arc::new(Metrics::new()));
+        Ok(Arc::new(Self { config, store, sandboxes, table, work, pulls, events, metrics, lock }))
     }
 
     fn find_again(self: &Arc<Self>, directory: Directory) {
@@ -142,10 +150,11 @@ impl Daemon {
             _ => return,
         };
         let directory = Arc::new(directory);
-        let (status, removed) = (lost::found(adopt(&directory, PATIENCE)), record.removed);
+        let (status, removed) = (lost::found(adopt(&directory, PATIENCE), &self.metrics), record.removed);
         let (handle, is_lost) = (status.handle.clone(), status.lost);
         tracing::info!(sandbox = %directory.id(), state = %status.state, "found");
-        let sandbox = Arc::new(Sandbox::new(directory, record, status));
+        let sandbox =
+            Arc::new(Sandbox::new(directory, record, status, self.events.clone(), Arc::clone(&self.metrics)));
         if removed {
             self.release(sandbox);
             return;

@@ -1,13 +1,15 @@
 //! One sandbox as the daemon keeps it.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use protocol::FrameType;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::error::DaemonError;
+use super::events::Events;
+use super::metrics::Metrics;
 use super::state::{State, Status};
 use super::watch::Watches;
 use crate::sandbox::{Directory, Ending, Exec, ExecError, Handle, Record, StreamError};
@@ -35,6 +37,8 @@ pub(crate) struct Sandbox {
     pub(super) output: watch::Sender<()>,
     /// Cancelled when it was removed and nothing of it is left.
     pub(super) released: CancellationToken,
+    pub(super) events: Events,
+    pub(super) metrics: Arc<Metrics>,
 }
 
 /// What a sandbox is at this moment.
@@ -44,15 +48,23 @@ pub(crate) struct View {
     pub(crate) record: Record,
     pub(crate) state: State,
     pub(crate) reason: Option<String>,
+    /// A machine runs, and cannot be talked to.
+    pub(crate) lost: bool,
 }
 
 impl Sandbox {
-    pub(super) fn new(directory: Arc<Directory>, record: Record, status: Status) -> Self {
+    pub(super) fn new(
+        directory: Arc<Directory>,
+        record: Record,
+        status: Status,
+        events: Events,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         let (record, status) = (Mutex::new(record), Mutex::new(status));
         let (turn, writing) = (Arc::default(), tokio::sync::Mutex::default());
         let (watches, output, released) =
             (Watches::default(), watch::Sender::default(), CancellationToken::new());
-        Self { directory, record, status, turn, writing, watches, output, released }
+        Self { directory, record, status, turn, writing, watches, output, released, events, metrics }
     }
 
     /// Returns when it was removed and nothing of it is left.
@@ -66,11 +78,11 @@ impl Sandbox {
 
     /// A copy of all that is to be shown.
     pub(crate) fn view(&self) -> View {
-        let (state, reason) = {
+        let (state, reason, lost) = {
             let status = self.status();
-            (status.state, status.reason.clone())
+            (status.state, status.reason.clone(), status.lost)
         };
-        View { id: self.id().to_owned(), record: self.record().clone(), state, reason }
+        View { id: self.id().to_owned(), record: self.record().clone(), state, reason, lost }
     }
 
     pub(crate) fn state(&self) -> State {
@@ -119,7 +131,9 @@ impl Sandbox {
         let mut status = self.status();
         let current = status.handle.as_ref().is_some_and(|current| Arc::ptr_eq(current, handle));
         if current {
+            self.metrics.exit(ending, status.stopping);
             *status = Status::ended(ending, status.stopping);
+            self.tell_end(status.state, status.reason.as_deref());
             self.output.send_replace(());
         }
         current
@@ -128,7 +142,10 @@ impl Sandbox {
     /// Starts a command.
     pub(crate) async fn exec(&self, exec: protocol::Exec) -> Result<Exec, DaemonError> {
         let handle = self.machine(RUN, &[State::Running])?;
-        self.answered(RUN, &handle, handle.exec(exec)).await
+        let began = Instant::now();
+        let started = self.answered(RUN, &handle, handle.exec(exec)).await;
+        self.metrics.exec(began.elapsed(), started.is_ok());
+        started
     }
 
     /// Signals a command; without a signal it is ended as by a timeout. False if it has ended already.

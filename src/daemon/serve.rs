@@ -30,8 +30,6 @@ const MAX_CONNECTIONS: usize = 1024;
 const GRACE: Duration = Duration::from_secs(5);
 /// What they say last, that the daemon ends, has to be taken in this time.
 const LAST: Duration = Duration::from_secs(2);
-/// A daemon that was started by a command leaves when it has been idle for so long.
-const IDLE: Duration = Duration::from_mins(5);
 /// So often the daemon looks whether it is idle, and whether its socket is still there.
 const LOOK: Duration = Duration::from_secs(1);
 /// Descriptors are short, or memory is.
@@ -54,8 +52,8 @@ pub(crate) enum ServeError {
     Runtime(#[source] std::io::Error),
 }
 
-/// Serves until a signal ends it; with `auto` also until there has been nothing to do for some minutes. Sandboxes run on. It
-/// listens at `given`, which is left as it is, or at a socket of its own, and at `tcp` as well. When it can be asked it says so
+/// Serves until a signal ends it; with `auto` also until there has been nothing to do for the time that is configured. Sandboxes run on.
+/// It listens at `given`, which is left as it is, or at a socket of its own, and at `tcp` as well. When it can be asked it says so
 /// to `ready`, and takes it, and to systemd.
 pub(crate) async fn run(
     config: Config,
@@ -102,7 +100,7 @@ async fn serve(
     let connections = TaskTracker::new();
     let (ending, ended) = (CancellationToken::new(), CancellationToken::new());
     let service = api::router(Arc::clone(daemon));
-    let mut idle_since = Instant::now();
+    let (limit, mut idle_since) = (daemon.config.daemon_idle.value, Instant::now());
     let mut look = tokio::time::interval(LOOK);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -115,7 +113,7 @@ async fn serve(
             _ = interrupt.recv() => break,
             _ = terminate.recv() => break,
             _ = look.tick() => {
-                if auto && !busy && idle_since.elapsed() >= IDLE {
+                if auto && !busy && !limit.is_zero() && idle_since.elapsed() >= limit {
                     tracing::info!("nothing to do");
                     break;
                 }
@@ -141,6 +139,7 @@ async fn serve(
     socket.close();
     drop(door);
     ending.cancel();
+    daemon.events.end();
     connections.close();
     if tokio::time::timeout(GRACE, connections.wait()).await.is_err() {
         tracing::info!("the commands that still run are ended");

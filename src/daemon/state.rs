@@ -39,21 +39,29 @@ pub(super) struct Status {
 }
 
 impl State {
+    /// All there are.
+    pub(super) const ALL: [Self; 5] =
+        [Self::Creating, Self::Running, Self::Paused, Self::Stopped, Self::Failed];
+
     /// Whether a machine takes memory.
     pub(crate) fn is_up(self) -> bool {
         matches!(self, Self::Creating | Self::Running | Self::Paused)
     }
-}
 
-impl fmt::Display for State {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
             Self::Creating => "creating",
             Self::Running => "running",
             Self::Paused => "paused",
             Self::Stopped => "stopped",
             Self::Failed => "failed",
-        })
+        }
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
     }
 }
 

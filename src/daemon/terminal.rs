@@ -53,7 +53,7 @@ impl Sandbox {
     /// Starts `shell`, which has a `tty`, as a terminal of its own.
     pub(crate) async fn open_terminal(&self, mut shell: protocol::Exec) -> Result<Terminal, DaemonError> {
         if self.terminals().await?.len() >= MAX_TERMINALS {
-            return Err(DaemonError::TooManyTerminals(MAX_TERMINALS));
+            return Err(DaemonError::TooManyTerminals { limit: MAX_TERMINALS, sandbox: self.name() });
         }
         shell.detached = true;
         let pid = self.exec(shell).await?.pid;

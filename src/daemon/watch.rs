@@ -33,7 +33,7 @@ impl Sandbox {
         {
             let mut waiting = self.watches.waiting();
             if waiting.len() == MAX_WAITING {
-                return Err(DaemonError::TooManyWatches(MAX_WAITING));
+                return Err(DaemonError::TooManyWatches { limit: MAX_WAITING, sandbox: self.name() });
             }
             waiting.insert(session.clone(), events);
         }
@@ -50,7 +50,8 @@ impl Sandbox {
     /// What the watch of a session tells; it ends when this is dropped.
     pub(crate) fn follow(&self, session: &str) -> Result<FileEvents, DaemonError> {
         let events = self.watches.waiting().remove(session);
-        events.ok_or_else(|| DaemonError::NoWatch(session.chars().take(50).collect()))
+        let id = || session.chars().take(50).collect();
+        events.ok_or_else(|| DaemonError::NoWatch { id: id(), sandbox: self.name() })
     }
 }
 

@@ -9,6 +9,7 @@ use vmm::control::{Contact, ControlError};
 use super::directory::{Claim, Directory, DirectoryError};
 use super::handle::{CONTROL, Ending, Handle};
 use super::process::Process;
+use super::traffic::Traffic;
 
 const ANSWER: Duration = Duration::from_secs(5);
 /// Neither the lock nor the socket tells when it changes.
@@ -68,7 +69,8 @@ fn greet(directory: &Arc<Directory>) -> Result<Found, AdoptError> {
     let pidfd = contact.pidfd().try_clone().map_err(|e| failed(e.into()))?;
     let process = Process::new(pidfd).map_err(|e| failed(e.into()))?;
     let directory = Arc::clone(directory);
-    let handle = Handle { directory: Arc::clone(&directory), process, _owner: None, agent: None };
+    let traffic = Traffic::default();
+    let handle = Handle { directory: Arc::clone(&directory), process, traffic, _owner: None, agent: None };
     let paused = contact.greeted().map_err(failed).and_then(|mut client| {
         if client.greeting().id != directory.id().as_str() {
             return Err(AdoptError::Other { id: id(), other: client.greeting().id.clone() });

@@ -13,6 +13,7 @@ use tokio::net::UnixStream;
 use super::connect::ConnectError;
 use super::frames::{FrameReader, Received, StreamError};
 use super::handle::Handle;
+use super::traffic::{Counted, Way};
 
 /// More of a list is not taken, in commands and in bytes of each: a guest that means harm could tell of them for ever.
 const MAX_PROCESSES: usize = 2048;
@@ -135,7 +136,9 @@ impl Handle {
     ) -> Result<(FrameReader<Reader>, Writer), ExecError> {
         let bytes = encode(request).map_err(ExecError::TooLong)?;
         let stream: UnixStream = self.connect(AGENT_PORT).await?;
-        let (reader, mut writer) = stream.into_split();
+        let Way { sent, received } = self.traffic.of(request);
+        let (reader, writer) = stream.into_split();
+        let (reader, mut writer) = (Counted::new(reader, received), Counted::new(writer, sent));
         writer.write_all(&bytes).await?;
         Ok((FrameReader::new(Box::new(reader) as _, Sender::Agent), Box::new(writer)))
     }

@@ -14,6 +14,7 @@ use vmm::exit::{Exit, ExitReason};
 use super::connect::{ConnectError, connect};
 use super::directory::Directory;
 use super::process::Process;
+use super::traffic::Traffic;
 
 pub(super) const CONTROL: &str = "control.sock";
 pub(super) const VSOCK: &str = "vsock.sock";
@@ -36,6 +37,8 @@ const MAX_EXIT: u64 = 1 << 20;
 pub(crate) struct Handle {
     pub(super) directory: Arc<Directory>,
     pub(super) process: Process,
+    /// Counts the bytes of its streams.
+    pub(crate) traffic: Traffic,
     /// The machine of an ephemeral sandbox ends when this is closed, as it is by our death.
     pub(super) _owner: Option<StdUnixStream>,
     /// The first stream of the agent, where we have started the machine; it stays open.

@@ -18,6 +18,7 @@ use super::handle::{CONTROL, EXIT, Ending, Handle, LOG, VSOCK};
 use super::kernel::Kernel;
 use super::process::{Descriptors, Process, spawn};
 use super::record::Record;
+use super::traffic::Traffic;
 use crate::agent;
 
 /// What the kernel is told, beside the machine's devices, which ACPI describes.
@@ -109,7 +110,8 @@ pub(crate) async fn boot(
 ) -> Result<Handle, LaunchError> {
     let Started { process, owner, ready } = start(directory, lock, open_kvm()?, launch)?;
     let directory = Arc::clone(directory);
-    let mut handle = Handle { directory, process, _owner: owner, agent: None };
+    let traffic = Traffic::default();
+    let mut handle = Handle { directory, process, traffic, _owner: owner, agent: None };
     match come_up(&handle, ready).await {
         Ok(agent) => handle.agent = Some(agent),
         Err(error) => {

@@ -19,6 +19,7 @@ mod kernel;
 mod launch;
 mod process;
 mod record;
+mod traffic;
 
 pub(crate) use adopt::{AdoptError, Found, adopt};
 pub(crate) use command::Command;
@@ -30,3 +31,4 @@ pub(crate) use handle::{Ending, Handle};
 pub(crate) use kernel::{Kernel, KernelError};
 pub(crate) use launch::{Launch, LaunchError, boot};
 pub(crate) use record::{Fate, Job, Record};
+pub(crate) use traffic::{Traffic, Way};

@@ -65,7 +65,7 @@ impl Site {
     }
 
     /// Ends the daemon as a user would, and waits for it.
-    fn end(&self, signal: Signal) {
+    pub(crate) fn end(&self, signal: Signal) {
         let process = pidfd_open(self.daemon(), rustix::process::PidfdFlags::empty()).unwrap();
         pidfd_send_signal(&process, signal).unwrap();
         rustix::event::poll(&mut [rustix::event::PollFd::new(&process, rustix::event::PollFlags::IN)], None)

@@ -69,7 +69,7 @@ fn with_the_key_from_this_machine_and_not_from_a_browser() {
     let mut daemon = Listening::new();
     let host = format!("Host: {}", daemon.address);
     let key = format!("X-API-Key: {KEY}");
-    for path in ["/healthz", "/version", "/v1/sandboxes", "/api/sandboxes", "/nothing"] {
+    for path in ["/healthz", "/version", "/metrics", "/v1/sandboxes", "/api/sandboxes", "/nothing"] {
         let expected = if path == "/nothing" { 404 } else { 200 };
         assert_eq!(daemon.ask(path, &[&host, &key]).0, expected, "{path}");
         for (status, word, head) in [

@@ -3,7 +3,8 @@
 use std::io::{BufRead as _, BufReader};
 use std::time::{Duration, Instant};
 
-use rustix::process::Signal;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
 use serde_json::Value;
 
 use crate::{Daemon, Ran, until};
@@ -55,5 +56,23 @@ fn some_of_several() {
     let ran = daemon.cli(&["rm", "-f", "one", "absent"]);
     ran.ends(1, &["there is no sandbox absent"]);
     assert_eq!(String::from_utf8(ran.stdout).unwrap(), "one\n");
+    daemon.is_clean();
+}
+
+#[test]
+fn a_sandbox_holds_the_daemon_that_a_command_has_started() {
+    let mut daemon = Daemon::configured("[daemon]\nidle_timeout = '1s'\n");
+    daemon.signal(Signal::TERM);
+    daemon.process.wait().unwrap();
+    daemon.create("dev");
+    let pid = daemon.ask("GET", "/version", Value::Null).1["pid"].as_i64().unwrap();
+    let process = pidfd_open(Pid::from_raw(pid as i32).unwrap(), PidfdFlags::empty()).unwrap();
+    let ended =
+        || poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&Timespec { tv_sec: 5, tv_nsec: 0 }));
+    assert_eq!(ended(), Ok(0));
+    daemon.cli(&["stop", "dev"]).prints("dev\n");
+    crate::guests::dies(&process);
+    // The next one knows it.
+    daemon.cli(&["rm", "dev"]).prints("dev\n");
     daemon.is_clean();
 }

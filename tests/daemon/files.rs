@@ -1,6 +1,6 @@
 //! Files, by every route, from a client to the guest's disk and back.
 
-use std::io::{Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 
 use serde_json::{Value, json};
@@ -185,6 +185,51 @@ fn a_hundred_mebibytes() {
     assert_eq!(daemon.shell("cd /mnt/small; cat f; ls -A"), "old\nf\n");
 }
 
+/// The head of the answer to a download, with the length that it tells, and what comes behind it.
+fn begin(daemon: &Daemon, path: &str) -> (Option<u64>, BufReader<UnixStream>) {
+    let mut body = BufReader::new(daemon.send("GET", &at("/download", path), "", &Value::Null));
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        assert!(body.read_line(&mut head).unwrap() > 0, "{head}");
+    }
+    assert!(head.starts_with("HTTP/1.0 200 "), "{head}");
+    let length = head.lines().find_map(|line| line.strip_prefix("Content-Length: "));
+    (length.map(|length| length.parse().unwrap()), body)
+}
+
+#[test]
+fn how_long_a_file_is() {
+    let daemon = Daemon::new();
+    daemon.create("dev");
+    daemon.shell("cd /srv; : > empty; printf 12345 > small; truncate -s 200000 large; truncate -s 64M shrinks; cp -a shrinks grows");
+    for (path, length) in [("empty", 0), ("small", 5), ("large", 200_000)] {
+        let (told, mut body) = begin(&daemon, &format!("/srv/{path}"));
+        assert_eq!(told, Some(length), "{path}");
+        assert_eq!(body.read_to_end(&mut Vec::new()).unwrap() as u64, length, "{path}");
+    }
+    // What the kernel makes while it is read is longer, or shorter, than its size.
+    for path in ["/proc/version", "/sys/block/vda/size"] {
+        let Ok(text) = String::from_utf8(daemon.download(path)) else { panic!("{path}") };
+        assert_eq!(text, daemon.shell(&format!("cat {path}")));
+        assert_eq!(begin(&daemon, path).0, Some(text.len() as u64), "{path}");
+    }
+
+    let (told, mut body) = begin(&daemon, "/srv/shrinks");
+    assert_eq!(told, Some(64 << 20));
+    daemon.shell("truncate -s 32M /srv/shrinks");
+    // The connection ends before what was told has come: no client takes that for the whole.
+    let mut content = Vec::new();
+    let _ = body.read_to_end(&mut content);
+    assert!((1..=32 << 20).contains(&content.len()), "{}", content.len());
+
+    let (told, mut body) = begin(&daemon, "/srv/grows");
+    assert_eq!(told, Some(64 << 20));
+    daemon.shell("truncate -s 96M /srv/grows");
+    assert_eq!(body.read_to_end(&mut Vec::new()).unwrap(), 64 << 20);
+    daemon.cli(&["rm", "-f", "dev"]).ends(0, &[]);
+    daemon.is_clean();
+}
+
 #[test]
 fn a_client_that_goes_away_leaves_nothing() {
     let daemon = Daemon::new();
@@ -245,7 +290,11 @@ fn what_happens_is_told() {
     // Each is followed once, and ends with its client.
     let watches = "grep -l '^inotify' /proc/1/fdinfo/* | wc -l";
     assert_eq!(daemon.kind(400, "GET", &path, "WebSocket"), "badRequest");
-    assert!(follow(&path).is_err());
+    let Err(tungstenite::HandshakeError::Failure(tungstenite::Error::Http(again))) = follow(&path) else {
+        panic!("followed twice");
+    };
+    let problem = String::from_utf8(again.body().clone().unwrap()).unwrap();
+    assert_eq!((again.status().as_u16(), problem.contains("in the sandbox dev")), (404, true), "{problem}");
     assert_ne!(daemon.shell(watches), "0\n");
     socket.close(None).unwrap();
     while !socket.read().unwrap().is_close() {}
@@ -258,7 +307,7 @@ fn what_happens_is_told() {
         daemon.data("POST", &watch, json!({ "path": "/opt" }));
     }
     let refused = daemon.refuses(429, "POST", &watch, json!({ "path": "/opt" }));
-    assert!(refused.contains("32 watches"), "{refused}");
+    assert!(refused.contains("the sandbox dev has 32 watches"), "{refused}");
     assert_eq!(daemon.kind(422, "POST", &watch, "path"), "invalid");
     let missing = daemon.refuses(404, "POST", &watch, json!({ "path": "/no/such" }));
     assert!(missing.contains("/no/such"), "{missing}");

@@ -43,6 +43,20 @@ fn a_life() {
     daemon.cli(&["inspect", "dev"]).ends(1, &["there is no sandbox dev"]);
     crate::guests::dies(&machine);
     daemon.is_clean();
+
+    let (_, metrics) = daemon.raw("GET", "/metrics", "", &Value::Null);
+    let sample = |name: &str| {
+        let line =
+            metrics.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_else(|| panic!("{metrics}"));
+        line.trim().parse::<u64>().unwrap()
+    };
+    assert_eq!(sample(r#"voidrun_boots_total{result="ok"}"#), 3);
+    assert_eq!(sample("voidrun_boot_duration_seconds_count"), 3);
+    assert_eq!(sample(r#"voidrun_machine_exits_total{reason="stopped"}"#), 3);
+    assert_eq!(sample(r#"voidrun_execs_total{result="ok"}"#), 4);
+    assert_eq!(sample("voidrun_exec_start_duration_seconds_count"), 4);
+    assert!(sample(r#"voidrun_guest_traffic_bytes_total{stream="exec",direction="from_guest"}"#) > 15);
+    assert_eq!(sample(r#"voidrun_sandboxes{state="running"}"#), 0);
 }
 
 #[test]

@@ -18,7 +18,7 @@ fn machines_that_take_no_more_clients() {
     let daemon = daemon.kill();
     for name in ["kept", "stopped", "gone"] {
         let sandbox = daemon.data("GET", &format!("/v1/sandboxes/{name}"), Value::Null);
-        assert_eq!(sandbox["state"], "failed");
+        assert_eq!((&sandbox["state"], &sandbox["lost"]), (&json!("failed"), &json!(true)));
         assert!(sandbox["exitReason"].as_str().unwrap().contains("cannot be talked to"), "{sandbox}");
         let refused =
             daemon.refuses(502, "POST", &format!("/v1/sandboxes/{name}/exec"), json!({ "command": "true" }));
@@ -28,7 +28,9 @@ fn machines_that_take_no_more_clients() {
     // They can be ended all the same.
     daemon.cli(&["stop", "stopped"]).prints("stopped\n");
     assert_eq!(daemon.state("stopped"), "stopped");
-    daemon.cli(&["rm", "gone"]).prints("gone\n");
+    daemon.cli(&["rm", "gone"]).ends(2, &["gone is lost", "--force"]);
+    assert!(daemon.cli(&["ps", "--quiet"]).text().lines().count() == 2);
+    daemon.cli(&["rm", "-f", "gone"]).prints("gone\n");
     until(|| daemon.store.sandboxes().len() == 2);
     // And are found as soon as they can be talked to.
     drop(occupied);

@@ -8,6 +8,7 @@ mod code;
 mod cp;
 mod crash;
 mod ending;
+mod events;
 mod exec;
 mod files;
 #[path = "../support/guests.rs"]

@@ -171,6 +171,7 @@ fn sessions_are_bounded() {
     let paths: Vec<String> = (0..32).map(|_| session(&daemon, json!({}))).collect();
     let (status, problem) = create(json!({}));
     assert_eq!(status, 429, "{problem}");
+    assert!(problem["detail"].as_str().unwrap().starts_with("the sandbox t has 32 terminals"), "{problem}");
     daemon.data("DELETE", &paths[0], Value::Null);
     session(&daemon, json!({}));
     let long = json!({ "command": "x".repeat(70_000) });
