@@ -19,7 +19,7 @@ const LONGEST: Duration = Duration::from_secs(30);
 /// What has become of a sandbox's machine.
 pub(super) fn found(found: Result<Found, AdoptError>) -> Status {
     match found {
-        Ok(Found::Running { handle, paused }) => Status::up(Arc::new(handle), paused),
+        Ok(Found::Running { handle, paused, .. }) => Status::up(Arc::new(handle), paused),
         Ok(Found::Deaf { handle, error }) => Status::lost(Some(Arc::new(handle)), chain(&error)),
         // Whether it was to end is not known any more; how it did is.
         Ok(Found::Ended(ending)) => Status::ended(&ending, false),

@@ -27,6 +27,7 @@ mod tcp;
 mod terminal;
 mod watch;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -50,7 +51,7 @@ pub(crate) use terminal::Terminal;
 
 use crate::config::Config;
 use crate::lock::{self, Lock};
-use crate::sandbox::{Directory, Fate, Sandboxes, adopt};
+use crate::sandbox::{Directory, Fate, Found, Sandboxes, adopt};
 use table::Table;
 
 /// So long the work in the background may take when the daemon ends.
@@ -72,6 +73,8 @@ pub(crate) struct Daemon {
     work: TaskTracker,
     /// The places of those who pull.
     pulls: Semaphore,
+    /// Whether there may be directories that no sandbox has.
+    leftovers: AtomicBool,
     lock: Lock,
 }
 
@@ -106,11 +109,7 @@ impl Daemon {
             });
         }
         adoptions.join_all().await;
-        let sweeping = daemon.sandboxes.clone();
-        let swept = in_background(move || Ok(sweeping.sweep()?)).await;
-        if let Err(error) = swept {
-            tracing::warn!(error = %chain(&error), "what is left of a sandbox stays");
-        }
+        daemon.sweep().await;
         Ok(daemon)
     }
 
@@ -125,7 +124,31 @@ impl Daemon {
         };
         let (sandboxes, table, work) = (Sandboxes::new(root), Mutex::default(), TaskTracker::new());
         let pulls = Semaphore::new(images::MAX_PULLS);
-        Ok(Arc::new(Self { config, store, sandboxes, table, work, pulls, lock }))
+        Ok(Arc::new(Self {
+            config,
+            store,
+            sandboxes,
+            table,
+            work,
+            pulls,
+            leftovers: AtomicBool::new(false),
+            lock,
+        }))
+    }
+
+    /// Removes what nobody runs and nobody wants to keep.
+    async fn sweep(&self) {
+        let sweeping = self.sandboxes.clone();
+        let swept = in_background(move || Ok(sweeping.sweep()?)).await;
+        if let Err(error) = swept {
+            tracing::warn!(error = %chain(&error), "what is left of a sandbox stays");
+            self.leaves_something();
+        }
+    }
+
+    /// What could not be removed is tried again in a while.
+    fn leaves_something(&self) {
+        self.leftovers.store(true, Ordering::Relaxed);
     }
 
     fn find_again(self: &Arc<Self>, directory: Directory) {
@@ -142,7 +165,19 @@ impl Daemon {
             _ => return,
         };
         let directory = Arc::new(directory);
-        let (status, removed) = (lost::found(adopt(&directory, PATIENCE)), record.removed);
+        let found = adopt(&directory, PATIENCE);
+        // Whoever has asked for it was never told that it is there.
+        if matches!(found, Ok(Found::Ended(_))) && !directory.had_a_machine() {
+            tracing::info!(sandbox = %directory.id(), "was being made, and goes");
+            if let Err(error) = directory.remove() {
+                tracing::warn!(sandbox = %directory.id(), error = %chain(&error), "cannot be removed");
+            }
+            return;
+        }
+        if let Err(error) = directory.clear_new_record() {
+            tracing::warn!(sandbox = %directory.id(), error = %chain(&error), "what is left of a record stays");
+        }
+        let (status, removed) = (lost::found(found), record.removed);
         let (handle, is_lost) = (status.handle.clone(), status.lost);
         tracing::info!(sandbox = %directory.id(), state = %status.state, "found");
         let sandbox = Arc::new(Sandbox::new(directory, record, status));

@@ -7,6 +7,8 @@ mod daemon;
 mod doctor;
 mod images;
 mod listen;
+#[path = "../support/patched.rs"]
+mod patched;
 mod processes;
 mod registry;
 mod release;
