@@ -10,6 +10,9 @@ mod listen;
 #[path = "../support/patched.rs"]
 mod patched;
 mod processes;
+mod readme;
+#[path = "../support/readme.rs"]
+mod readme_lines;
 mod registry;
 mod release;
 mod run;

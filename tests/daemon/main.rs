@@ -19,9 +19,14 @@ mod load;
 mod lost;
 #[path = "../support/patched.rs"]
 mod patched;
+mod readme;
+#[path = "../support/readme.rs"]
+mod readme_lines;
 mod release;
 mod reset;
 mod short;
+#[path = "../support/mod.rs"]
+mod support;
 mod terminal;
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
