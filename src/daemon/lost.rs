@@ -9,7 +9,7 @@ use super::create::blocking;
 use super::error::DaemonError;
 use super::life::supervise;
 use super::sandbox::Sandbox;
-use super::state::Status;
+use super::state::{State, Status};
 use crate::sandbox::{AdoptError, Found, Handle, adopt};
 
 /// Between two attempts: twice as long after each.
@@ -19,6 +19,11 @@ const LONGEST: Duration = Duration::from_secs(30);
 /// What has become of a sandbox's machine.
 pub(super) fn found(found: Result<Found, AdoptError>) -> Status {
     match found {
+        // Whoever was waiting for it is no more.
+        Ok(Found::Running { handle, ready: false, .. }) => {
+            let reason = "its guest is still coming up".to_owned();
+            Status { state: State::Creating, ..Status::lost(Some(Arc::new(handle)), reason) }
+        }
         Ok(Found::Running { handle, paused, .. }) => Status::up(Arc::new(handle), paused),
         Ok(Found::Deaf { handle, error }) => Status::lost(Some(Arc::new(handle)), chain(&error)),
         // Whether it was to end is not known any more; how it did is.

@@ -91,7 +91,10 @@ impl Daemon {
     /// Whether it is there; it is whole then.
     #[track_caller]
     fn has_whole(&self, name: &str) -> bool {
-        let (status, sandbox) = self.ask("GET", &format!("/v1/sandboxes/{name}"), Value::Null);
+        let look = || self.ask("GET", &format!("/v1/sandboxes/{name}"), Value::Null);
+        // Its machine comes up without the daemon that has asked for it.
+        until(|| look().1["data"]["state"] != "creating");
+        let (status, sandbox) = look();
         if status == 404 {
             return false;
         }
