@@ -66,9 +66,33 @@ impl IntoResponse for Problem {
 
 impl From<DaemonError> for Problem {
     fn from(error: DaemonError) -> Self {
-        let (status, kind) = classify(&error);
-        Self::new(status, kind, chain(&error))
+        let (status, kind) = shortage(&error).unwrap_or_else(|| classify(&error));
+        let mut detail = chain(&error);
+        if kind == NO_DESCRIPTORS {
+            detail
+                .push_str(": the daemon has as many as it may; `ulimit -n` where it is started raises that");
+        }
+        Self::new(status, kind, detail)
     }
+}
+
+const NO_DESCRIPTORS: &str = "noDescriptors";
+
+/// What the host has too little of, where that is the cause.
+fn shortage(error: &DaemonError) -> Option<(StatusCode, &'static str)> {
+    let mut next: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = next {
+        match error.downcast_ref().and_then(Errno::from_io_error) {
+            Some(Errno::NOSPC | Errno::DQUOT) => {
+                return Some((StatusCode::INSUFFICIENT_STORAGE, failure::NO_SPACE));
+            }
+            Some(Errno::MFILE | Errno::NFILE) => {
+                return Some((StatusCode::SERVICE_UNAVAILABLE, NO_DESCRIPTORS));
+            }
+            _ => next = error.source(),
+        }
+    }
+    None
 }
 
 fn classify(error: &DaemonError) -> (StatusCode, &'static str) {

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use rootfs_builder::store::Budget;
@@ -20,6 +21,9 @@ pub(super) async fn collect(daemon: Arc<Daemon>) {
     let mut last: Option<(Instant, Option<SystemTime>)> = None;
     loop {
         look.tick().await;
+        if daemon.leftovers.swap(false, Ordering::Relaxed) {
+            daemon.sweep().await;
+        }
         // The time before it: what comes meanwhile is seen next time.
         let named = changed(daemon.store.root());
         if last.is_some_and(|(at, before)| before == named && at.elapsed() < HOUR) {

@@ -129,7 +129,7 @@ impl Daemon {
         let job = new.job.map(|command| command.of(&record));
         record.job = job.map(|exec| Job { exec, removes: new.removes, pid: None, exit: None });
 
-        let (directory, lock) = self.sandboxes.create()?;
+        let (directory, lock) = self.sandboxes.create().inspect_err(|_| self.leaves_something())?;
         let directory = Arc::new(directory);
         let taken = self.take_place(&directory, record, new.name);
         let written = taken.and_then(|(sandbox, turn)| {
@@ -149,7 +149,9 @@ impl Daemon {
             Ok((sandbox, turn)) => Ok(Prepared { sandbox, turn, lock, kernel }),
             Err(error) => {
                 drop(lock);
-                let _ = directory.remove();
+                if !matches!(directory.remove(), Ok(true)) {
+                    self.leaves_something();
+                }
                 Err(error)
             }
         }

@@ -144,6 +144,16 @@ impl Sandbox {
         DaemonError::Host { action, name: self.name(), source }
     }
 
+    /// Ends the machine, if there is one, and removes everything; false if somebody else runs it. The turn is the caller's.
+    async fn release(self: &Arc<Self>) -> Result<bool, DaemonError> {
+        if let Some(handle) = self.to_end().await? {
+            self.end_machine(&handle).await?;
+            // Here, so that it is told before the removal is.
+            self.ended(&handle, &self.ending_of(&handle).await?);
+        }
+        remove(&self.directory).await
+    }
+
     /// The lock of a sandbox that nobody runs.
     async fn claim(&self) -> Result<OwnedFd, DaemonError> {
         let end = tokio::time::Instant::now() + UNLOCK;
@@ -295,13 +305,22 @@ impl Daemon {
             }
             sandbox.record().removed = true;
             // A daemon that finds it again goes on with its removal.
-            if let Err(error) = sandbox.write_record().await {
-                sandbox.record().removed = false;
-                daemon.table().insert(sandbox);
-                return Err(error);
+            let Err(error) = sandbox.write_record().await else {
+                daemon.release(sandbox);
+                return Ok(());
+            };
+            // There may be no room for that on the disk: then there is no answer before it is gone.
+            let turn = sandbox.turn.lock().await;
+            sandbox.status().stopping = true;
+            let released = sandbox.release().await;
+            drop(turn);
+            if matches!(released, Ok(true)) {
+                sandbox.released.cancel();
+                return Ok(());
             }
-            daemon.release(sandbox);
-            Ok(())
+            sandbox.record().removed = false;
+            daemon.table().insert(sandbox);
+            Err(error)
         })
         .await
     }
@@ -313,15 +332,7 @@ impl Daemon {
             sandbox.status().stopping = true;
             let mut pause = PAUSE;
             loop {
-                let released = async {
-                    if let Some(handle) = sandbox.to_end().await? {
-                        sandbox.end_machine(&handle).await?;
-                        // Here, so that it is told before the removal is.
-                        sandbox.ended(&handle, &sandbox.ending_of(&handle).await?);
-                    }
-                    remove(&sandbox.directory).await
-                };
-                match released.await {
+                match sandbox.release().await {
                     Ok(true) => {
                         tracing::info!(sandbox = sandbox.id(), "removed");
                         sandbox.tell(Kind::Removed, None);

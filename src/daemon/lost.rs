@@ -11,7 +11,7 @@ use super::events::Kind;
 use super::life::supervise;
 use super::metrics::Metrics;
 use super::sandbox::Sandbox;
-use super::state::Status;
+use super::state::{State, Status};
 use crate::sandbox::{AdoptError, Found, Handle, adopt};
 
 /// Between two attempts: twice as long after each.
@@ -25,7 +25,12 @@ pub(super) fn found(found: Result<Found, AdoptError>, metrics: &Metrics) -> Stat
         Arc::new(handle)
     };
     match found {
-        Ok(Found::Running { handle, paused }) => Status::up(counted(handle), paused),
+        // Whoever was waiting for it is no more.
+        Ok(Found::Running { handle, ready: false, .. }) => {
+            let reason = "its guest is still coming up".to_owned();
+            Status { state: State::Creating, ..Status::lost(Some(counted(handle)), reason) }
+        }
+        Ok(Found::Running { handle, paused, .. }) => Status::up(counted(handle), paused),
         Ok(Found::Deaf { handle, error }) => Status::lost(Some(counted(handle)), chain(&error)),
         // Whether it was to end is not known any more; how it did is.
         Ok(Found::Ended(ending)) => Status::ended(&ending, false),

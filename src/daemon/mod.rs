@@ -29,6 +29,7 @@ mod tcp;
 mod terminal;
 mod watch;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -53,7 +54,7 @@ pub(crate) use terminal::Terminal;
 
 use crate::config::Config;
 use crate::lock::{self, Lock};
-use crate::sandbox::{Directory, Fate, Sandboxes, adopt};
+use crate::sandbox::{Directory, Fate, Found, Sandboxes, adopt};
 use events::Events;
 use metrics::Metrics;
 use table::Table;
@@ -79,6 +80,8 @@ pub(crate) struct Daemon {
     pulls: Semaphore,
     events: Events,
     metrics: Arc<Metrics>,
+    /// Whether there may be directories that no sandbox has.
+    leftovers: AtomicBool,
     lock: Lock,
 }
 
@@ -113,11 +116,7 @@ impl Daemon {
             });
         }
         adoptions.join_all().await;
-        let sweeping = daemon.sandboxes.clone();
-        let swept = in_background(move || Ok(sweeping.sweep()?)).await;
-        if let Err(error) = swept {
-            tracing::warn!(error = %chain(&error), "what is left of a sandbox stays");
-        }
+        daemon.sweep().await;
         Ok(daemon)
     }
 
@@ -133,7 +132,33 @@ impl Daemon {
         let (sandboxes, table, work) = (Sandboxes::new(root), Mutex::default(), TaskTracker::new());
         let pulls = Semaphore::new(images::MAX_PULLS);
         let (events, metrics) = (Events::new(), Arc::new(Metrics::new()));
-        Ok(Arc::new(Self { config, store, sandboxes, table, work, pulls, events, metrics, lock }))
+        Ok(Arc::new(Self {
+            config,
+            store,
+            sandboxes,
+            table,
+            work,
+            pulls,
+            events,
+            metrics,
+            leftovers: AtomicBool::new(false),
+            lock,
+        }))
+    }
+
+    /// Removes what nobody runs and nobody wants to keep.
+    async fn sweep(&self) {
+        let sweeping = self.sandboxes.clone();
+        let swept = in_background(move || Ok(sweeping.sweep()?)).await;
+        if let Err(error) = swept {
+            tracing::warn!(error = %chain(&error), "what is left of a sandbox stays");
+            self.leaves_something();
+        }
+    }
+
+    /// What could not be removed is tried again in a while.
+    fn leaves_something(&self) {
+        self.leftovers.store(true, Ordering::Relaxed);
     }
 
     fn find_again(self: &Arc<Self>, directory: Directory) {
@@ -150,7 +175,19 @@ impl Daemon {
             _ => return,
         };
         let directory = Arc::new(directory);
-        let (status, removed) = (lost::found(adopt(&directory, PATIENCE), &self.metrics), record.removed);
+        let found = adopt(&directory, PATIENCE);
+        // Whoever has asked for it was never told that it is there.
+        if matches!(found, Ok(Found::Ended(_))) && !directory.had_a_machine() {
+            tracing::info!(sandbox = %directory.id(), "was being made, and goes");
+            if let Err(error) = directory.remove() {
+                tracing::warn!(sandbox = %directory.id(), error = %chain(&error), "cannot be removed");
+            }
+            return;
+        }
+        if let Err(error) = directory.clear_new_record() {
+            tracing::warn!(sandbox = %directory.id(), error = %chain(&error), "what is left of a record stays");
+        }
+        let (status, removed) = (lost::found(found, &self.metrics), record.removed);
         let (handle, is_lost) = (status.handle.clone(), status.lost);
         tracing::info!(sandbox = %directory.id(), state = %status.state, "found");
         let sandbox =

@@ -4,7 +4,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use vmm::control::{Contact, ControlError};
+use vmm::control::{Contact, ControlError, Status};
 
 use super::directory::{Claim, Directory, DirectoryError};
 use super::handle::{CONTROL, Ending, Handle};
@@ -23,6 +23,8 @@ pub(crate) enum Found {
         handle: Handle,
         /// Whether its vCPUs are halted.
         paused: bool,
+        /// Whether its agent has come up; the machine itself ends one that does not.
+        ready: bool,
     },
     /// It does, and cannot be asked, for this reason. It can be ended.
     Deaf { handle: Handle, error: AdoptError },
@@ -51,10 +53,13 @@ pub(crate) fn adopt(directory: &Arc<Directory>, patience: Duration) -> Result<Fo
         }
         match greet(directory) {
             Err(AdoptError::Control { .. })
-            | Ok(Found::Deaf {
-                error: AdoptError::Control { source: ControlError::Io(_) | ControlError::Closed, .. },
-                ..
-            }) if Instant::now() < end => std::thread::sleep(PAUSE),
+            | Ok(
+                Found::Running { ready: false, .. }
+                | Found::Deaf {
+                    error: AdoptError::Control { source: ControlError::Io(_) | ControlError::Closed, .. },
+                    ..
+                },
+            ) if Instant::now() < end => std::thread::sleep(PAUSE),
             found => return found,
         }
     }
@@ -71,14 +76,14 @@ fn greet(directory: &Arc<Directory>) -> Result<Found, AdoptError> {
     let directory = Arc::clone(directory);
     let traffic = Traffic::default();
     let handle = Handle { directory: Arc::clone(&directory), process, traffic, _owner: None, agent: None };
-    let paused = contact.greeted().map_err(failed).and_then(|mut client| {
+    let status = contact.greeted().map_err(failed).and_then(|mut client| {
         if client.greeting().id != directory.id().as_str() {
             return Err(AdoptError::Other { id: id(), other: client.greeting().id.clone() });
         }
-        Ok(client.status().map_err(failed)?.paused)
+        client.status().map_err(failed)
     });
-    Ok(match paused {
-        Ok(paused) => Found::Running { handle, paused },
+    Ok(match status {
+        Ok(Status { paused, ready, .. }) => Found::Running { handle, paused, ready },
         Err(error) => Found::Deaf { handle, error },
     })
 }

@@ -23,7 +23,7 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, Mode, OFlags, flock};
+use rustix::fs::{FallocateFlags, FlockOperation, Mode, OFlags, fallocate, flock};
 
 use super::id::SandboxId;
 use super::record::{Fate, Record};
@@ -31,6 +31,11 @@ use crate::lock::is_at;
 
 const LOCK: &str = "lock";
 const SPEC: &str = "spec.json";
+const DISK: &str = "disk.diff";
+/// A record on its way; what is left of one that was cut off is of no use.
+const NEW_SPEC: &str = "spec.json.new";
+/// More bytes than an exit.json has: a reason, and 8 KiB of the console.
+const EXIT_ROOM: u64 = 16 << 10;
 /// A longer record is none, in bytes.
 const MAX_RECORD: u64 = 8 << 20;
 
@@ -205,6 +210,16 @@ impl Directory {
             .map_err(DirectoryError::new("create", &path))
     }
 
+    /// A new, empty file that has room on the disk for what a machine says at its end: that tells of a full disk, too.
+    pub(crate) fn create_exit_file(&self, name: &str) -> Result<File, DirectoryError> {
+        let file = self.create_file(name)?;
+        match fallocate(&file, FallocateFlags::KEEP_SIZE, 0, EXIT_ROOM) {
+            // The file system knows nothing of that.
+            Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => Ok(file),
+            Err(error) => Err(DirectoryError::new("reserve room for", &self.path(name))(error.into())),
+        }
+    }
+
     /// A new socket that listens.
     pub(crate) fn listen(&self, name: &str) -> Result<UnixListener, DirectoryError> {
         UnixListener::bind(self.socket(name)).map_err(DirectoryError::new("listen at", &self.path(name)))
@@ -213,14 +228,6 @@ impl Directory {
     /// An error of something that was done to the sandbox as a whole.
     pub(crate) fn error(&self, action: &'static str, source: io::Error) -> DirectoryError {
         DirectoryError { action, path: self.path.clone(), source }
-    }
-
-    /// The file `name` of an earlier machine, or a new one, to read and write.
-    pub(crate) fn keep_file(&self, name: &str) -> Result<File, DirectoryError> {
-        let path = self.path(name);
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(false).mode(0o600);
-        options.open(&path).map_err(DirectoryError::new("open", &path))
     }
 
     /// Removes what an earlier machine has left under `name`. The lock has to be ours.
@@ -233,7 +240,20 @@ impl Directory {
         }
     }
 
-    /// Whole or not at all: a reader finds the record of before, or this one.
+    /// What the guest has written to its disk, blank at first; to read and write.
+    pub(crate) fn disk(&self) -> Result<File, DirectoryError> {
+        let path = self.path(DISK);
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        options.open(&path).map_err(DirectoryError::new("open", &path))
+    }
+
+    /// Whether it ever had a machine: each begins with marking the disk as its own.
+    pub(crate) fn had_a_machine(&self) -> bool {
+        self.path(DISK).metadata().is_ok_and(|disk| disk.len() > 0)
+    }
+
+    /// Whole or not at all: a reader finds the record of before, or this one. One writes at a time.
     pub(crate) fn write_record(&self, record: &Record) -> Result<(), DirectoryError> {
         let write = || {
             let bytes = serde_json::to_vec(record)?;
@@ -241,13 +261,23 @@ impl Directory {
                 let why = format!("it has {} bytes, where {MAX_RECORD} are allowed", bytes.len());
                 return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
             }
-            let mut file = tempfile::NamedTempFile::new_in(&self.path)?;
+            let new = self.path(NEW_SPEC);
+            let mut options = OpenOptions::new();
+            let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&new)?;
             file.write_all(&bytes)?;
-            file.as_file().sync_data()?;
-            file.persist(self.path(SPEC)).map_err(|e| e.error)?;
-            Ok(())
+            file.sync_data()?;
+            std::fs::rename(new, self.path(SPEC))
         };
-        write().map_err(DirectoryError::new("write", &self.path(SPEC)))
+        let written = write();
+        if written.is_err() {
+            let _ = self.clear(NEW_SPEC);
+        }
+        written.map_err(DirectoryError::new("write", &self.path(SPEC)))
+    }
+
+    /// Removes what a writer of the record has left who was killed at it.
+    pub(crate) fn clear_new_record(&self) -> Result<(), DirectoryError> {
+        self.clear(NEW_SPEC)
     }
 
     /// The record; an error as well where it is of a version that this program does not know.

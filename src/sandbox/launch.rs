@@ -156,15 +156,12 @@ fn start(
         kvm: inherits.add(kvm),
         kernel: inherits.add(launch.kernel.file),
         initramfs: Some(inherits.add(initramfs)),
-        disk: Some(DiskFds {
-            base: inherits.add(base),
-            diff: inherits.add(directory.keep_file("disk.diff")?),
-        }),
+        disk: Some(DiskFds { base: inherits.add(base), diff: inherits.add(directory.disk()?) }),
         lock: Some(inherits.add(lock)),
         control: inherits.add(directory.listen(CONTROL)?),
         vsock: inherits.add(directory.listen(VSOCK)?),
         ready: inherits.add(theirs),
-        exit: Some(inherits.add(directory.create_file(EXIT)?)),
+        exit: Some(inherits.add(directory.create_exit_file(EXIT)?)),
         owner: its_owner.map(|owner| inherits.add(owner)),
     };
     let spec = MachineSpec {

@@ -47,7 +47,11 @@ impl Descriptors {
 pub(super) fn spawn(spec: OwnedFd, descriptors: Descriptors, log: File) -> io::Result<Process> {
     // By an open file and not by its name: an upgrade may have replaced that.
     let program = File::open("/proc/self/exe")?;
-    let program = rustix::io::fcntl_dupfd_cloexec(&program, PROGRAM_FD)?;
+    let program = rustix::io::fcntl_dupfd_cloexec(&program, PROGRAM_FD).map_err(|error| match error {
+        // So many may not be open at all.
+        rustix::io::Errno::INVAL => rustix::io::Errno::MFILE,
+        error => error,
+    })?;
     let mut command = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()));
     command
         .arg0("voidrun")

@@ -10,7 +10,12 @@ mod idle;
 mod images;
 mod listen;
 mod metrics;
+#[path = "../support/patched.rs"]
+mod patched;
 mod processes;
+mod readme;
+#[path = "../support/readme.rs"]
+mod readme_lines;
 mod registry;
 mod release;
 mod run;

@@ -1,34 +1,16 @@
-//! Programs of two releases, and a daemon of one of them. The other release is a copy of the program with another number in it.
+//! Programs of two releases, and a daemon of one of them.
 
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::Stdio;
 
 use crate::daemon::Site;
+use crate::patched::program_of;
 use crate::support::Ran;
-
-/// As many digits as ours.
-fn program_of(site: &Site, release: &str) -> PathBuf {
-    let mut bytes = std::fs::read(env!("CARGO_BIN_EXE_voidrun")).unwrap();
-    let words = concat!("this is voidrun ", env!("CARGO_PKG_VERSION")).as_bytes();
-    let places: Vec<usize> = bytes
-        .windows(words.len())
-        .enumerate()
-        .filter_map(|(at, part)| (part == words).then_some(at))
-        .collect();
-    assert_eq!(places.len(), 1, "{places:?}");
-    let end = places[0] + words.len();
-    bytes[end - release.len()..end].copy_from_slice(release.as_bytes());
-    let path = site.voidrun.path(&format!("voidrun-{release}"));
-    std::fs::write(&path, bytes).unwrap();
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
-    path
-}
 
 #[test]
 fn a_newer_program_takes_the_place_of_an_older_daemon() {
     let site = Site::new();
-    let newer = program_of(&site, "9.9.9");
+    let newer = program_of(site.voidrun.dir.path(), "9.9.9");
     let run = |program: &PathBuf, arguments: &[&str]| {
         Ran::from(site.command_of(program, arguments).output().unwrap()).ok()
     };
@@ -57,7 +39,7 @@ fn a_newer_program_takes_the_place_of_an_older_daemon() {
 #[test]
 fn a_daemon_that_a_user_has_started_is_the_users_to_end() {
     let site = Site::new();
-    let newer = program_of(&site, "9.9.9");
+    let newer = program_of(site.voidrun.dir.path(), "9.9.9");
     let mut foreground = site.command(&["daemon"]).stderr(Stdio::null()).spawn().unwrap();
     while site.sockets().is_empty() {
         std::thread::sleep(std::time::Duration::from_millis(20));

@@ -39,11 +39,6 @@ impl Daemon {
         let body = json!({ "command": "find /tmp /var/tmp /root /home /app /run /dev/shm | sort" });
         self.data("POST", "/v1/sandboxes/dev/exec", body)["stdout"].as_str().unwrap().to_owned()
     }
-
-    fn running(&self) -> usize {
-        let list = self.data("GET", "/v1/sandboxes/dev/commands/list", Value::Null);
-        list.as_array().unwrap().iter().filter(|process| process["running"] == true).count()
-    }
 }
 
 #[test]
@@ -134,7 +129,7 @@ fn four_languages() {
     assert!(trace.contains("line 2, in f\n    return 1/0 # here") && !trace.contains("run.py"), "{trace}");
     assert_eq!(trace.matches("File ").count(), 2, "{trace}");
     // The list forgets a command a moment after it has told of its end.
-    until(|| daemon.running() == 0);
+    until(|| daemon.running("dev") == 0);
     assert_eq!(daemon.files(), before);
     daemon.cli(&["rm", "-f", "dev"]).ends(0, &[]);
     daemon.is_clean();
@@ -186,7 +181,7 @@ fn code_of_any_size_and_content() {
         assert!(detail.contains(words), "{detail}");
     }
     // The list forgets a command a moment after it has told of its end.
-    until(|| daemon.running() == 0);
+    until(|| daemon.running("dev") == 0);
     daemon.cli(&["rm", "-f", "dev"]).ends(0, &[]);
     daemon.is_clean();
 }
@@ -213,9 +208,9 @@ fn code_as_it_prints() {
     let endless = json!({ "code": "while True: pass", "timeout": 0 });
     for headers in ["", "Accept: text/event-stream\r\n"] {
         let stream = daemon.send("POST", CODE, headers, &endless);
-        until(|| daemon.running() == 1);
+        until(|| daemon.running("dev") == 1);
         drop(stream);
-        until(|| daemon.running() == 0);
+        until(|| daemon.running("dev") == 0);
     }
     daemon.cli(&["rm", "-f", "dev"]).ends(0, &[]);
     daemon.is_clean();

@@ -91,17 +91,29 @@ fn a_guest_that_powers_off() {
 }
 
 #[test]
-fn a_removal_that_was_cut_off() {
+fn what_was_cut_off() {
     let daemon = Daemon::new();
     let id = daemon.create("dev");
     let machine = daemon.store.machine();
-    let record = daemon.store.path().join("sandboxes").join(id).join("spec.json");
-    // As it stands between the answer and the work.
+    let record = daemon.store.path().join("sandboxes").join(&id).join("spec.json");
     let mut json: Value = serde_json::from_slice(&std::fs::read(&record).unwrap()).unwrap();
+    // A creation as it stands between the record and the machine.
+    let other = if id.ends_with('0') { '1' } else { '0' };
+    let half = daemon.store.path().join("sandboxes").join(format!("{}{other}", &id[..id.len() - 1]));
+    std::fs::create_dir(&half).unwrap();
+    json["name"] = "half".into();
+    for (name, content) in
+        [("lock", ""), ("disk.diff", ""), ("spec.json.new", "{"), ("spec.json", &json.to_string())]
+    {
+        std::fs::write(half.join(name), content).unwrap();
+    }
+    // A removal as it stands between the answer and the work.
     json["removed"] = true.into();
     std::fs::write(&record, json.to_string()).unwrap();
     let daemon = daemon.kill();
-    daemon.refuses(404, "GET", "/v1/sandboxes/dev", Value::Null);
+    for name in ["dev", "half"] {
+        daemon.refuses(404, "GET", &format!("/v1/sandboxes/{name}"), Value::Null);
+    }
     crate::guests::dies(&machine);
     daemon.is_clean();
 }

@@ -14,14 +14,26 @@ mod files;
 #[path = "../support/guests.rs"]
 mod guests;
 mod job;
+mod kills;
 mod life;
+mod load;
 mod lost;
+#[path = "../support/patched.rs"]
+mod patched;
+mod readme;
+#[path = "../support/readme.rs"]
+mod readme_lines;
+mod release;
+mod reset;
+mod short;
+#[path = "../support/mod.rs"]
+mod support;
 mod terminal;
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
-use std::process::{Child, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -45,7 +57,12 @@ impl Daemon {
 
     /// Returns when it can be asked.
     fn on(store: Store) -> Self {
-        let mut process = store.command(&["daemon"]).stderr(Stdio::piped()).spawn().unwrap();
+        let command = store.command(&["daemon"]);
+        Self::by(command, store)
+    }
+
+    fn by(mut command: Command, store: Store) -> Self {
+        let mut process = command.stderr(Stdio::piped()).spawn().unwrap();
         let mut log = BufReader::new(process.stderr.take().unwrap());
         let mut said = String::new();
         while !said.contains("serves") {
@@ -77,30 +94,17 @@ impl Daemon {
     }
 
     fn socket(&self) -> PathBuf {
-        let sockets = std::fs::read_dir(self.store.path().join("voidrun")).unwrap();
-        let mut sockets = sockets.map(|entry| entry.unwrap().path());
-        sockets.find(|path| path.extension().is_some_and(|end| end == "sock")).unwrap()
+        socket_of(&self.store).unwrap()
     }
 
     /// The beginning of an answer has not been read yet. `HTTP/1.0`: it ends with the connection.
     fn send(&self, method: &str, path: &str, headers: &str, body: &Value) -> UnixStream {
-        let mut stream = UnixStream::connect(self.socket()).unwrap();
-        let body = if body.is_null() { String::new() } else { body.to_string() };
-        let length = body.len();
-        // In one piece: an answer that needs no body may come, and the connection end, before it is sent.
-        let request = format!("{method} {path} HTTP/1.0\r\nContent-Length: {length}\r\n{headers}\r\n{body}");
-        stream.write_all(request.as_bytes()).unwrap();
-        stream
+        send(&self.socket(), method, path, headers, body)
     }
 
     /// Status and body.
     fn raw(&self, method: &str, path: &str, headers: &str, body: &Value) -> (u16, String) {
-        let mut answer = String::new();
-        self.send(method, path, headers, body).read_to_string(&mut answer).unwrap();
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-        assert!(head.to_ascii_lowercase().contains("x-request-id: "), "{head}");
-        (status, body.to_owned())
+        answer(self.send(method, path, headers, body))
     }
 
     fn ask(&self, method: &str, path: &str, body: Value) -> (u16, Value) {
@@ -130,6 +134,12 @@ impl Daemon {
             .as_str()
             .unwrap()
             .to_owned()
+    }
+
+    /// So many commands run in a sandbox.
+    fn running(&self, name: &str) -> usize {
+        let list = self.data("GET", &format!("/v1/sandboxes/{name}/commands/list"), Value::Null);
+        list.as_array().unwrap().iter().filter(|command| command["running"] == true).count()
     }
 
     fn signal(&self, signal: Signal) {
@@ -165,6 +175,33 @@ impl Drop for Daemon {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
+}
+
+/// That of the daemon of a store, if it has one.
+fn socket_of(store: &Store) -> Option<PathBuf> {
+    let sockets = std::fs::read_dir(store.path().join("voidrun")).unwrap();
+    let mut sockets = sockets.map(|entry| entry.unwrap().path());
+    sockets.find(|path| path.extension().is_some_and(|end| end == "sock"))
+}
+
+fn send(socket: &Path, method: &str, path: &str, headers: &str, body: &Value) -> UnixStream {
+    let mut stream = UnixStream::connect(socket).unwrap();
+    let body = if body.is_null() { String::new() } else { body.to_string() };
+    let length = body.len();
+    // In one piece: an answer that needs no body may come, and the connection end, before it is sent.
+    let request = format!("{method} {path} HTTP/1.0\r\nContent-Length: {length}\r\n{headers}\r\n{body}");
+    stream.write_all(request.as_bytes()).unwrap();
+    stream
+}
+
+/// Status and body.
+fn answer(mut stream: UnixStream) -> (u16, String) {
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    assert!(head.to_ascii_lowercase().contains("x-request-id: "), "{head}");
+    (status, body.to_owned())
 }
 
 /// Waits for what nothing tells of.

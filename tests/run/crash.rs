@@ -12,6 +12,7 @@ use std::time::Duration;
 use protocol::FrameType;
 
 use crate::guest::{Guest, python, shell};
+use crate::guests::SmallDisk;
 use crate::{Store, count};
 
 /// Writers in the guest.
@@ -85,8 +86,10 @@ fn what_was_synced_survives_a_kill() {
 #[test]
 fn a_full_host_is_an_io_error_and_told() {
     let store = Store::new();
-    let small = SmallDisk::mount(store.path().join("small"));
-    let guest = Guest::boot(&store.rootfs("code"), &small.0.join("diff"), 512);
+    let small = store.path().join("small");
+    std::fs::create_dir(&small).unwrap();
+    let _mounted = SmallDisk::mount(&small, 32);
+    let guest = Guest::boot(&store.rootfs("code"), &small.join("diff"), 512);
     let outcome = guest.run(shell("dd if=/dev/zero of=/root/big bs=1M count=128 conv=fsync"));
     let said = String::from_utf8(outcome.stderr).unwrap();
     assert!(outcome.exit.exit_code == Some(1) && said.contains("Input/output error"), "{said}");
@@ -95,26 +98,6 @@ fn a_full_host_is_an_io_error_and_told() {
     assert_eq!(log.matches("writing").count(), 1, "{log}");
     // The machine itself goes on.
     assert_eq!(guest.shell("echo fine"), b"fine\n");
-}
-
-/// A file system of the host that is soon full.
-struct SmallDisk(PathBuf);
-
-impl SmallDisk {
-    fn mount(path: PathBuf) -> Self {
-        std::fs::create_dir(&path).unwrap();
-        let mount =
-            Command::new("mount").args(["-t", "tmpfs", "-o", "size=32m", "small"]).arg(&path).status();
-        assert!(mount.unwrap().success(), "only root can mount");
-        Self(path)
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        // A directory that stays mounted is what the test's directory then fails to be removed for.
-        let _ = Command::new("umount").arg(&self.0).status();
-    }
 }
 
 /// Lets the guest write, and kills its machine at some moment.

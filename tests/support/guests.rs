@@ -1,6 +1,7 @@
 //! What tests with real guests share: a store with the images of the common one, and what a program has left.
 #![allow(dead_code, unreachable_pub, reason = "each test program uses a part")]
 
+use std::ffi::OsStr;
 use std::io::{BufRead as _, BufReader};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::symlink;
@@ -26,21 +27,32 @@ pub fn count(name: &str, otherwise: usize) -> usize {
 
 /// A store with the images of the common one, and sandboxes of its own.
 pub struct Store {
+    /// Unmounted before its directory is removed.
+    _disk: Option<SmallDisk>,
     dir: tempfile::TempDir,
 }
 
 impl Store {
     pub fn new() -> Self {
-        let store = Self::empty();
+        Self::empty().sharing()
+    }
+
+    /// On a file system of its own of so many MiB.
+    pub fn small(mib: u32) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        Self { _disk: Some(SmallDisk::mount(dir.path(), mib)), dir }.sharing()
+    }
+
+    fn sharing(self) -> Self {
         for shared in ["blobs", "images", "refs", "store.json"] {
-            symlink(variable("VOIDRUN_HOME").join(shared), store.path().join(shared)).unwrap();
+            symlink(variable("VOIDRUN_HOME").join(shared), self.path().join(shared)).unwrap();
         }
-        store
+        self
     }
 
     /// Without images.
     pub fn empty() -> Self {
-        Self { dir: tempfile::tempdir().unwrap() }
+        Self { _disk: None, dir: tempfile::tempdir().unwrap() }
     }
 
     pub fn path(&self) -> &Path {
@@ -55,7 +67,12 @@ impl Store {
     }
 
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_voidrun"));
+        self.command_of(env!("CARGO_BIN_EXE_voidrun"), arguments)
+    }
+
+    /// Of another program than ours.
+    pub fn command_of(&self, program: impl AsRef<OsStr>, arguments: &[&str]) -> Command {
+        let mut command = Command::new(program);
         command
             .args(arguments)
             .env_clear()
@@ -103,6 +120,18 @@ impl Store {
         assert_eq!(self.sandboxes(), Vec::<PathBuf>::new());
     }
 
+    /// The processes of its machines, whatever has become of their sandboxes.
+    pub fn machines(&self) -> Vec<u32> {
+        let processes = std::fs::read_dir("/proc").unwrap();
+        let processes = processes.filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
+        let is_ours = |pid: &u32| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            line.starts_with(b"voidrun\0vmm\0")
+                && descriptors(*pid).iter().any(|descriptor| descriptor.starts_with(self.path()))
+        };
+        processes.filter(is_ours).collect()
+    }
+
     /// The process of the only machine.
     pub fn machine(&self) -> OwnedFd {
         let [sandbox] = &self.sandboxes()[..] else { panic!("{:?}", self.sandboxes()) };
@@ -129,6 +158,32 @@ pub fn end_daemon(store: &Path) {
         let process = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap();
         rustix::process::pidfd_send_signal(&process, rustix::process::Signal::KILL).unwrap();
         dies(&process);
+    }
+}
+
+/// What the descriptors of a process are; none where there is no such process. Those of a machine only root can see.
+pub fn descriptors(pid: u32) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(format!("/proc/{pid}/fd")) else { return Vec::new() };
+    entries.filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok()).collect()
+}
+
+/// A file system of the host that is soon full.
+pub struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    /// Of so many MiB, at a directory that there is.
+    pub fn mount(path: &Path, mib: u32) -> Self {
+        let size = format!("size={mib}m");
+        let mount = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "small"]).arg(path).status();
+        assert!(mount.unwrap().success(), "only root can mount");
+        Self(path.to_owned())
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // A directory that stays mounted cannot be removed. What has failed may still have something open in it.
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
     }
 }
 
