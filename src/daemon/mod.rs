@@ -39,7 +39,7 @@ pub(crate) use connection::Connection;
 pub(crate) use create::New;
 pub(crate) use error::DaemonError;
 pub(crate) use images::{Got, ImageWanted, Wanted};
-pub(crate) use life::GRACE;
+pub(crate) use life::{GRACE, Stats};
 pub(crate) use log::{Line, Reader, Stream};
 pub(crate) use sandbox::{Sandbox, View, is_input};
 pub(crate) use serve::{ServeError, run};
