@@ -124,6 +124,7 @@ pub struct FileInfo {
 
 /// What a path names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub enum FileKind {
     /// A regular file.
@@ -158,6 +159,7 @@ pub struct FileEvent {
 
 /// The kinds of [`FileEvent`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub enum FileEventKind {
     /// It is new here.

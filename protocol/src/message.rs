@@ -193,6 +193,7 @@ pub struct Limits {
 
 /// The size of a terminal in characters, and its [`FrameType::Resize`] frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct WindowSize {
     /// Lines.

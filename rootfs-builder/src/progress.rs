@@ -4,6 +4,8 @@ use crate::image::Digest;
 
 /// One step of a pull. Byte counts are absolute, so a lost event does no harm. As JSON the kind is the member `event`.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "openapi", schema(as = PullStep))]
 #[serde(tag = "event", rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum Event {
     /// The image is known: `layers` blobs, `bytes` in all as they are stored at the source, are needed.

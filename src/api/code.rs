@@ -17,6 +17,20 @@ use crate::sandbox::{Event, Exec as Running, ExecError};
 /// The longest code, with each of its bytes escaped as `\u0001` is, and what else there is in a body.
 const MAX_BODY: usize = 6 * MAX_CODE + (4 << 20);
 
+/// Runs code and answers when it has ended.
+///
+/// With `Accept: text/event-stream` or `application/x-ndjson` the answer is as that of `exec-stream`, and ends with a `CodeEnd`.
+#[utoipa::path(
+    post, path = "/sandboxes/{id}/code", operation_id = "runCode", tag = "code",
+    request_body = RunCode,
+    responses(
+        (
+            status = 200,
+            description = "It has ended, at its deadline too: then the exit code is 124",
+            content((CodeResult = "application/json"), (String = "text/event-stream"), (String = "application/x-ndjson"))
+        )
+    )
+)]
 pub(super) async fn run(
     Target(sandbox): Target,
     headers: HeaderMap,
@@ -102,7 +116,7 @@ mod tests {
             (json!({ "contextId": "c" }), "contextId is not there yet"),
         ] {
             let problem = wanted(body(wrong)).unwrap_err();
-            assert!(problem.document()["detail"].as_str().unwrap().contains(words), "{problem:?}");
+            assert!(problem.document().detail.contains(words), "{problem:?}");
         }
     }
 

@@ -12,6 +12,8 @@ use bytes::Bytes;
 use futures_util::stream::unfold;
 use serde::{Deserialize, Serialize};
 
+use utoipa::IntoParams;
+
 use super::input::Parameters;
 use super::problem::Problem;
 use super::sandboxes::selector;
@@ -20,8 +22,9 @@ use super::types::time;
 use crate::daemon::{Daemon, Filter, Follower, Kind, Told};
 
 /// Of which sandboxes.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(default)]
+#[into_params(parameter_in = Query)]
 pub(super) struct Wanted {
     /// An id, the beginning of one, or a name.
     sandbox: Option<String>,
@@ -101,6 +104,16 @@ impl Line {
     }
 }
 
+/// Tells what happens to sandboxes from now on.
+#[utoipa::path(
+    get, path = "/events", operation_id = "followEvents", tag = "daemon",
+    params(Wanted),
+    responses((
+        status = 200,
+        description = "A line for each event, until the client goes or the daemon ends",
+        content((String = "application/x-ndjson"), (String = "text/event-stream"))
+    ))
+)]
 pub(super) async fn follow(
     State(daemon): State<Arc<Daemon>>,
     Parameters(wanted): Parameters<Wanted>,

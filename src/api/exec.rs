@@ -6,6 +6,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
 use protocol::Command as Words;
 
+use super::answers::Envelope;
 use super::input::{Body, Target};
 use super::problem::Problem;
 use super::session::{self, Upgrade};
@@ -23,6 +24,22 @@ pub(super) const MAX_OUTPUT: usize = 8 << 20;
 /// A hundred years, in seconds.
 const LONGEST: f64 = 3.2e9;
 
+/// Runs a command and answers when it has ended.
+///
+/// A client that goes away ends it. Of each output 8 MiB are kept. With `Connection: Upgrade` and `Upgrade: voidrun-exec` the
+/// connection becomes one of frames both ways: standard input, signals and sizes of the terminal in, output and the end out.
+#[utoipa::path(
+    post, path = "/sandboxes/{id}/exec", operation_id = "exec", tag = "commands",
+    request_body = Exec,
+    responses(
+        (
+            status = 200,
+            description = "It has ended, at its deadline too: then the exit code is 124",
+            body = Envelope<ExecResult>
+        ),
+        (status = 101, description = "The connection speaks the frames, until the command has ended")
+    )
+)]
 pub(super) async fn exec(
     Target(sandbox): Target,
     Upgrade(upgrade): Upgrade,

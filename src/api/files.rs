@@ -5,17 +5,20 @@
 
 use std::sync::Arc;
 
+use axum::Json;
 use axum::body::Body as Content;
 use axum::extract::Request as Incoming;
 use axum::http::header;
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::{get, post};
-use axum::{Json, Router};
 use protocol::{FileInfo, FileKind, FileRequest, Request};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
+use super::answers::{Envelope, Found, Listed, Said, Stat, Written};
 use super::input::{Body, Parameters, Target};
+use super::openapi::Binary;
 use super::problem::Problem;
 use super::types::time;
 use super::{success, transfer, watch};
@@ -24,36 +27,69 @@ use crate::daemon::{Daemon, Sandbox};
 /// The longest path that the guest's kernel takes, in bytes.
 const MAX_PATH: usize = 4095;
 
-type Answer = Result<Json<Value>, Problem>;
+type Answer<T> = Result<Json<Envelope<T>>, Problem>;
 
-pub(super) fn routes() -> Router<Arc<Daemon>> {
-    Router::new()
-        .route("/sandboxes/{id}/files", get(list).delete(delete))
-        .route("/sandboxes/{id}/files/upload", post(upload))
-        .route("/sandboxes/{id}/files/download", get(download))
-        .route("/sandboxes/{id}/files/archive", get(pack).put(unpack))
-        .route("/sandboxes/{id}/files/create", post(create))
-        .route("/sandboxes/{id}/files/stat", get(stat))
-        .route("/sandboxes/{id}/files/mkdir", post(mkdir))
-        .route("/sandboxes/{id}/files/move", post(rename))
-        .route("/sandboxes/{id}/files/copy", post(copy))
-        .route("/sandboxes/{id}/files/chmod", post(chmod))
-        .route("/sandboxes/{id}/files/search", get(search))
-        .route("/sandboxes/{id}/files/watch", post(watch::begin))
-        .route("/sandboxes/{id}/files/watch/{session}/stream", get(watch::follow))
-        .route("/sandboxes/{id}/files/du", get(async |Target(_): Target| later("du")))
-        .route("/sandboxes/{id}/files/head-tail", get(async |Target(_): Target| later("head-tail")))
-        .route("/sandboxes/{id}/files/compress", post(async |Target(_): Target| later("compress")))
-        .route("/sandboxes/{id}/files/extract", post(async |Target(_): Target| later("extract")))
+pub(super) fn routes() -> OpenApiRouter<Arc<Daemon>> {
+    OpenApiRouter::new()
+        .routes(routes!(list, delete))
+        .routes(routes!(upload))
+        .routes(routes!(download))
+        .routes(routes!(pack, unpack))
+        .routes(routes!(create))
+        .routes(routes!(stat))
+        .routes(routes!(mkdir))
+        .routes(routes!(rename))
+        .routes(routes!(copy))
+        .routes(routes!(chmod))
+        .routes(routes!(search))
+        .routes(routes!(watch::begin))
+        .routes(routes!(watch::follow))
+        .routes(routes!(du))
+        .routes(routes!(head_tail))
+        .routes(routes!(compress))
+        .routes(routes!(extract))
 }
 
-fn later(what: &str) -> Problem {
-    Problem::not_implemented(&format!("files/{what}"))
+/// Not there yet.
+#[utoipa::path(
+    get, path = "/sandboxes/{id}/files/du", operation_id = "measureFiles", tag = "files",
+    responses((status = 501))
+)]
+async fn du(Target(_): Target) -> Problem {
+    Problem::not_implemented("files/du")
+}
+
+/// Not there yet.
+#[utoipa::path(
+    get, path = "/sandboxes/{id}/files/head-tail", operation_id = "readPartOfFile", tag = "files",
+    responses((status = 501))
+)]
+async fn head_tail(Target(_): Target) -> Problem {
+    Problem::not_implemented("files/head-tail")
+}
+
+/// Not there yet.
+#[utoipa::path(
+    post, path = "/sandboxes/{id}/files/compress", operation_id = "compressFiles", tag = "files",
+    responses((status = 501))
+)]
+async fn compress(Target(_): Target) -> Problem {
+    Problem::not_implemented("files/compress")
+}
+
+/// Not there yet.
+#[utoipa::path(
+    post, path = "/sandboxes/{id}/files/extract", operation_id = "extractFiles", tag = "files",
+    responses((status = 501))
+)]
+async fn extract(Target(_): Target) -> Problem {
+    Problem::not_implemented("files/extract")
 }
 
 /// An absolute path of the guest.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(try_from = "String")]
+#[schema(pattern = "^/[^\\x00]*$", max_length = 4095)]
 pub(super) struct GuestPath(pub(super) String);
 
 impl TryFrom<String> for GuestPath {
@@ -73,43 +109,66 @@ impl TryFrom<String> for GuestPath {
     }
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 struct At {
+    #[param(inline)]
     path: GuestPath,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 struct FromTo {
+    #[param(inline)]
     from: GuestPath,
+    #[param(inline)]
     to: GuestPath,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 struct WithMode {
+    #[param(inline)]
     path: GuestPath,
-    /// In octal.
+    /// In octal, as 644.
+    mode: String,
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+struct Upload {
+    #[param(inline)]
+    path: GuestPath,
+    /// In octal, as 644; that of what is replaced, or else 644, where it is absent.
     mode: Option<String>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 struct New {
+    #[param(inline)]
     path: GuestPath,
     content: Option<String>,
 }
 
-#[derive(Debug, Deserialize)]
+/// What is in a new file.
+#[derive(Debug, Deserialize, ToSchema)]
 struct NewContent {
     content: Option<String>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 struct Search {
+    #[param(inline)]
     path: GuestPath,
     pattern: String,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 struct Pack {
+    #[param(inline)]
     path: GuestPath,
     /// To take what a symlink at the path points to.
     #[serde(default)]
@@ -117,7 +176,7 @@ struct Pack {
 }
 
 /// A file on the wire.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct File {
     pub(crate) name: String,
@@ -154,89 +213,168 @@ impl From<FileInfo> for File {
     }
 }
 
-/// The answer with `data`, and with what a command would have said.
-fn command(message: &str, mut data: Value, stdout: String) -> Json<Value> {
-    data["stdout"] = stdout.into();
-    data["stderr"] = "".into();
-    data["exitCode"] = 0.into();
-    success(message, data)
-}
-
-async fn list(Target(sandbox): Target, Parameters(At { path }): Parameters<At>) -> Answer {
+/// Lists a directory.
+#[utoipa::path(
+    get, path = "/sandboxes/{id}/files", operation_id = "listFiles", tag = "files",
+    params(At),
+    responses((status = 200, description = "The files, at most 10,000", body = Envelope<Listed>))
+)]
+async fn list(Target(sandbox): Target, Parameters(At { path }): Parameters<At>) -> Answer<Listed> {
     let found = sandbox.entries(FileRequest::List { path: path.0 }).await?;
     let files: Vec<File> = found.entries.into_iter().map(File::from).collect();
-    Ok(success("files", json!({ "success": true, "files": files, "truncated": found.truncated })))
+    Ok(success("files", Listed { success: true, files, truncated: found.truncated }))
 }
 
-async fn search(Target(sandbox): Target, Parameters(Search { path, pattern }): Parameters<Search>) -> Answer {
+/// Finds what is below a directory by the pattern of its name.
+#[utoipa::path(
+    get, path = "/sandboxes/{id}/files/search", operation_id = "searchFiles", tag = "files",
+    params(Search),
+    responses((status = 200, description = "The files, at most 10,000", body = Envelope<Found>))
+)]
+async fn search(
+    Target(sandbox): Target,
+    Parameters(Search { path, pattern }): Parameters<Search>,
+) -> Answer<Found> {
     if pattern.contains('\0') || pattern.len() > MAX_PATH {
         return Err(Problem::field("pattern", "has a NUL byte in it, or is longer than any name"));
     }
     let found = sandbox.entries(FileRequest::Search { path: path.0, pattern }).await?;
     let stdout = found.entries.iter().flat_map(|file| [&file.path, "\n"]).collect();
     let files: Vec<File> = found.entries.into_iter().map(File::from).collect();
-    Ok(command("files found", json!({ "files": files, "truncated": found.truncated }), stdout))
+    let said = Said { stdout, ..Said::default() };
+    Ok(success("files found", Found { files, truncated: found.truncated, said }))
 }
 
-async fn stat(Target(sandbox): Target, Parameters(At { path }): Parameters<At>) -> Answer {
+/// Shows a file or directory; a symlink is followed.
+#[utoipa::path(
+    get, path = "/sandboxes/{id}/files/stat", operation_id = "statFile", tag = "files",
+    params(At),
+    responses((status = 200, description = "The file", body = Envelope<Stat>))
+)]
+async fn stat(Target(sandbox): Target, Parameters(At { path }): Parameters<At>) -> Answer<Stat> {
     let file = File::from(sandbox.stat(path.0).await?);
     let File { mode, uid, gid, size, mod_time, path, .. } = &file;
     let stdout = format!("{mode} {uid} {gid} {size} {mod_time} {path}\n");
-    Ok(command("file", serde_json::to_value(&file).unwrap_or_default(), stdout))
+    Ok(success("file", Stat { file, said: Said { stdout, ..Said::default() } }))
 }
 
-async fn change(sandbox: &Sandbox, message: &str, request: FileRequest) -> Answer {
+async fn change(sandbox: &Sandbox, message: &'static str, request: FileRequest) -> Answer<Said> {
     sandbox.change_file(request).await?;
-    Ok(command(message, json!({}), String::new()))
+    Ok(success(message, Said::default()))
 }
 
-async fn mkdir(Target(sandbox): Target, Parameters(At { path }): Parameters<At>) -> Answer {
+/// Makes a directory, and those above it.
+#[utoipa::path(
+    post, path = "/sandboxes/{id}/files/mkdir", operation_id = "makeDirectory", tag = "files",
+    params(At),
+    responses((status = 200, description = "It is there", body = Envelope<Said>))
+)]
+async fn mkdir(Target(sandbox): Target, Parameters(At { path }): Parameters<At>) -> Answer<Said> {
     let owner = owner(&sandbox);
     change(&sandbox, "directory made", FileRequest::Mkdir { path: path.0, owner }).await
 }
 
-async fn rename(Target(sandbox): Target, Parameters(FromTo { from, to }): Parameters<FromTo>) -> Answer {
+/// Gives a file or directory another path; a file that is there is replaced.
+#[utoipa::path(
+    post, path = "/sandboxes/{id}/files/move", operation_id = "moveFile", tag = "files",
+    params(FromTo),
+    responses((status = 200, description = "It has the other path", body = Envelope<Said>))
+)]
+async fn rename(
+    Target(sandbox): Target,
+    Parameters(FromTo { from, to }): Parameters<FromTo>,
+) -> Answer<Said> {
     change(&sandbox, "file moved", FileRequest::Move { from: from.0, to: to.0 }).await
 }
 
-async fn copy(Target(sandbox): Target, Parameters(FromTo { from, to }): Parameters<FromTo>) -> Answer {
+/// Copies a file, or a directory with what is in it; a file that is there is replaced.
+#[utoipa::path(
+    post, path = "/sandboxes/{id}/files/copy", operation_id = "copyFile", tag = "files",
+    params(FromTo),
+    responses((status = 200, description = "The copy is whole", body = Envelope<Said>))
+)]
+async fn copy(Target(sandbox): Target, Parameters(FromTo { from, to }): Parameters<FromTo>) -> Answer<Said> {
     change(&sandbox, "file copied", FileRequest::Copy { from: from.0, to: to.0 }).await
 }
 
-async fn chmod(Target(sandbox): Target, Parameters(WithMode { path, mode }): Parameters<WithMode>) -> Answer {
-    let mode = octal(mode)?.ok_or_else(|| Problem::field("mode", "is missing: expected one as 644"))?;
+/// Sets permissions; a symlink is followed.
+#[utoipa::path(
+    post, path = "/sandboxes/{id}/files/chmod", operation_id = "changeMode", tag = "files",
+    params(WithMode),
+    responses((status = 200, description = "It has the permissions", body = Envelope<Said>))
+)]
+async fn chmod(
+    Target(sandbox): Target,
+    Parameters(WithMode { path, mode }): Parameters<WithMode>,
+) -> Answer<Said> {
+    let mode = octal(&mode)?;
     change(&sandbox, "permissions changed", FileRequest::Chmod { path: path.0, mode }).await
 }
 
-async fn delete(Target(sandbox): Target, Parameters(At { path }): Parameters<At>) -> Answer {
+/// Removes a file, or a directory with what is in it.
+#[utoipa::path(
+    delete, path = "/sandboxes/{id}/files", operation_id = "deleteFile", tag = "files",
+    params(At),
+    responses((status = 200, description = "It is gone", body = Envelope<Said>))
+)]
+async fn delete(Target(sandbox): Target, Parameters(At { path }): Parameters<At>) -> Answer<Said> {
     change(&sandbox, "file removed", FileRequest::Delete { path: path.0 }).await
 }
 
-/// A file that is not there yet, with what the body or else the query says is in it.
+/// Makes a file that is not there yet, with what the body or else the query says is in it.
+#[utoipa::path(
+    post, path = "/sandboxes/{id}/files/create", operation_id = "createFile", tag = "files",
+    params(New),
+    request_body = NewContent,
+    responses((status = 200, description = "It is there", body = Envelope<Said>))
+)]
 async fn create(
     Target(sandbox): Target,
     Parameters(New { path, content }): Parameters<New>,
     Body(body): Body<NewContent>,
-) -> Answer {
+) -> Answer<Said> {
     let content = body.content.or(content).unwrap_or_default();
     let owner = owner(&sandbox);
     let request = FileRequest::Write { path: path.0, mode: None, exclusive: true, owner };
     transfer::take(&sandbox, Request::File(request), Content::from(content)).await?;
-    Ok(command("file created", json!({}), String::new()))
+    Ok(success("file created", Said::default()))
 }
 
-/// The body is the file; what is there is replaced when the whole of it has come.
+/// Writes a file: the body, of any size.
+///
+/// What is there is replaced when the whole of it has come.
+#[utoipa::path(
+    post, path = "/sandboxes/{id}/files/upload", operation_id = "uploadFile", tag = "files",
+    params(Upload),
+    request_body(content = inline(Binary), content_type = "application/octet-stream"),
+    responses((status = 200, description = "The file is there", body = Envelope<Written>))
+)]
 async fn upload(
     Target(sandbox): Target,
-    Parameters(WithMode { path, mode }): Parameters<WithMode>,
+    Parameters(Upload { path, mode }): Parameters<Upload>,
     request: Incoming,
-) -> Answer {
-    let (mode, owner) = (octal(mode)?, owner(&sandbox));
+) -> Answer<Written> {
+    let (mode, owner) = (mode.as_deref().map(octal).transpose()?, owner(&sandbox));
     let write = FileRequest::Write { path: path.0.clone(), mode, exclusive: false, owner };
     let size = transfer::take(&sandbox, Request::File(write), request.into_body()).await?;
-    Ok(success("file uploaded", json!({ "path": path.0, "size": size })))
+    Ok(success("file uploaded", Written { path: path.0, size }))
 }
 
+/// Reads a file.
+///
+/// A connection that breaks off has not given the whole of it.
+#[utoipa::path(
+    get, path = "/sandboxes/{id}/files/download", operation_id = "downloadFile", tag = "files",
+    params(At),
+    responses(
+        (
+            status = 200,
+            description = "What is in the file",
+            body = inline(Binary),
+            content_type = "application/octet-stream"
+        )
+    )
+)]
 async fn download(
     Target(sandbox): Target,
     Parameters(At { path }): Parameters<At>,
@@ -246,7 +384,19 @@ async fn download(
     Ok((headers, transfer::give_file(sandbox, source, info.size).await?).into_response())
 }
 
-/// A file, or a directory with what is in it, as a tar stream.
+/// Reads a file, or a directory with what is in it, as a tar stream.
+#[utoipa::path(
+    get, path = "/sandboxes/{id}/files/archive", operation_id = "packFiles", tag = "files",
+    params(Pack),
+    responses(
+        (
+            status = 200,
+            description = "A tar stream",
+            body = inline(Binary),
+            content_type = "application/x-tar"
+        )
+    )
+)]
 async fn pack(
     Target(sandbox): Target,
     Parameters(Pack { path, follow }): Parameters<Pack>,
@@ -256,16 +406,22 @@ async fn pack(
         .into_response())
 }
 
-/// The body is a tar stream, unpacked beneath the path.
+/// Unpacks a tar stream beneath a directory.
+#[utoipa::path(
+    put, path = "/sandboxes/{id}/files/archive", operation_id = "unpackFiles", tag = "files",
+    params(At),
+    request_body(content = inline(Binary), content_type = "application/x-tar"),
+    responses((status = 200, description = "All of it is there", body = Envelope<Written>))
+)]
 async fn unpack(
     Target(sandbox): Target,
     Parameters(At { path }): Parameters<At>,
     request: Incoming,
-) -> Answer {
+) -> Answer<Written> {
     let owner = owner(&sandbox);
     let write = Request::Upload { path: path.0.clone(), owner };
     let size = transfer::take(&sandbox, write, request.into_body()).await?;
-    Ok(success("archive unpacked", json!({ "path": path.0, "size": size })))
+    Ok(success("archive unpacked", Written { path: path.0, size }))
 }
 
 /// Whose what is made is: the commands', unless they say otherwise.
@@ -273,28 +429,27 @@ fn owner(sandbox: &Sandbox) -> Option<String> {
     Some(sandbox.view().record.config.user).filter(|user| !user.is_empty())
 }
 
-fn octal(mode: Option<String>) -> Result<Option<u32>, Problem> {
-    let Some(mode) = mode else { return Ok(None) };
-    let digits = mode.strip_prefix("0o").unwrap_or(&mode);
+fn octal(mode: &str) -> Result<u32, Problem> {
+    let digits = mode.strip_prefix("0o").unwrap_or(mode);
     let valid = u32::from_str_radix(digits, 8).ok().filter(|mode| *mode <= 0o7777);
     let plain = digits.bytes().all(|byte| byte.is_ascii_digit());
     let wrong = || Problem::field("mode", format!("{mode:?} is not octal, from 0 to 7777"));
-    valid.filter(|_| plain).map(Some).ok_or_else(wrong)
+    valid.filter(|_| plain).ok_or_else(wrong)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     #[test]
     fn modes() {
         for (text, mode) in [("755", 0o755), ("0o644", 0o644), ("0000", 0), ("7777", 0o7777)] {
-            assert_eq!(octal(Some(text.to_owned())).unwrap(), Some(mode), "{text}");
+            assert_eq!(octal(text).unwrap(), mode, "{text}");
         }
         for wrong in ["", "+7", "8", "u+x", "10000", "-1", "0x7"] {
-            assert!(octal(Some(wrong.to_owned())).is_err(), "{wrong}");
+            assert!(octal(wrong).is_err(), "{wrong}");
         }
-        assert_eq!(octal(None).unwrap(), None);
     }
 
     #[test]

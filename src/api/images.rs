@@ -6,13 +6,12 @@
 use std::io::{self, Read};
 use std::sync::Arc;
 
+use axum::Json;
 use axum::body::Body as Content;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::{get, post};
-use axum::{Json, Router};
 use bytes::{Buf as _, Bytes};
 use http_body_util::BodyExt as _;
 use rootfs_builder::image::Platform;
@@ -20,72 +19,104 @@ use rootfs_builder::progress::Event;
 use rootfs_builder::reference::{LocalName, NameError};
 use rootfs_builder::source::{Format, Input, Local, Source, Stream};
 use rootfs_builder::store::StoreError;
-use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde::Deserialize;
 use tokio::sync::mpsc::{Receiver, channel};
 use tokio::time::timeout;
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
+use super::answers::{Envelope, Images, Progress, RemovedImage};
 use super::input::{Body, Parameters};
+use super::openapi::Binary;
 use super::problem::Problem;
 use super::success;
 use super::transfer::{IDLE, PIECES};
-use crate::daemon::{Daemon, DaemonError, Got, Wanted, chain};
+use crate::daemon::{Daemon, DaemonError, Wanted, chain};
+use crate::images::View;
 
 /// Lines that wait for a client.
 const WAITING: usize = 64;
 
-pub(super) fn routes() -> Router<Arc<Daemon>> {
-    Router::new()
-        .route("/images", get(list))
-        .route("/images/{*reference}", get(show).delete(remove))
-        // For an image whose name is that of a route.
-        .route("/images/name/{*reference}", get(show))
-        .route("/images/pull", post(pull))
-        .route("/images/import", post(import))
+pub(super) fn routes() -> OpenApiRouter<Arc<Daemon>> {
+    OpenApiRouter::new()
+        .routes(routes!(list))
+        .routes(routes!(show, remove))
+        .routes(routes!(show_by_name))
+        .routes(routes!(pull))
+        .routes(routes!(import))
 }
 
-#[derive(Debug, Deserialize)]
+/// An image of a registry.
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = PullImage)]
 struct Pull {
-    /// As `voidrun images pull` takes it.
+    /// As `voidrun images pull` takes it: python:3.12.
     reference: String,
-    /// As linux/arm64.
+    /// Which of a multi-platform image, as linux/arm64; this machine's where it is absent.
     #[serde(default)]
     platform: Option<String>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 struct Import {
     /// What the image is to be called.
+    #[param(value_type = String)]
     name: LocalName,
 }
 
-/// The last line.
-#[derive(Debug, Serialize)]
-struct Done {
-    event: &'static str,
-    #[serde(flatten)]
-    got: Got,
-}
-
-type Answer = Result<Json<Value>, Problem>;
+type Answer<T> = Result<Json<Envelope<T>>, Problem>;
 type Reference = Result<Path<String>, PathRejection>;
 
-async fn list(State(daemon): State<Arc<Daemon>>) -> Answer {
+/// Lists the images of the store.
+#[utoipa::path(
+    get, path = "/images", operation_id = "listImages", tag = "images",
+    responses((status = 200, description = "All of them", body = Images))
+)]
+async fn list(State(daemon): State<Arc<Daemon>>) -> Result<Json<Images>, Problem> {
     let (images, damaged) = daemon.images().await?;
-    Ok(Json(json!({ "status": "success", "message": "images", "data": images, "damaged": damaged })))
+    Ok(Json(Images { status: "success", message: "images", data: images, damaged }))
 }
 
-async fn show(State(daemon): State<Arc<Daemon>>, reference: Reference) -> Answer {
+/// Shows an image.
+#[utoipa::path(
+    get, path = "/images/{*reference}", operation_id = "getImage", tag = "images",
+    responses((status = 200, description = "The image", body = Envelope<View>))
+)]
+async fn show(State(daemon): State<Arc<Daemon>>, reference: Reference) -> Answer<View> {
     let image = daemon.show_image(text(reference)?).await.map_err(missing)?;
     Ok(success("image", image))
 }
 
-async fn remove(State(daemon): State<Arc<Daemon>>, reference: Reference) -> Answer {
+/// Shows an image, also one whose name is that of a route.
+#[utoipa::path(
+    get, path = "/images/name/{*reference}", operation_id = "getImageByName", tag = "images",
+    responses((status = 200, description = "The image", body = Envelope<View>))
+)]
+async fn show_by_name(daemon: State<Arc<Daemon>>, reference: Reference) -> Answer<View> {
+    show(daemon, reference).await
+}
+
+/// Removes an image.
+///
+/// One that a sandbox is made of stays (409), unless it has another name.
+#[utoipa::path(
+    delete, path = "/images/{*reference}", operation_id = "removeImage", tag = "images",
+    responses(
+        (
+            status = 200,
+            description = "Its name is gone, and what nothing else needs",
+            body = Envelope<RemovedImage>
+        )
+    )
+)]
+async fn remove(State(daemon): State<Arc<Daemon>>, reference: Reference) -> Answer<RemovedImage> {
     let removed = daemon.remove_image(text(reference)?).await.map_err(missing)?;
-    let freed: u64 = removed.iter().map(|removal| removal.freed_bytes).sum();
-    Ok(success("image removed", json!({ "removed": removed, "freedBytes": freed })))
+    let freed_bytes = removed.iter().map(|removal| removal.freed_bytes).sum();
+    Ok(success("image removed", RemovedImage { removed, freed_bytes }))
 }
 
 fn text(reference: Reference) -> Result<String, Problem> {
@@ -102,6 +133,19 @@ fn missing(error: DaemonError) -> Problem {
     }
 }
 
+/// Gets an image from a registry. It ends with its client.
+#[utoipa::path(
+    post, path = "/images/pull", operation_id = "pullImage", tag = "images",
+    request_body = Pull,
+    responses(
+        (
+            status = 200,
+            description = "A `Progress` in each line; the last is `done` or `error`",
+            body = String,
+            content_type = "application/x-ndjson"
+        )
+    )
+)]
 async fn pull(State(daemon): State<Arc<Daemon>>, Body(body): Body<Pull>) -> Result<Response, Problem> {
     let platform = body.platform.map(|platform| platform.parse::<Platform>());
     let platform = platform.transpose().map_err(|wrong| Problem::field("platform", wrong))?;
@@ -114,6 +158,20 @@ async fn pull(State(daemon): State<Arc<Daemon>>, Body(body): Body<Pull>) -> Resu
     answer(daemon, Wanted { source, name: None, platform }).await
 }
 
+/// Makes an image of an archive: the body, of any size, as `docker save` writes it or an OCI layout.
+#[utoipa::path(
+    post, path = "/images/import", operation_id = "importImage", tag = "images",
+    params(Import),
+    request_body(content = inline(Binary), content_type = "application/x-tar"),
+    responses(
+        (
+            status = 200,
+            description = "A `Progress` in each line; the last is `done` or `error`",
+            body = String,
+            content_type = "application/x-ndjson"
+        )
+    )
+)]
 async fn import(
     State(daemon): State<Arc<Daemon>>,
     Parameters(Import { name }): Parameters<Import>,
@@ -130,14 +188,14 @@ async fn answer(daemon: Arc<Daemon>, wanted: Wanted) -> Result<Response, Problem
     tokio::spawn(async move {
         let progress = |event: Event| {
             // Counts are absolute: the next line makes up for one that does not fit.
-            let _ = sender.try_send(Ok(line(&event)));
+            let _ = sender.try_send(Ok(line(&Progress::Step(event))));
         };
         let result = tokio::select! {
             result = daemon.pull(wanted, &progress) => result,
             () = sender.closed() => return,
         };
         let last = match result {
-            Ok(got) => Ok(line(&Done { event: "done", got })),
+            Ok(got) => Ok(line(&Progress::Done { event: "done", got: Box::new(got) })),
             Err(error) => Err(Problem::from(error)),
         };
         // Nothing is to be done for a client that does not take it.
@@ -145,18 +203,14 @@ async fn answer(daemon: Arc<Daemon>, wanted: Wanted) -> Result<Response, Problem
     });
     let first = receiver.recv().await.ok_or_else(|| Problem::from(DaemonError::Ending))??;
     let rest = ReceiverStream::new(receiver).map(|next| {
-        next.unwrap_or_else(|problem| {
-            let mut document = problem.document();
-            document["event"] = "error".into();
-            line(&document)
-        })
+        next.unwrap_or_else(|problem| line(&Progress::Error { event: "error", problem: problem.document() }))
     });
     let lines = tokio_stream::once(first).chain(rest).map(Ok::<_, std::convert::Infallible>);
     let headers = [(header::CONTENT_TYPE, "application/x-ndjson"), (header::CACHE_CONTROL, "no-cache")];
     Ok((headers, Content::from_stream(lines)).into_response())
 }
 
-fn line(value: &impl Serialize) -> Bytes {
+fn line(value: &Progress) -> Bytes {
     // Nothing in it is what JSON cannot say.
     let mut line = serde_json::to_vec(value).unwrap_or_default();
     line.push(b'\n');

@@ -23,6 +23,15 @@ use crate::daemon::{Line, Reader, Sandbox, Stream};
 /// So much is read at once, in bytes.
 const BATCH: usize = 64 << 10;
 
+/// Tells what the job of a sandbox has written, and what it writes.
+///
+/// Each line is `{"time", "stream", "data"}` with the data in base64. The last one of those that follow is an `End` with
+/// `"stream": "exit"`.
+#[utoipa::path(
+    get, path = "/sandboxes/{id}/logs", operation_id = "readLogs", tag = "sandboxes",
+    params(LogParameters),
+    responses((status = 200, description = "Lines", body = String, content_type = "application/x-ndjson"))
+)]
 pub(super) async fn logs(
     Target(sandbox): Target,
     Parameters(LogParameters { follow, tail }): Parameters<LogParameters>,

@@ -2,6 +2,7 @@
 //!
 //! The same tree is at `/v1` and `/api`, which differ in what a client may get wrong alone, see [`input::Wire`].
 
+mod answers;
 mod code;
 mod commands;
 mod drain;
@@ -12,6 +13,7 @@ mod guard;
 mod images;
 mod input;
 mod logs;
+mod openapi;
 mod problem;
 mod sandboxes;
 mod session;
@@ -34,14 +36,16 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state, map_request};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
-use serde_json::{Value, json};
 use tower::ServiceBuilder;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::request_id::{MakeRequestId, PropagateRequestIdLayer, RequestId, SetRequestIdLayer};
+use utoipa::OpenApi as _;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use crate::daemon::Daemon;
+use answers::{Envelope, Health};
 use input::Wire;
 use problem::Problem;
 
@@ -57,57 +61,76 @@ pub(crate) fn router(daemon: Arc<Daemon>) -> Router {
         .layer(CatchPanicLayer::custom(panicked))
         .layer(map_request(drain::body))
         .layer(from_fn(guard::guard));
+    let (tree, document) = tree().split_for_parts();
     Router::new()
-        .merge(system())
-        .nest("/v1", tree().layer(Extension(Wire::Strict)))
-        .nest("/api", tree().layer(Extension(Wire::Lenient)))
+        .merge(Router::from(system()))
+        .nest("/v1", tree.clone().layer(Extension(Wire::Strict)))
+        .nest("/api", tree.layer(Extension(Wire::Lenient)))
+        .layer(Extension(openapi::Served::new(&document)))
         .fallback(unknown)
         .method_not_allowed_fallback(wrong_method)
         .layer(layers)
         .with_state(daemon)
 }
 
-fn tree() -> Router<Arc<Daemon>> {
-    system()
-        .route("/sandboxes", post(sandboxes::create).get(sandboxes::list))
-        .route("/sandboxes/{id}", get(sandboxes::get).patch(sandboxes::change).delete(sandboxes::remove))
-        .route("/sandboxes/{id}/start", post(sandboxes::start))
-        .route("/sandboxes/{id}/stop", post(sandboxes::stop))
-        .route("/sandboxes/{id}/pause", post(sandboxes::pause))
-        .route("/sandboxes/{id}/resume", post(sandboxes::resume))
-        .route("/sandboxes/{id}/stats", get(sandboxes::stats))
-        .route("/sandboxes/{id}/logs", get(logs::logs))
-        .route("/sandboxes/{id}/sleep", post(sandboxes::not_there_yet))
-        .route("/sandboxes/{id}/wake", post(sandboxes::not_there_yet))
-        .route("/sandboxes/{id}/public-urls", get(sandboxes::public_urls))
-        .route("/sandboxes/{id}/exec", post(exec::exec))
-        .route("/sandboxes/{id}/exec-stream", post(stream::exec))
-        .route("/sandboxes/{id}/code", post(code::run))
-        .route("/sandboxes/{id}/commands/run", post(commands::run))
-        .route("/sandboxes/{id}/commands/list", get(commands::list))
-        .route("/sandboxes/{id}/commands/wait", post(commands::wait))
-        .route("/sandboxes/{id}/commands/kill", post(commands::kill))
-        .route("/sandboxes/{id}/commands/attach", post(stream::attach))
+/// All that is described in the document: a route that is not cannot be added here.
+fn tree() -> OpenApiRouter<Arc<Daemon>> {
+    OpenApiRouter::with_openapi(openapi::Base::openapi())
+        .merge(system())
+        .routes(routes!(sandboxes::create, sandboxes::list))
+        .routes(routes!(sandboxes::get, sandboxes::change, sandboxes::remove))
+        .routes(routes!(sandboxes::start))
+        .routes(routes!(sandboxes::stop))
+        .routes(routes!(sandboxes::pause))
+        .routes(routes!(sandboxes::resume))
+        .routes(routes!(sandboxes::stats))
+        .routes(routes!(logs::logs))
+        .routes(routes!(sandboxes::sleep))
+        .routes(routes!(sandboxes::wake))
+        .routes(routes!(sandboxes::public_urls))
+        .routes(routes!(exec::exec))
+        .routes(routes!(stream::exec))
+        .routes(routes!(code::run))
+        .routes(routes!(commands::run))
+        .routes(routes!(commands::list))
+        .routes(routes!(commands::wait))
+        .routes(routes!(commands::kill))
+        .routes(routes!(stream::attach))
         .merge(files::routes())
-        .route("/sandboxes/{id}/pty", get(terminal::ephemeral))
-        .route("/sandboxes/{id}/pty/sessions", get(terminal::list).post(terminal::create))
-        .route("/sandboxes/{id}/pty/sessions/{session}", get(terminal::connect).delete(terminal::delete))
-        .route("/sandboxes/{id}/pty/sessions/{session}/resize", post(terminal::resize))
-        .route("/sandboxes/{id}/pty/sessions/{session}/buffer", get(terminal::buffer))
-        .route("/sandboxes/{id}/pty/sessions/{session}/execute", post(terminal::execute))
-        .route("/sandboxes/{id}/session-exec", post(terminal_exec::exec))
-        .route("/sandboxes/{id}/session-exec-stream", post(terminal_exec::stream))
+        .routes(routes!(terminal::ephemeral))
+        .routes(routes!(terminal::list, terminal::create))
+        .routes(routes!(terminal::connect, terminal::delete))
+        .routes(routes!(terminal::resize))
+        .routes(routes!(terminal::buffer))
+        .routes(routes!(terminal::execute))
+        .routes(routes!(terminal_exec::exec))
+        .routes(routes!(terminal_exec::stream))
         .merge(images::routes())
-        .route("/events", get(events::follow))
+        .routes(routes!(events::follow))
 }
 
-fn system() -> Router<Arc<Daemon>> {
-    Router::new()
-        .route("/healthz", get(async || Json(json!({ "status": "ok" }))))
-        .route("/version", get(version))
-        .route("/metrics", get(metrics))
+fn system() -> OpenApiRouter<Arc<Daemon>> {
+    OpenApiRouter::new()
+        .routes(routes!(health))
+        .routes(routes!(version))
+        .routes(routes!(metrics))
+        .routes(routes!(openapi::serve))
 }
 
+/// Says that the daemon serves.
+#[utoipa::path(
+    get, path = "/healthz", operation_id = "getHealth", tag = "daemon",
+    responses((status = 200, description = "It serves", body = Health))
+)]
+async fn health() -> Json<Health> {
+    Json(Health { status: "ok" })
+}
+
+/// Shows the daemon's release, process and store.
+#[utoipa::path(
+    get, path = "/version", operation_id = "getVersion", tag = "daemon",
+    responses((status = 200, description = "The daemon", body = types::Version))
+)]
 async fn version(State(daemon): State<Arc<Daemon>>) -> Json<types::Version> {
     Json(types::Version {
         version: crate::version().to_owned(),
@@ -116,14 +139,19 @@ async fn version(State(daemon): State<Arc<Daemon>>) -> Json<types::Version> {
     })
 }
 
+/// Shows what the daemon has counted, for Prometheus.
+#[utoipa::path(
+    get, path = "/metrics", operation_id = "getMetrics", tag = "daemon",
+    responses((status = 200, description = "OpenMetrics", body = String, content_type = "application/openmetrics-text"))
+)]
 async fn metrics(State(daemon): State<Arc<Daemon>>) -> impl IntoResponse {
     const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(header::CONTENT_TYPE, OPEN_METRICS)], daemon.scrape())
 }
 
 /// The envelope of an answer.
-fn success(message: &str, data: impl serde::Serialize) -> Json<Value> {
-    Json(json!({ "status": "success", "message": message, "data": data }))
+fn success<T>(message: &'static str, data: T) -> Json<Envelope<T>> {
+    Json(Envelope { status: "success", message, data })
 }
 
 async fn unknown(request: Request) -> Problem {

@@ -1,15 +1,41 @@
 //! Errors on the wire: problem documents (RFC 9457), with the members that the published clients read beside them.
 
+use axum::Json;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use protocol::{Error as AgentError, ErrorCode};
 use rootfs_builder::reference::NameError;
 use rustix::io::Errno;
-use serde_json::{Value, json};
+use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::daemon::{DaemonError, chain};
 use crate::images::failure;
 use crate::sandbox::{ExecError, LaunchError};
+
+/// What an error is on the wire.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = Problem)]
+pub(super) struct Document {
+    /// What it is, for programs: `urn:voidrun:problem:` and a word. Words are added, not changed.
+    #[serde(rename = "type")]
+    kind: String,
+    /// What the status means.
+    title: &'static str,
+    /// The status of the answer; in a stream what it would have been.
+    #[schema(minimum = 400, maximum = 599)]
+    status: u16,
+    /// What failed, on what, why, and what to do.
+    pub(super) detail: String,
+    /// The status, for the published clients, as the next three.
+    code: u16,
+    /// The detail.
+    message: String,
+    /// The title.
+    error: &'static str,
+    /// The detail.
+    details: String,
+}
 
 /// An answer that is an error.
 #[derive(Debug)]
@@ -31,20 +57,19 @@ impl Problem {
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid", format!("{field}: {wrong}"))
     }
 
-    /// Its members; `code` and those behind it are for the published clients.
-    pub(super) fn document(&self) -> Value {
+    pub(super) fn document(&self) -> Document {
         let Self { status, kind, detail } = self;
         let title = status.canonical_reason().unwrap_or("Error");
-        json!({
-            "type": format!("urn:voidrun:problem:{kind}"),
-            "title": title,
-            "status": status.as_u16(),
-            "detail": detail,
-            "code": status.as_u16(),
-            "message": detail,
-            "error": title,
-            "details": detail,
-        })
+        Document {
+            kind: format!("urn:voidrun:problem:{kind}"),
+            title,
+            status: status.as_u16(),
+            detail: detail.clone(),
+            code: status.as_u16(),
+            message: detail.clone(),
+            error: title,
+            details: detail.clone(),
+        }
     }
 
     pub(super) fn bad_request(detail: impl Into<String>) -> Self {
@@ -60,7 +85,7 @@ impl Problem {
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let headers = [(header::CONTENT_TYPE, "application/problem+json")];
-        (self.status, headers, self.document().to_string()).into_response()
+        (self.status, headers, Json(self.document())).into_response()
     }
 }
 

@@ -6,21 +6,21 @@ use std::future::ready;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::Body as Answer;
+use axum::body::Body as Content;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::{Extension, Json};
 use futures_util::StreamExt as _;
 use futures_util::stream::once;
-use serde_json::{Value, json};
 use vmm::spec::{Cpus, MemoryMib};
 
+use super::answers::{Envelope, Id, Meta, PublicUrl, Sandboxes};
 use super::input::{Body, Parameters, Target};
 use super::problem::Problem;
 use super::success;
 use super::types::{Change, Create, ListParameters, NetworkMode, Sandbox, Stop};
-use crate::daemon::{Connection, Daemon, GRACE, ImageWanted, New, Page};
+use crate::daemon::{Connection, Daemon, GRACE, ImageWanted, New, Page, Stats};
 
 const PAGE: usize = 50;
 const LARGEST_PAGE: usize = 1000;
@@ -36,8 +36,14 @@ const MAX_LABEL: usize = 256;
 /// A hundred years, in seconds.
 const LONGEST: u64 = 100 * 366 * 24 * 3600;
 
-type Answered = Result<Json<Value>, Problem>;
+type Answer<T> = Result<Json<Envelope<T>>, Problem>;
 
+/// Makes a sandbox and starts it.
+#[utoipa::path(
+    post, path = "/sandboxes", operation_id = "createSandbox", tag = "sandboxes",
+    request_body = Create,
+    responses((status = 201, description = "The sandbox, which runs", body = Envelope<Sandbox>))
+)]
 pub(super) async fn create(
     State(daemon): State<Arc<Daemon>>,
     Extension(connection): Extension<Connection>,
@@ -63,9 +69,11 @@ pub(super) async fn create(
         owned.sandbox().released().await;
         "\n".to_owned()
     };
-    let answer = once(ready(format!("{answer}\n"))).chain(once(rest)).map(Ok::<_, Infallible>);
+    // Nothing in it is what JSON cannot say.
+    let answer = serde_json::to_string(&answer).unwrap_or_default() + "\n";
+    let answer = once(ready(answer)).chain(once(rest)).map(Ok::<_, Infallible>);
     let kind = [(header::CONTENT_TYPE, "application/json")];
-    Ok((StatusCode::CREATED, kind, Answer::from_stream(answer)).into_response())
+    Ok((StatusCode::CREATED, kind, Content::from_stream(answer)).into_response())
 }
 
 /// What the daemon understands of a request.
@@ -175,10 +183,16 @@ fn checked(labels: BTreeMap<String, String>) -> Result<BTreeMap<String, String>,
     Ok(labels)
 }
 
+/// Lists sandboxes, the oldest first.
+#[utoipa::path(
+    get, path = "/sandboxes", operation_id = "listSandboxes", tag = "sandboxes",
+    params(ListParameters),
+    responses((status = 200, description = "A page of sandboxes", body = Sandboxes))
+)]
 pub(super) async fn list(
     State(daemon): State<Arc<Daemon>>,
     Parameters(parameters): Parameters<ListParameters>,
-) -> Answered {
+) -> Result<Json<Sandboxes>, Problem> {
     let number = parameters.page.unwrap_or(1);
     let limit = parameters.limit.unwrap_or(PAGE);
     if number == 0 {
@@ -190,17 +204,17 @@ pub(super) async fn list(
     let labels = selector(parameters.labels.as_deref().unwrap_or_default())?;
     let (views, total) = daemon.list(&labels, Page { number, limit });
     let data: Vec<Sandbox> = views.into_iter().map(Sandbox::from).collect();
-    Ok(Json(json!({
-        "status": "success",
-        "message": "sandboxes",
-        "data": data,
-        "meta": { "page": number, "limit": limit, "total": total, "totalPages": total.div_ceil(limit) },
-    })))
+    let meta = Meta { page: number, limit, total, total_pages: total.div_ceil(limit) };
+    Ok(Json(Sandboxes { status: "success", message: "sandboxes", data, meta }))
 }
 
-/// Where the ports of a sandbox can be reached; it has none yet.
-pub(super) async fn public_urls(Target(_): Target) -> Json<Value> {
-    success("public URLs", json!([]))
+/// Shows where the ports of a sandbox can be reached; it has none yet.
+#[utoipa::path(
+    get, path = "/sandboxes/{id}/public-urls", operation_id = "listPublicUrls", tag = "sandboxes",
+    responses((status = 200, description = "None", body = Envelope<Vec<PublicUrl>>))
+)]
+pub(super) async fn public_urls(Target(_): Target) -> Json<Envelope<Vec<PublicUrl>>> {
+    success("public URLs", Vec::new())
 }
 
 /// Labels that are asked for, as `k=v,k2=v2`.
@@ -214,36 +228,69 @@ pub(super) fn selector(text: &str) -> Result<Vec<(String, String)>, Problem> {
         .collect()
 }
 
-pub(super) async fn get(Target(sandbox): Target) -> Json<Value> {
+/// Shows a sandbox.
+#[utoipa::path(
+    get, path = "/sandboxes/{id}", operation_id = "getSandbox", tag = "sandboxes",
+    responses((status = 200, description = "The sandbox", body = Envelope<Sandbox>))
+)]
+pub(super) async fn get(Target(sandbox): Target) -> Json<Envelope<Sandbox>> {
     success("sandbox", Sandbox::from(sandbox.view()))
 }
 
+/// Gives a sandbox another name or other labels.
+#[utoipa::path(
+    patch, path = "/sandboxes/{id}", operation_id = "changeSandbox", tag = "sandboxes",
+    request_body = Change,
+    responses((status = 200, description = "The sandbox as it is now", body = Envelope<Sandbox>))
+)]
 pub(super) async fn change(
     State(daemon): State<Arc<Daemon>>,
     Target(sandbox): Target,
     Body(body): Body<Change>,
-) -> Answered {
+) -> Answer<Sandbox> {
     let labels = body.labels.map(checked).transpose()?;
     daemon.change(&sandbox, body.name, labels).await?;
     Ok(success("sandbox changed", Sandbox::from(sandbox.view())))
 }
 
-pub(super) async fn remove(State(daemon): State<Arc<Daemon>>, Target(sandbox): Target) -> Answered {
+/// Ends and removes a sandbox, with its disk.
+#[utoipa::path(
+    delete, path = "/sandboxes/{id}", operation_id = "removeSandbox", tag = "sandboxes",
+    responses(
+        (
+            status = 200,
+            description = "It is gone; what it took is given back in the background",
+            body = Envelope<Id>
+        )
+    )
+)]
+pub(super) async fn remove(State(daemon): State<Arc<Daemon>>, Target(sandbox): Target) -> Answer<Id> {
     let id = sandbox.id().to_owned();
     daemon.remove(sandbox).await?;
-    Ok(success("sandbox removed", json!({ "id": id })))
+    Ok(success("sandbox removed", Id { id }))
 }
 
-pub(super) async fn start(State(daemon): State<Arc<Daemon>>, Target(sandbox): Target) -> Answered {
+/// Starts a sandbox that is stopped or failed.
+#[utoipa::path(
+    post, path = "/sandboxes/{id}/start", operation_id = "startSandbox", tag = "sandboxes",
+    responses((status = 200, description = "The sandbox, which runs", body = Envelope<Sandbox>))
+)]
+pub(super) async fn start(State(daemon): State<Arc<Daemon>>, Target(sandbox): Target) -> Answer<Sandbox> {
     daemon.start(&sandbox).await?;
     Ok(success("sandbox started", Sandbox::from(sandbox.view())))
 }
 
+/// Ends the machine of a sandbox; its disk is kept.
+#[utoipa::path(
+    post, path = "/sandboxes/{id}/stop", operation_id = "stopSandbox", tag = "sandboxes",
+    request_body = Stop,
+    responses((status = 200, description = "The sandbox, which has no machine", body = Envelope<Sandbox>))
+)]
 pub(super) async fn stop(
     State(daemon): State<Arc<Daemon>>,
     Target(sandbox): Target,
     Body(body): Body<Stop>,
-) -> Answered {
+) -> Answer<Sandbox> {
     const LONGEST_GRACE: u64 = 3600;
     let grace = body.timeout.map_or(GRACE, Duration::from_secs);
     if grace > Duration::from_secs(LONGEST_GRACE) {
@@ -253,29 +300,58 @@ pub(super) async fn stop(
     Ok(success("sandbox stopped", Sandbox::from(sandbox.view())))
 }
 
-pub(super) async fn pause(State(daemon): State<Arc<Daemon>>, Target(sandbox): Target) -> Answered {
+/// Lets a sandbox stand still; its memory is kept.
+#[utoipa::path(
+    post, path = "/sandboxes/{id}/pause", operation_id = "pauseSandbox", tag = "sandboxes",
+    responses((status = 200, description = "The sandbox, which stands still", body = Envelope<Sandbox>))
+)]
+pub(super) async fn pause(State(daemon): State<Arc<Daemon>>, Target(sandbox): Target) -> Answer<Sandbox> {
     daemon.pause(&sandbox).await?;
     Ok(success("sandbox paused", Sandbox::from(sandbox.view())))
 }
 
-pub(super) async fn resume(State(daemon): State<Arc<Daemon>>, Target(sandbox): Target) -> Answered {
+/// Lets a paused sandbox go on.
+#[utoipa::path(
+    post, path = "/sandboxes/{id}/resume", operation_id = "resumeSandbox", tag = "sandboxes",
+    responses((status = 200, description = "The sandbox, which runs", body = Envelope<Sandbox>))
+)]
+pub(super) async fn resume(State(daemon): State<Arc<Daemon>>, Target(sandbox): Target) -> Answer<Sandbox> {
     daemon.resume(&sandbox).await?;
     Ok(success("sandbox resumed", Sandbox::from(sandbox.view())))
 }
 
-/// What its machine has cost since it was started.
-pub(super) async fn stats(Target(sandbox): Target) -> Answered {
+/// Tells what the machine of a sandbox has cost since it was started.
+#[utoipa::path(
+    get, path = "/sandboxes/{id}/stats", operation_id = "getStatistics", tag = "sandboxes",
+    responses((status = 200, description = "Counters and times", body = Envelope<Stats>))
+)]
+pub(super) async fn stats(Target(sandbox): Target) -> Answer<Stats> {
     Ok(success("statistics", sandbox.stats().await?))
 }
 
-pub(super) async fn not_there_yet(Target(_): Target) -> Problem {
-    Problem::not_implemented("sleep and wake")
+/// Not there yet.
+#[utoipa::path(
+    post, path = "/sandboxes/{id}/sleep", operation_id = "sleepSandbox", tag = "sandboxes",
+    responses((status = 501))
+)]
+pub(super) async fn sleep(Target(_): Target) -> Problem {
+    Problem::not_implemented("sleep")
+}
+
+/// Not there yet.
+#[utoipa::path(
+    post, path = "/sandboxes/{id}/wake", operation_id = "wakeSandbox", tag = "sandboxes",
+    responses((status = 501))
+)]
+pub(super) async fn wake(Target(_): Target) -> Problem {
+    Problem::not_implemented("wake")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::api::types::Network;
+    use serde_json::json;
 
     fn label(key: &str, value: &str) -> BTreeMap<String, String> {
         BTreeMap::from([(key.to_owned(), value.to_owned())])

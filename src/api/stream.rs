@@ -14,10 +14,10 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use serde::Serialize;
-use serde_json::json;
 use tokio::sync::mpsc::{Sender, channel};
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
+use utoipa::ToSchema;
 
 use super::exec::{SLACK, TIMEOUT, command, overdue};
 use super::input::{Body, Target};
@@ -34,6 +34,23 @@ const LINES: &str = "application/x-ndjson";
 /// Pieces of output on their way to a client, of at most 64 KiB each: one that reads slowly stalls its own command.
 pub(super) const PIECES: usize = 2;
 
+/// Runs a command and tells its output as it comes.
+///
+/// The events are `stdout`, `stderr`, `exit` with an `End`, and `error` with a problem document. `Accept: application/x-ndjson` gets
+/// lines instead, which lose nothing: a `Piece` each, and at the end the `End` with `"stream": "exit"` or a problem document with
+/// `"stream": "error"`. A client that goes away
+/// ends the command.
+#[utoipa::path(
+    post, path = "/sandboxes/{id}/exec-stream", operation_id = "execStream", tag = "commands",
+    request_body = Exec,
+    responses(
+        (
+            status = 200,
+            description = "Its output and its end",
+            content((String = "text/event-stream"), (String = "application/x-ndjson"))
+        )
+    )
+)]
 pub(super) async fn exec(
     Target(sandbox): Target,
     headers: HeaderMap,
@@ -48,6 +65,21 @@ pub(super) async fn exec(
     Ok(answer(sandbox, running, deadline, Format::of(&headers), None))
 }
 
+/// Tells the output of a command in the background, the last MiB first.
+///
+/// The answer is as that of `exec-stream`. The command goes on when the client goes.
+#[utoipa::path(
+    post, path = "/sandboxes/{id}/commands/attach", operation_id = "attachCommand", tag = "commands",
+    request_body = Pid,
+    responses(
+        (
+            status = 200,
+            description = "Its output and its end",
+            content((String = "text/event-stream"), (String = "application/x-ndjson"))
+        ),
+        (status = 101, description = "The connection speaks the frames, as that of `exec`")
+    )
+)]
 pub(super) async fn attach(
     Target(sandbox): Target,
     headers: HeaderMap,
@@ -61,9 +93,18 @@ pub(super) async fn attach(
     Ok(answer(sandbox, running, None, Format::of(&headers), None))
 }
 
+/// A line of a stream of lines.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Piece<'a> {
+    /// `stdout` or `stderr`.
+    stream: &'a str,
+    /// Base64.
+    data: String,
+}
+
 /// The last of the lines.
 #[derive(Serialize)]
-struct Exit<'a, T> {
+struct Last<'a, T> {
     stream: &'static str,
     #[serde(flatten)]
     end: &'a T,
@@ -109,7 +150,7 @@ impl Format {
     pub(super) fn output(&mut self, name: &str, bytes: &[u8]) -> Option<String> {
         match self {
             Self::Lines => {
-                Some(format!("{}\n", json!({ "stream": name, "data": BASE64_STANDARD.encode(bytes) })))
+                Some(format!("{}\n", text(&Piece { stream: name, data: BASE64_STANDARD.encode(bytes) })))
             }
             Self::Events { stdout, stderr } => {
                 let text = if name == "stdout" { stdout.push(bytes) } else { stderr.push(bytes) };
@@ -121,7 +162,7 @@ impl Format {
     /// What is left of the outputs, and the end.
     pub(super) fn exit(&mut self, end: &impl Serialize) -> String {
         match self {
-            Self::Lines => format!("{}\n", text(&Exit { stream: "exit", end })),
+            Self::Lines => format!("{}\n", text(&Last { stream: "exit", end })),
             Self::Events { stdout, stderr } => {
                 let rests = [("stdout", stdout.end()), ("stderr", stderr.end())];
                 let rests = rests.into_iter().filter_map(|(name, rest)| Some(event(name, &rest?)));
@@ -132,13 +173,10 @@ impl Format {
 
     /// A problem document, as the whole answer would have been.
     pub(super) fn error(&self, problem: &Problem) -> String {
-        let mut document = problem.document();
+        let document = problem.document();
         match self {
-            Self::Lines => {
-                document["stream"] = "error".into();
-                format!("{document}\n")
-            }
-            Self::Events { .. } => event("error", &document.to_string()),
+            Self::Lines => format!("{}\n", text(&Last { stream: "error", end: &document })),
+            Self::Events { .. } => event("error", &text(&document)),
         }
     }
 }
@@ -232,6 +270,7 @@ async fn pass(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     fn accepting(value: &'static str) -> Format {
         Format::of(&HeaderMap::from_iter([(header::ACCEPT, value.parse().unwrap())]))
@@ -249,12 +288,12 @@ mod tests {
             "event:stderr\ndata:\u{fffd}\n\nevent:exit\ndata:{\"exitCode\":3,\"durationMs\":5}\n\n"
         );
         let problem = Problem::field("x", "no");
-        assert_eq!(format.error(&problem), format!("event:error\ndata:{}\n\n", problem.document()));
+        assert_eq!(format.error(&problem), format!("event:error\ndata:{}\n\n", text(&problem.document())));
 
         let mut format = accepting("text/plain, application/x-ndjson; q=1");
         assert_eq!(
             format.output("stdout", b"\xff\n").unwrap(),
-            "{\"data\":\"/wo=\",\"stream\":\"stdout\"}\n"
+            "{\"stream\":\"stdout\",\"data\":\"/wo=\"}\n"
         );
         assert_eq!(format.exit(&end), "{\"stream\":\"exit\",\"exitCode\":3,\"durationMs\":5}\n");
         let error: serde_json::Value = serde_json::from_str(&format.error(&problem)).unwrap();

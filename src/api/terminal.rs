@@ -9,8 +9,9 @@ use axum::http::request::Parts;
 use axum::response::Response;
 use protocol::WindowSize;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use utoipa::{IntoParams, ToSchema};
 
+use super::answers::{Envelope, NewSession, Session, SessionId, Sessions, Shown};
 use super::exec::command;
 use super::input::{Body, Parameters, Target};
 use super::problem::Problem;
@@ -26,38 +27,39 @@ const MAX_ROWS: u16 = 200;
 /// What may be typed at once, in bytes: a terminal that nobody reads takes 4 KiB of it.
 const MAX_INPUT: usize = 64 << 10;
 
-type Answer = Result<Json<Value>, Problem>;
+type Answer<T> = Result<Json<Envelope<T>>, Problem>;
 
-/// `POST .../pty/sessions` and the parameters of `GET .../pty`: in characters, 80 by 24 where nothing is said.
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
+/// The size of a new terminal.
+#[derive(Clone, Copy, Debug, Default, Deserialize, ToSchema, IntoParams)]
 #[serde(default)]
+#[into_params(parameter_in = Query)]
 pub(super) struct Size {
+    /// Columns; 80 where it is absent.
+    #[schema(minimum = 1, maximum = 500)]
+    #[param(minimum = 1, maximum = 500)]
     pub(super) cols: Option<u16>,
+    /// Lines; 24 where it is absent.
+    #[schema(minimum = 1, maximum = 200)]
+    #[param(minimum = 1, maximum = 200)]
     pub(super) rows: Option<u16>,
 }
 
-/// `POST .../resize`
-#[derive(Clone, Copy, Debug, Deserialize)]
+/// The size of a terminal.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, ToSchema)]
 pub(super) struct Resize {
+    /// Columns.
+    #[schema(minimum = 1, maximum = 500)]
     cols: u16,
+    /// Lines.
+    #[schema(minimum = 1, maximum = 200)]
     rows: u16,
 }
 
-/// `POST .../execute`
-#[derive(Clone, Debug, Deserialize)]
+/// What is to be typed.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
 pub(super) struct Execute {
+    /// A line, of at most 64 KiB.
     command: String,
-}
-
-/// A session in a list.
-#[derive(Clone, Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Session {
-    id: String,
-    created_at: String,
-    clients: u32,
-    /// It is not listed when it has ended.
-    alive: bool,
 }
 
 /// The sandbox and the session of a path.
@@ -119,6 +121,12 @@ pub(super) fn check_input(field: &str, text: &str) -> Result<(), Problem> {
     Ok(())
 }
 
+/// Opens a terminal with a shell, by WebSocket. The shell ends with the connection.
+#[utoipa::path(
+    get, path = "/sandboxes/{id}/pty", operation_id = "openTerminal", tag = "terminals",
+    params(Size),
+    responses((status = 101, description = "Raw bytes both ways; closed with 1000 when the shell has ended"))
+)]
 pub(super) async fn ephemeral(
     Target(sandbox): Target,
     Parameters(size): Parameters<Size>,
@@ -128,56 +136,95 @@ pub(super) async fn ephemeral(
     Ok(upgrade.with(sandbox, running))
 }
 
-pub(super) async fn create(Target(sandbox): Target, Body(size): Body<Size>) -> Answer {
+/// Makes a terminal that goes on without connections.
+#[utoipa::path(
+    post, path = "/sandboxes/{id}/pty/sessions", operation_id = "createTerminal", tag = "terminals",
+    request_body = Size,
+    responses((status = 200, description = "Its shell runs", body = Envelope<NewSession>))
+)]
+pub(super) async fn create(Target(sandbox): Target, Body(size): Body<Size>) -> Answer<NewSession> {
     let terminal = sandbox.open_terminal(shell(&sandbox, size, None)?).await?;
-    let data = json!({ "sessionId": terminal.id(), "createdAt": time(terminal.started_ms) });
+    let data = NewSession { session_id: terminal.id(), created_at: time(terminal.started_ms) };
     Ok(success("terminal created", data))
 }
 
-pub(super) async fn list(Target(sandbox): Target) -> Answer {
+/// Lists terminals.
+#[utoipa::path(
+    get, path = "/sandboxes/{id}/pty/sessions", operation_id = "listTerminals", tag = "terminals",
+    responses((status = 200, description = "Those whose shell runs", body = Envelope<Sessions>))
+)]
+pub(super) async fn list(Target(sandbox): Target) -> Answer<Sessions> {
     let sessions = sandbox.terminals().await?.into_iter().map(|terminal| Session {
         id: terminal.id(),
         created_at: time(terminal.started_ms),
         clients: terminal.clients,
         alive: true,
     });
-    let sessions: Vec<Session> = sessions.collect();
-    Ok(success("terminals", json!({ "sessions": sessions })))
+    Ok(success("terminals", Sessions { sessions: sessions.collect() }))
 }
 
+/// Connects with a terminal, by WebSocket. It goes on without the connection.
+#[utoipa::path(
+    get, path = "/sandboxes/{id}/pty/sessions/{session}", operation_id = "connectTerminal", tag = "terminals",
+    responses(
+        (
+            status = 101,
+            description = "Raw bytes both ways, the last MiB first; closed with 1000 when the shell has ended"
+        )
+    )
+)]
 pub(super) async fn connect(Place(sandbox, terminal): Place, upgrade: Upgrade) -> Result<Response, Problem> {
     let attached = sandbox.attach_terminal(&terminal).await?;
     Ok(upgrade.with(sandbox, attached))
 }
 
-pub(super) async fn delete(Place(sandbox, terminal): Place) -> Answer {
+/// Ends a terminal and its shell.
+#[utoipa::path(
+    delete, path = "/sandboxes/{id}/pty/sessions/{session}", operation_id = "removeTerminal", tag = "terminals",
+    responses((status = 200, description = "Its shell has ended", body = Envelope<SessionId>))
+)]
+pub(super) async fn delete(Place(sandbox, terminal): Place) -> Answer<SessionId> {
     sandbox.close_terminal(&terminal).await?;
-    Ok(success("terminal ended", json!({ "sessionId": terminal.id() })))
+    Ok(success("terminal ended", SessionId { session_id: terminal.id() }))
 }
 
-pub(super) async fn resize(
-    Place(sandbox, terminal): Place,
-    Body(Resize { cols, rows }): Body<Resize>,
-) -> Answer {
+/// Gives a terminal another size.
+#[utoipa::path(
+    post, path = "/sandboxes/{id}/pty/sessions/{session}/resize", operation_id = "resizeTerminal", tag = "terminals",
+    request_body = Resize,
+    responses((status = 200, description = "It has the size", body = Envelope<Resize>))
+)]
+pub(super) async fn resize(Place(sandbox, terminal): Place, Body(body): Body<Resize>) -> Answer<Resize> {
+    let Resize { cols, rows } = body;
     let size = WindowSize::try_from(Size { cols: Some(cols), rows: Some(rows) })?;
     sandbox.resize_terminal(&terminal, size).await?;
-    Ok(success("terminal resized", json!({ "cols": cols, "rows": rows })))
+    Ok(success("terminal resized", body))
 }
 
-pub(super) async fn buffer(Place(sandbox, terminal): Place) -> Answer {
+/// Reads what a terminal has shown.
+#[utoipa::path(
+    get, path = "/sandboxes/{id}/pty/sessions/{session}/buffer", operation_id = "readTerminal", tag = "terminals",
+    responses((status = 200, description = "The last MiB", body = Envelope<Shown>))
+)]
+pub(super) async fn buffer(Place(sandbox, terminal): Place) -> Answer<Shown> {
     let shown = sandbox.shown(&terminal).await?;
-    Ok(success("terminal's output", json!({ "output": String::from_utf8_lossy(&shown) })))
+    Ok(success("terminal's output", Shown { output: String::from_utf8_lossy(&shown).into_owned() }))
 }
 
-/// Does not wait for the command's end.
+/// Types a line at a terminal, and does not wait for what comes of it.
+#[utoipa::path(
+    post, path = "/sandboxes/{id}/pty/sessions/{session}/execute", operation_id = "typeInTerminal", tag = "terminals",
+    request_body = Execute,
+    responses((status = 200, description = "It is typed", body = Envelope<SessionId>))
+)]
 pub(super) async fn execute(
     Place(sandbox, terminal): Place,
     Body(Execute { command }): Body<Execute>,
-) -> Answer {
+) -> Answer<SessionId> {
     check_input("command", &command)?;
     let line = if command.ends_with('\n') { command } else { command + "\n" };
     sandbox.type_in(&terminal, &line).await?;
-    Ok(success("command typed", json!({ "sessionId": terminal.id() })))
+    Ok(success("command typed", SessionId { session_id: terminal.id() }))
 }
 
 #[cfg(test)]
@@ -191,7 +238,7 @@ mod tests {
         assert_eq!(size(Some(500), Some(200)).unwrap(), WindowSize { cols: 500, rows: 200 });
         for (cols, rows, field) in [(0, 24, "cols"), (501, 24, "cols"), (80, 0, "rows"), (80, 201, "rows")] {
             let problem = size(Some(cols), Some(rows)).unwrap_err();
-            assert!(problem.document()["detail"].as_str().unwrap().starts_with(field), "{problem:?}");
+            assert!(problem.document().detail.starts_with(field), "{problem:?}");
         }
     }
 }

@@ -9,11 +9,12 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
 use serde::Deserialize;
-use serde_json::{Value, json};
 use tokio::sync::mpsc::channel;
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
+use utoipa::ToSchema;
 
+use super::answers::SessionExecuted;
 use super::exec::MAX_OUTPUT;
 use super::input::{Body, Target};
 use super::problem::Problem;
@@ -27,8 +28,8 @@ use crate::sandbox::{Event, Exec};
 /// The wire knows no deadline; an answer without a stream comes within this time.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// `POST .../session-exec`
-#[derive(Clone, Debug, Deserialize)]
+/// An action at a terminal.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct SessionExec {
     action: Action,
@@ -41,11 +42,15 @@ pub(super) struct SessionExec {
     /// For `input`.
     input: Option<String>,
     /// For `create` and `resize`.
+    #[schema(minimum = 1, maximum = 500)]
     cols: Option<u16>,
+    /// For `create` and `resize`.
+    #[schema(minimum = 1, maximum = 200)]
     rows: Option<u16>,
 }
 
-#[derive(Clone, Copy, Debug, Deserialize)]
+/// What is to be done.
+#[derive(Clone, Copy, Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 enum Action {
     Create,
@@ -55,23 +60,38 @@ enum Action {
     Close,
 }
 
-/// `POST .../session-exec-stream`
-#[derive(Clone, Debug, Deserialize)]
+/// A command for a terminal.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct SessionExecStream {
     session_id: String,
     command: String,
 }
 
+/// Does something at a terminal: makes one, types a command and waits for its end, types, resizes, ends it.
+#[utoipa::path(
+    post, path = "/sandboxes/{id}/session-exec", operation_id = "sessionExec", tag = "terminals",
+    request_body = SessionExec,
+    responses(
+        (
+            status = 200,
+            description = "It is done; a command that has not ended within 30 s goes on",
+            body = SessionExecuted
+        )
+    )
+)]
 pub(super) async fn exec(
     Target(sandbox): Target,
     Body(body): Body<SessionExec>,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<SessionExecuted>, Problem> {
+    let done = |session_id| {
+        Json(SessionExecuted { success: true, session_id, output: None, exit_code: None, error: None })
+    };
     let missing = |field: &str| Problem::field(field, "is missing, which this action needs");
     let size = Size { cols: body.cols, rows: body.rows };
     if matches!(body.action, Action::Create) {
         let terminal = sandbox.open_terminal(shell(&sandbox, size, body.shell)?).await?;
-        return Ok(Json(json!({ "success": true, "sessionId": terminal.id() })));
+        return Ok(done(terminal.id()));
     }
     let id = body.session_id.ok_or_else(|| missing("sessionId"))?;
     let terminal = sandbox.terminal(&id).await?;
@@ -93,10 +113,14 @@ pub(super) async fn exec(
         }
         Action::Close => sandbox.close_terminal(&terminal).await?,
     }
-    Ok(Json(json!({ "success": true, "sessionId": id })))
+    Ok(done(id))
 }
 
-async fn run(sandbox: &Sandbox, terminal: &Terminal, command: &str) -> Result<Json<Value>, Problem> {
+async fn run(
+    sandbox: &Sandbox,
+    terminal: &Terminal,
+    command: &str,
+) -> Result<Json<SessionExecuted>, Problem> {
     let mut running = Running::start(sandbox, terminal, command).await?;
     let mut printed = Vec::new();
     let read = async {
@@ -109,22 +133,30 @@ async fn run(sandbox: &Sandbox, terminal: &Terminal, command: &str) -> Result<Js
         }
     };
     let code = tokio::time::timeout(PATIENCE, read).await;
-    let output = String::from_utf8_lossy(&printed);
-    let mut answer = json!({ "success": false, "sessionId": terminal.id(), "output": output });
-    if let Ok(code) = code {
-        let code = code?;
-        answer["success"] = (code == 0).into();
-        answer["exitCode"] = code.into();
-    } else {
+    let exit_code = code.ok().transpose()?;
+    let error = exit_code.is_none().then(|| {
         let seconds = PATIENCE.as_secs();
-        let error =
-            format!("the command has not ended within {seconds} s and goes on; session-exec-stream waits");
-        answer["error"] = error.into();
-    }
-    Ok(Json(answer))
+        format!("the command has not ended within {seconds} s and goes on; session-exec-stream waits")
+    });
+    let output = Some(String::from_utf8_lossy(&printed).into_owned());
+    let (success, session_id) = (exit_code == Some(0), terminal.id());
+    Ok(Json(SessionExecuted { success, session_id, output, exit_code, error }))
 }
 
-/// A command goes on when its client goes: it is the session's.
+/// Types a command at a terminal and tells what it prints as it comes.
+///
+/// The answer is as that of `exec-stream`, as lines where nothing is asked for. The command goes on when the client goes.
+#[utoipa::path(
+    post, path = "/sandboxes/{id}/session-exec-stream", operation_id = "sessionExecStream", tag = "terminals",
+    request_body = SessionExecStream,
+    responses(
+        (
+            status = 200,
+            description = "What it prints, and its end",
+            content((String = "application/x-ndjson"), (String = "text/event-stream"))
+        )
+    )
+)]
 pub(super) async fn stream(
     Target(sandbox): Target,
     headers: HeaderMap,

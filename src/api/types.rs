@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+use utoipa::{IntoParams, ToSchema};
 
 use crate::code::{self, Transcript};
 use crate::daemon::{State, View};
@@ -15,8 +16,8 @@ use crate::sandbox;
 /// Variables; one that is null is taken away.
 pub(crate) type Env = BTreeMap<String, Option<String>>;
 
-/// `POST /sandboxes`.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+/// A sandbox that is to be made.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct Create {
     /// What it is to be called; a name is made up where none is given.
@@ -27,9 +28,11 @@ pub(crate) struct Create {
     pub(crate) image: Option<String>,
     /// vCPUs.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 32)]
     pub(crate) cpu: Option<u64>,
     /// Memory in MiB.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 128)]
     pub(crate) mem: Option<u64>,
     /// The size of the disk in MiB. Of another one than the image has now the image is made anew.
     #[serde(rename = "diskMB", skip_serializing_if = "Option::is_none")]
@@ -51,6 +54,7 @@ pub(crate) struct Create {
     pub(crate) ephemeral: Option<bool>,
     /// The guest's kernel, a file of the daemon's machine: of ephemeral sandboxes, and over the Unix socket.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub(crate) kernel: Option<PathBuf>,
     /// More for that kernel's command line.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -87,13 +91,13 @@ pub(crate) struct Create {
 }
 
 /// What a sandbox can reach.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, ToSchema)]
 pub(crate) struct Network {
     pub(crate) mode: NetworkMode,
 }
 
 /// What a sandbox can reach.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum NetworkMode {
     None,
@@ -101,8 +105,8 @@ pub(crate) enum NetworkMode {
     Allow,
 }
 
-/// `PATCH /sandboxes/{id}`.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+/// What is to be another way; what is absent stays.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct Change {
     pub(crate) name: Option<String>,
@@ -110,8 +114,8 @@ pub(crate) struct Change {
     pub(crate) labels: Option<BTreeMap<String, String>>,
 }
 
-/// `POST /sandboxes/{id}/stop`.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+/// How a sandbox is stopped.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub(crate) struct Stop {
     /// Seconds between SIGTERM and SIGKILL to its processes.
@@ -119,8 +123,9 @@ pub(crate) struct Stop {
 }
 
 /// `GET /sandboxes/{id}/logs`.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, IntoParams)]
 #[serde(default)]
+#[into_params(parameter_in = Query)]
 pub(crate) struct LogParameters {
     /// Whether to wait for more, until the job has ended.
     pub(crate) follow: Option<bool>,
@@ -129,25 +134,32 @@ pub(crate) struct LogParameters {
 }
 
 /// `GET /sandboxes`.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, IntoParams)]
 #[serde(default)]
+#[into_params(parameter_in = Query)]
 pub(crate) struct ListParameters {
+    /// Counted from 1, which it is where it is absent.
+    #[param(minimum = 1)]
     pub(crate) page: Option<usize>,
+    /// So many on a page; 50 where it is absent.
+    #[param(minimum = 1, maximum = 1000)]
     pub(crate) limit: Option<usize>,
-    /// `k=v,k2=v2`
+    /// Those that have all of these: `k=v,k2=v2`
     pub(crate) labels: Option<String>,
 }
 
 /// A sandbox, as all answers show it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Sandbox {
     pub(crate) id: String,
     pub(crate) name: String,
     pub(crate) image: String,
+    /// vCPUs.
     pub(crate) cpu: u8,
     /// MiB.
     pub(crate) mem: u32,
+    /// MiB.
     #[serde(rename = "diskMB")]
     pub(crate) disk_mb: u64,
     /// One of the five that the published clients know.
@@ -171,16 +183,16 @@ pub(crate) struct Sandbox {
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) auto_sleep: bool,
     pub(crate) ports: Vec<serde_json::Value>,
-    /// Seconds.
+    /// Seconds from each start to its end; none where it is absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) ttl: Option<u64>,
-    /// Seconds.
+    /// Seconds in which nothing is done to its end; none where it is absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) idle_timeout: Option<u64>,
 }
 
 /// The command that a sandbox is there for.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Job {
     /// The line, or the program and its arguments.
@@ -244,23 +256,29 @@ impl Sandbox {
     }
 }
 
-/// `POST /sandboxes/{id}/exec` and `exec-stream`.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+/// A command.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Exec {
     /// A line for bash, or sh where there is no bash; with `args` a program.
+    #[schema(min_length = 1)]
     pub(crate) command: String,
     /// Its arguments, without a shell.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) args: Option<Vec<String>>,
+    /// A directory of the guest; that of the image where it is absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(pattern = "^/")]
     pub(crate) cwd: Option<String>,
+    /// Variables, beside those of the image and of the sandbox; one that is null is taken away.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) env: Option<Env>,
+    /// A name or a number, and perhaps `:group`; that of the image where it is absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) user: Option<String>,
     /// Seconds; 0: none. 30 where it is absent, none for an upgraded connection.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 0)]
     pub(crate) timeout: Option<f64>,
     /// A terminal of this size. For an upgraded connection.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -278,8 +296,8 @@ impl Exec {
     }
 }
 
-/// The answer to `exec`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// What a command has printed, and how it has ended.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ExecResult {
     pub(crate) stdout: String,
@@ -290,19 +308,26 @@ pub(crate) struct ExecResult {
 
 /// How a command has ended; what says nothing is left out.
 #[allow(clippy::struct_excessive_bools, reason = "each is a member of the document")]
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct End {
     /// 124 at its deadline, 128+N after signal N.
+    #[schema(required)]
     pub(crate) exit_code: i32,
+    /// The signal that has ended it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) signal: Option<i32>,
+    /// Its time was up.
     #[serde(skip_serializing_if = "is_false")]
     pub(crate) timed_out: bool,
+    /// Not all of its output is here.
     #[serde(skip_serializing_if = "is_false")]
     pub(crate) truncated: bool,
+    /// Of want of memory a process of it was killed.
     #[serde(skip_serializing_if = "is_false")]
     pub(crate) oom_killed: bool,
+    /// From its start to its end.
+    #[schema(required)]
     pub(crate) duration_ms: u64,
 }
 
@@ -325,8 +350,8 @@ impl From<protocol::Exit> for End {
     }
 }
 
-/// `POST /sandboxes/{id}/code`.
-#[derive(Clone, Debug, Deserialize)]
+/// Code that is to be run.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct RunCode {
     /// At most 4 MiB of UTF-8.
@@ -334,7 +359,10 @@ pub(crate) struct RunCode {
     /// `python` where it is absent.
     pub(crate) language: Option<String>,
     /// Seconds; 0: none. 30 where it is absent.
+    #[schema(minimum = 0)]
     pub(crate) timeout: Option<f64>,
+    /// As of `exec`, and so are the next two.
+    #[schema(pattern = "^/")]
     pub(crate) cwd: Option<String>,
     pub(crate) env: Option<Env>,
     pub(crate) user: Option<String>,
@@ -342,8 +370,8 @@ pub(crate) struct RunCode {
     pub(crate) context_id: Option<String>,
 }
 
-/// The answer to `code`.
-#[derive(Debug, Serialize)]
+/// What code has come to.
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct CodeResult {
     #[serde(flatten)]
@@ -354,19 +382,20 @@ pub(crate) struct CodeResult {
 }
 
 /// The same, line by line.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Logs {
     pub(crate) stdout: Vec<String>,
     pub(crate) stderr: Vec<String>,
 }
 
 /// How code has ended: without what it has printed, the last event of a stream.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct CodeEnd {
     /// The exit code is 0.
     pub(crate) success: bool,
     /// The last line of standard output that is not blank: as JSON where it is JSON, else as a string; null where there is none.
+    #[schema(value_type = serde_json::Value)]
     pub(crate) results: Box<RawValue>,
     /// Why there was no success.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -394,32 +423,39 @@ impl CodeResult {
     }
 }
 
-/// `POST .../commands/run`.
-#[derive(Clone, Debug, Deserialize)]
+/// A command for the background.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
 pub(crate) struct Run {
+    /// A line for bash, or sh where there is no bash.
+    #[schema(min_length = 1)]
     pub(crate) command: String,
+    /// As of `exec`, and so are the next two.
+    #[schema(pattern = "^/")]
     pub(crate) cwd: Option<String>,
     pub(crate) env: Option<Env>,
     pub(crate) user: Option<String>,
     /// Seconds; 0, and nothing: none.
+    #[schema(minimum = 0)]
     pub(crate) timeout: Option<f64>,
 }
 
-/// `POST .../commands/wait, kill, attach`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// A command in the background.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub(crate) struct Pid {
     pub(crate) pid: u32,
     /// For `kill`: 1 to 64. Without it the command is ended as by a timeout.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 64)]
     pub(crate) signal: Option<i32>,
 }
 
 /// A command in a list.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Process {
     pub(crate) pid: u32,
     pub(crate) command: String,
+    /// RFC 3339.
     pub(crate) start_time: String,
     pub(crate) running: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -438,8 +474,8 @@ impl From<protocol::Process> for Process {
     }
 }
 
-/// `GET /version`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// The daemon.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[allow(clippy::struct_field_names, reason = "the wire's names")]
 pub(crate) struct Version {
     /// The daemon's release.

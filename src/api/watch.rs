@@ -9,8 +9,9 @@ use axum::extract::{Path, State};
 use axum::response::Response;
 use protocol::{FileEvent, FileEventKind, FileRequest};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use utoipa::ToSchema;
 
+use super::answers::{Envelope, SessionId};
 use super::files::GuestPath;
 use super::input::{Body, Target};
 use super::problem::Problem;
@@ -23,26 +24,33 @@ use crate::sandbox::FileEvents;
 /// A follower has nothing to say.
 const MAX_MESSAGE: usize = 4096;
 
-#[derive(Debug, Deserialize)]
+/// What is to be watched.
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Watch {
     path: GuestPath,
+    /// Whether directories below it are watched too; not where it is absent.
     recursive: Option<bool>,
     /// Directories whose name begins with a dot are left out, unless this is false.
     ignore_hidden: Option<bool>,
 }
 
-/// An event on the wire.
-#[derive(Debug, Serialize)]
+/// A message of a watch.
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-struct Event {
+#[schema(as = FileEvent)]
+pub(super) struct Event {
     #[serde(rename = "type")]
     kind: FileEventKind,
+    /// Of an overflow, after which events are missing, the path that is watched.
     path: String,
+    /// Where a renamed one was.
     #[serde(skip_serializing_if = "Option::is_none")]
     old_path: Option<String>,
+    /// Bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     size: Option<u64>,
+    /// RFC 3339.
     timestamp: String,
 }
 
@@ -53,16 +61,36 @@ impl From<FileEvent> for Event {
     }
 }
 
-pub(super) async fn begin(Target(sandbox): Target, Body(body): Body<Watch>) -> Result<Json<Value>, Problem> {
+/// Begins to watch a file or directory.
+#[utoipa::path(
+    post, path = "/sandboxes/{id}/files/watch", operation_id = "watchFiles", tag = "files",
+    request_body = Watch,
+    responses(
+        (
+            status = 200,
+            description = "It has begun, and waits a minute for its WebSocket",
+            body = Envelope<SessionId>
+        )
+    )
+)]
+pub(super) async fn begin(
+    Target(sandbox): Target,
+    Body(body): Body<Watch>,
+) -> Result<Json<Envelope<SessionId>>, Problem> {
     let request = FileRequest::Watch {
         path: body.path.0,
         recursive: body.recursive.unwrap_or(false),
         ignore_hidden: body.ignore_hidden.unwrap_or(true),
     };
-    let session = sandbox.watch(request).await?;
-    Ok(success("watch begun", json!({ "sessionId": session })))
+    let session_id = sandbox.watch(request).await?;
+    Ok(success("watch begun", SessionId { session_id }))
 }
 
+/// Tells by WebSocket what happens to what is watched. The watch ends with it.
+#[utoipa::path(
+    get, path = "/sandboxes/{id}/files/watch/{session}/stream", operation_id = "followWatch", tag = "files",
+    responses((status = 101, description = "A `FileEvent` in each message"))
+)]
 pub(super) async fn follow(
     State(daemon): State<Arc<Daemon>>,
     path: Result<Path<(String, String)>, PathRejection>,

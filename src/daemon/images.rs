@@ -39,7 +39,7 @@ pub(crate) struct ImageWanted {
 }
 
 /// What a pull has led to.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, utoipa::ToSchema)]
 pub(crate) struct Got {
     pub(crate) image: View,
     /// Whether it was not there before.

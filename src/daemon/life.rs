@@ -30,10 +30,13 @@ const PAUSE: Duration = Duration::from_millis(10);
 const AGAIN: Duration = Duration::from_mins(1);
 
 /// What a machine has cost.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, utoipa::ToSchema)]
 pub(crate) struct Stats {
     /// What the agent has said of its start, where this daemon has started the machine.
+    #[schema(value_type = Option<Object>)]
     agent: Option<Hello>,
+    /// Exits, notifications and interrupts; the steps of the start with their times in µs; memory in KiB; open descriptors.
+    #[schema(value_type = Object)]
     machine: Metrics,
 }
 

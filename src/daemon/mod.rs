@@ -43,7 +43,7 @@ pub(crate) use create::New;
 pub(crate) use error::DaemonError;
 pub(crate) use events::{Filter, Follower, Kind, Told};
 pub(crate) use images::{Got, ImageWanted, Wanted};
-pub(crate) use life::GRACE;
+pub(crate) use life::{GRACE, Stats};
 pub(crate) use log::{Line, Reader, Stream};
 pub(crate) use sandbox::{Sandbox, View, is_input};
 pub(crate) use serve::{ServeError, run};

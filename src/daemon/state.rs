@@ -9,7 +9,7 @@ use vmm::exit::ExitReason;
 use crate::sandbox::{Ending, Handle};
 
 /// Where a sandbox is in its life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum State {
     /// Its machine is coming up.

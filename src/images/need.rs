@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::size::Size;
 
 /// Whether to get an image before.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum PullPolicy {
     /// If it is not here

@@ -6,9 +6,12 @@ use rootfs_builder::image::{Digest, ImageConfig};
 use rootfs_builder::reference::ImageName;
 use rootfs_builder::store::Image;
 use serde::Serialize;
+use utoipa::ToSchema;
 
-#[derive(Debug, Serialize)]
+/// An image.
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[schema(as = Image)]
 pub(crate) struct View {
     /// The name, as it is typed.
     pub(crate) reference: String,
@@ -23,24 +26,26 @@ pub(crate) struct View {
     layers: Vec<Layer>,
     /// The image file, an absolute path.
     pub(crate) rootfs: String,
-    /// Its length.
+    /// Its length in bytes.
     pub(crate) size_bytes: u64,
-    /// What it takes on disk.
+    /// What it takes on disk, in bytes.
     pub(crate) allocated_bytes: u64,
     /// Files, directories and so on in it.
     inodes: u64,
+    /// RFC 3339, as the next two.
     created_at: String,
     pulled_at: String,
     used_at: String,
 }
 
-#[derive(Debug, Serialize)]
+/// A layer of an image.
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 struct Layer {
     digest: Digest,
     diff_id: Digest,
     media_type: String,
-    /// As it was stored at the source.
+    /// As it was stored at the source, in bytes.
     size_bytes: u64,
 }
 

@@ -48,26 +48,21 @@ pub fn asked() -> BTreeSet<(String, String)> {
     requests.collect()
 }
 
-/// The routes of the router, by its source: methods and paths. Those that answer that they are not there yet are not among them.
+/// All routes, by the OpenAPI document: methods and paths. Those that answer that they are not there yet are not among them.
 pub fn routes() -> BTreeSet<(String, String)> {
-    let mut routes = BTreeSet::new();
-    for entry in std::fs::read_dir(root().join("src/api")).unwrap() {
-        let source = std::fs::read_to_string(entry.unwrap().path()).unwrap();
-        for route in source.split(".route(").skip(1) {
-            let route = route.split(".route(").next().unwrap().split("\n}").next().unwrap();
-            let path = route.split('"').nth(1).unwrap();
-            for method in ["get", "post", "put", "patch", "delete"] {
-                let handler = [format!(" {method}("), format!(".{method}(")];
-                let handler = handler.iter().find_map(|call| route.split_once(call.as_str()));
-                if handler.is_some_and(|(_, call)| {
-                    !call.contains("later(") && !call.starts_with("sandboxes::not_there_yet")
-                }) {
-                    routes.insert((method.to_uppercase(), path.to_owned()));
-                }
-            }
-        }
-    }
-    routes
+    let document = std::fs::read(root().join("docs/openapi.json")).unwrap();
+    let document: serde_json::Value = serde_json::from_slice(&document).unwrap();
+    let paths = document["paths"].as_object().unwrap().iter();
+    let routes = paths.flat_map(|(path, operations)| {
+        let operations = operations.as_object().unwrap().iter();
+        let there = operations.filter(|(_, operation)| {
+            operation["operationId"].is_string() && operation["responses"]["501"].is_null()
+        });
+        // One that takes all of the rest, slashes too, is written as the router has it.
+        let path = path.replace("{reference}", "{*reference}");
+        there.map(move |(method, _)| (method.to_uppercase(), path.clone()))
+    });
+    routes.collect()
 }
 
 /// The route that a path leads to: the one with the most words of its own.

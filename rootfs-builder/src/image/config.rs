@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 /// The image configuration, kept beside the rootfs (OCI image specification, config.md).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct ImageConfig {
     /// `os/architecture[/variant]` as the configuration states it.

@@ -12,6 +12,8 @@ use sha2::{Digest as _, Sha256};
 /// Parsing is the border: a `Digest` holds 32 bytes, so neither its text nor [`Digest::hex`] can contain
 /// a path separator.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "openapi", schema(value_type = String, description = "A SHA-256 digest.", pattern = "^sha256:[0-9a-f]{64}$"))]
 #[serde(try_from = "String", into = "String")]
 pub struct Digest([u8; 32]);
 

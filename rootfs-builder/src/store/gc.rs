@@ -30,6 +30,7 @@ pub struct Budget {
 
 /// What kind of thing was removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Removed {
     /// A reference.
@@ -44,6 +45,7 @@ pub enum Removed {
 
 /// One thing that was removed.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Removal {
     /// What it was.
