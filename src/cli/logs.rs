@@ -14,7 +14,7 @@ use crate::client::{Client, Remote};
 /// Show what the command of a sandbox has written, of those that `run --detach` has started
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Its standard output goes to standard output, its standard error to standard error. The last 16 MiB are kept, about, for
+    after_help = "Its standard output goes to standard output, its standard error to standard error. The last 12 MiB are kept, about, for
 as long as the sandbox is.
 
 Examples:

@@ -79,19 +79,27 @@ impl Daemon {
     /// more. After an error
     /// nothing of it remains.
     pub(crate) async fn create(self: &Arc<Self>, new: New) -> Result<Arc<Sandbox>, DaemonError> {
-        let (daemon, image) = (Arc::clone(self), self.obtain(new.image.clone()).await?);
+        let (daemon, image) = (Arc::clone(self), self.image_of(&new).await?);
         self.to_its_end(async move { daemon.make(new, image).await }).await
     }
 
     /// The same of an ephemeral one, which goes with what is returned, or when nobody waits for that any more.
     pub(crate) async fn create_owned(self: &Arc<Self>, new: New) -> Result<Owned, DaemonError> {
-        let (daemon, image) = (Arc::clone(self), self.obtain(new.image.clone()).await?);
+        let (daemon, image) = (Arc::clone(self), self.image_of(&new).await?);
         let new = New { ephemeral: true, ..new };
         self.to_its_end(async move {
             let sandbox = daemon.make(new, image).await?;
             Ok(Owned { daemon, sandbox })
         })
         .await
+    }
+
+    async fn image_of(self: &Arc<Self>, new: &New) -> Result<Image, DaemonError> {
+        // What is wrong is told before an image is pulled.
+        if let Some(name) = &new.name {
+            name::check(name)?;
+        }
+        self.obtain(new.image.clone()).await
     }
 
     async fn make(self: &Arc<Self>, new: New, image: Image) -> Result<Arc<Sandbox>, DaemonError> {
@@ -113,9 +121,6 @@ impl Daemon {
 
     /// Everything but the machine.
     fn prepare(&self, new: New, image: &Image) -> Result<Prepared, DaemonError> {
-        if let Some(name) = &new.name {
-            name::check(name)?;
-        }
         let named = new.kernel.map(|path| Setting { value: Some(path), origin: Origin::Flag("--kernel") });
         let kernel = Kernel::find(named.as_ref().unwrap_or(&self.config.kernel), self.store.root())?;
         let cpus = new.cpus.unwrap_or(self.config.cpus.value);

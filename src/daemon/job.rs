@@ -14,7 +14,6 @@ use super::error::DaemonError;
 use super::life::GRACE;
 use super::log::{Reader, Stream, Writer};
 use super::sandbox::Sandbox;
-use super::state::State;
 use super::{Daemon, chain};
 use crate::sandbox::{Event, Handle};
 
@@ -96,12 +95,7 @@ impl Daemon {
         }
         sandbox.output.send_replace(());
         // It fails where somebody else has stopped it.
-        if self.stop(sandbox, GRACE).await.is_ok() {
-            let mut status = sandbox.status();
-            if status.state == State::Stopped {
-                status.reason = Some("its command has ended".to_owned());
-            }
-        }
+        let _ = self.stop(sandbox, GRACE).await;
     }
 }
 

@@ -132,7 +132,12 @@ impl Sandbox {
         let current = status.handle.as_ref().is_some_and(|current| Arc::ptr_eq(current, handle));
         if current {
             self.metrics.exit(ending, status.stopping);
-            *status = Status::ended(ending, status.stopping);
+            let job_ended = self.record().job.as_ref().is_some_and(|job| job.exit.is_some());
+            let stopped = status.stopping;
+            *status = Status::ended(ending, stopped);
+            if stopped && job_ended {
+                status.reason = Some("its command has ended".to_owned());
+            }
             self.tell_end(status.state, status.reason.as_deref());
             self.output.send_replace(());
         }

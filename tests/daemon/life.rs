@@ -72,7 +72,11 @@ fn names_labels_and_pages() {
     assert_eq!(daemon.store.sandboxes().len(), 2);
     let wrong = json!({ "name": "No", "image": "debian" });
     assert!(daemon.refuses(422, "POST", "/v1/sandboxes", wrong).starts_with("name: \"No\""));
-    assert!(daemon.refuses(422, "POST", "/v1/sandboxes", json!({ "image": "absent" })).contains("absent"));
+    assert!(
+        daemon
+            .refuses(422, "POST", "/v1/sandboxes", json!({ "image": "absent", "pull": "never" }))
+            .contains("absent")
+    );
 
     for key in [id, &id[..8], "one"] {
         assert_eq!(daemon.data("GET", &format!("/v1/sandboxes/{key}"), Value::Null)["id"], id);
