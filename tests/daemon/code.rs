@@ -196,7 +196,7 @@ fn code_as_it_prints() {
     let wanted = r#"{"stream":"exit","success":false,"results":{"b": 1, "a": 2},"error":"exit code 3: why","exitCode":3,"#;
     assert!(end.starts_with(wanted), "{end}");
     // "one\n"
-    assert!(lines.starts_with(r#"{"data":"b25l"#), "{lines}");
+    assert!(lines.starts_with(r#"{"stream":"stdout","data":"b25l"#), "{lines}");
     let (_, events) = daemon.raw("POST", CODE, "Accept: text/event-stream\r\n", &body);
     assert!(events.starts_with("event:stdout\ndata:one\n"), "{events}");
     assert!(

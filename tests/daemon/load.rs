@@ -65,10 +65,8 @@ fn received(stream: UnixStream) -> [u8; 32] {
     loop {
         line.clear();
         assert!(stream.read_line(&mut line).unwrap() > 0, "it has broken off");
-        let piece = line.strip_prefix(r#"{"data":""#);
-        let Some(data) = piece.and_then(|rest| rest.strip_suffix("\",\"stream\":\"stdout\"}\n")) else {
-            break;
-        };
+        let piece = line.strip_prefix(r#"{"stream":"stdout","data":""#);
+        let Some(data) = piece.and_then(|rest| rest.strip_suffix("\"}\n")) else { break };
         bytes.clear();
         BASE64_STANDARD.decode_vec(data, &mut bytes).unwrap();
         hash.update(&bytes);
@@ -76,6 +74,15 @@ fn received(stream: UnixStream) -> [u8; 32] {
     let end: Value = serde_json::from_str(&line).unwrap();
     assert_eq!((&end["stream"], &end["exitCode"]), (&json!("exit"), &json!(0)), "{end}");
     hash.finalize().into()
+}
+
+/// Sets it, by a panic as well: a thread that waits for it would hold the test up.
+struct End<'a>(&'a AtomicBool);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 #[test]
@@ -99,6 +106,7 @@ fn commands_and_streams() {
 
     let over = AtomicBool::new(false);
     let peak = thread::scope(|scope| {
+        let end = End(&over);
         let peak = scope.spawn(|| {
             let mut peak = 0;
             while !over.load(Ordering::Relaxed) {
@@ -131,7 +139,7 @@ fn commands_and_streams() {
         if full {
             assert_eq!(received(stalled), expected);
         }
-        over.store(true, Ordering::Relaxed);
+        drop(end);
         peak.join().unwrap()
     });
 
