@@ -259,3 +259,13 @@ pub(super) enum Progress {
         problem: super::problem::Document,
     },
 }
+
+/// One of a stream of server-sent events, as a client sees it.
+#[derive(Debug, ToSchema)]
+#[allow(dead_code, reason = "for the document: events are written as they are")]
+pub(super) struct ServerSentEvent {
+    /// What it tells of, as `stdout`, `exit` or `error`.
+    event: String,
+    /// Text, or JSON.
+    data: String,
+}

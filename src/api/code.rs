@@ -5,6 +5,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use protocol::ErrorCode;
 
+use super::answers::ServerSentEvent;
 use super::exec::{MAX_OUTPUT, TIMEOUT, command, within};
 use super::input::{Body, Target};
 use super::problem::Problem;
@@ -27,7 +28,7 @@ const MAX_BODY: usize = 6 * MAX_CODE + (4 << 20);
         (
             status = 200,
             description = "It has ended, at its deadline too: then the exit code is 124",
-            content((CodeResult = "application/json"), (String = "text/event-stream"), (String = "application/x-ndjson"))
+            content((CodeResult = "application/json"), (ServerSentEvent = "text/event-stream"), (String = "application/x-ndjson"))
         )
     )
 )]

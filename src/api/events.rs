@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use utoipa::IntoParams;
 
+use super::answers::ServerSentEvent;
 use super::input::Parameters;
 use super::problem::Problem;
 use super::sandboxes::selector;
@@ -111,7 +112,7 @@ impl Line {
     responses((
         status = 200,
         description = "A line for each event, until the client goes or the daemon ends",
-        content((String = "application/x-ndjson"), (String = "text/event-stream"))
+        content((String = "application/x-ndjson"), (ServerSentEvent = "text/event-stream"))
     ))
 )]
 pub(super) async fn follow(

@@ -19,6 +19,7 @@ use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
 use utoipa::ToSchema;
 
+use super::answers::ServerSentEvent;
 use super::exec::{SLACK, TIMEOUT, command, overdue};
 use super::input::{Body, Target};
 use super::problem::Problem;
@@ -47,7 +48,7 @@ pub(super) const PIECES: usize = 2;
         (
             status = 200,
             description = "Its output and its end",
-            content((String = "text/event-stream"), (String = "application/x-ndjson"))
+            content((ServerSentEvent = "text/event-stream"), (String = "application/x-ndjson"))
         )
     )
 )]
@@ -75,7 +76,7 @@ pub(super) async fn exec(
         (
             status = 200,
             description = "Its output and its end",
-            content((String = "text/event-stream"), (String = "application/x-ndjson"))
+            content((ServerSentEvent = "text/event-stream"), (String = "application/x-ndjson"))
         ),
         (status = 101, description = "The connection speaks the frames, as that of `exec`")
     )

@@ -14,7 +14,7 @@ use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
 use utoipa::ToSchema;
 
-use super::answers::SessionExecuted;
+use super::answers::{ServerSentEvent, SessionExecuted};
 use super::exec::MAX_OUTPUT;
 use super::input::{Body, Target};
 use super::problem::Problem;
@@ -153,7 +153,7 @@ async fn run(
         (
             status = 200,
             description = "What it prints, and its end",
-            content((String = "application/x-ndjson"), (String = "text/event-stream"))
+            content((String = "application/x-ndjson"), (ServerSentEvent = "text/event-stream"))
         )
     )
 )]

@@ -1,11 +1,11 @@
 """schemathesis (PyPI), against `voidrun daemon --listen`: operations of the OpenAPI document with data that is made up, as the
 document allows it and not. Each answer has to be one that the document has, and none may be a fault of ours.
 
-    conformance.py nothing|sandbox EXAMPLES
+    conformance.py nothing|sandbox EXAMPLES [OPTION...]
 
 `nothing`: a store with nothing in it, so that nothing is found. `sandbox`: paths lead to one that runs, with a terminal; for
 this VOIDRUN_HOME is a store with the image `code`, and VOIDRUN_KERNEL a guest kernel. VOIDRUN_BIN is the program, EXAMPLES how
-many requests an operation gets at the most in each phase.
+many requests an operation gets at the most in each phase, and each OPTION one of `schemathesis run`.
 
 Not checked: whether data is accepted that the document allows (positive_data_acceptance), since that is up to the guest, which
 has neither such files nor such users; what links between operations would show (the phase `stateful`), of which there are none.
@@ -81,7 +81,7 @@ class Daemon:
         self.process.wait(60)
 
 
-def main(mode, examples):
+def main(mode, examples, *options):
     with tempfile.TemporaryDirectory() as directory:
         home = {"VOIDRUN_HOME": os.path.join(directory, "home")} if mode == "nothing" else {}
         daemon = Daemon(directory, home)
@@ -103,7 +103,7 @@ def main(mode, examples):
                 )
             command = [sys.executable, "-B", "-m", "schemathesis.cli", "--config-file", file, "run"]
             command += [daemon.url + "/openapi.json", "--url", daemon.url + "/v1"]
-            command += ["--phases", phases, "--max-examples", examples, "--no-color"]
+            command += ["--phases", phases, "--max-examples", examples, "--no-color", *options]
             status = subprocess.run(command, cwd=directory, env=os.environ | {"NO_PROXY": "127.0.0.1"}).returncode
             if sandbox:
                 # It has been through a lot, and still does what it is asked to.
