@@ -33,8 +33,8 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, CliError> {
         let client = Client::connect(&context.config).await?;
         let mut events = client.events(args.sandbox.as_deref(), &args.label.join(",")).await?;
         loop {
-            let json = events.next().await?;
-            let text = if context.json { json } else { line(&json)? };
+            let json = events.next().await?.ok_or(ClientError::Ended)?;
+            let text = if context.json { format!("{json}\n") } else { line(&json)? };
             match std::io::stdout().lock().write_all(text.as_bytes()) {
                 Ok(()) => {}
                 // Nobody reads it any more.

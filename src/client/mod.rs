@@ -1,6 +1,5 @@
 //! The daemon as the command line sees it: a connection for each request, and a daemon that is started where there is none.
 
-mod events;
 mod files;
 mod release;
 mod session;
@@ -109,6 +108,12 @@ impl Client {
         } else {
             Err(problem(status, &bytes))
         }
+    }
+
+    /// What happens from now on to the sandboxes that have these labels, as `k=v,k2=v2`, or to one: lines of JSON.
+    pub(crate) async fn events(&self, sandbox: Option<&str>, labels: &str) -> Result<Lines, ClientError> {
+        let sandbox = sandbox.map(|key| format!("&sandbox={}", segment(key))).unwrap_or_default();
+        self.lines(&format!("/events?labels={}{sandbox}", segment(labels))).await
     }
 
     /// An answer that comes line by line.
