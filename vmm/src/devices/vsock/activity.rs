@@ -41,6 +41,12 @@ impl Activity {
         }
     }
 
+    /// How many streams are open.
+    #[cfg(test)]
+    pub(super) fn open(&self) -> u64 {
+        self.open.load(Ordering::Acquire)
+    }
+
     pub(super) fn begin(self: &Arc<Self>) -> Busy {
         self.open.fetch_add(1, Ordering::AcqRel);
         self.touch();

@@ -35,7 +35,7 @@ pub(super) struct Connection {
     owed: Option<Op>,
     /// The client has closed its socket.
     hung_up: bool,
-    /// Of one that a client has opened: it keeps the machine from being idle.
+    /// Of one that a client has opened, until that has gone: it keeps the machine from being idle.
     pub(super) busy: Option<Busy>,
     /// It is among those whose turn comes; kept by [`Connections`](super::connections::Connections).
     pub(super) queued: bool,
@@ -186,7 +186,7 @@ impl Connection {
     pub(super) fn ready(&mut self, flags: EventFlags, patience: Duration) -> Verdict {
         self.to_guest.readable |= flags.contains(EventFlags::IN);
         if flags.intersects(EventFlags::HUP | EventFlags::ERR) && !self.hung_up {
-            self.hung_up = true;
+            self.hang_up();
             // Without its own end of file this may be the guest's end of file and the client's, of which neither has gone.
             if !self.to_host.has_ended() && self.phase == Phase::Open {
                 self.deadline = Some(Instant::now() + patience);
@@ -245,9 +245,16 @@ impl Connection {
         to_host_ended && self.to_guest.end != End::Open
     }
 
+    /// The client has gone, or both directions of its socket have ended. Nobody waits for the guest any more, so that one which
+    /// does not take the rest must not go on for ever by it.
+    fn hang_up(&mut self) {
+        self.hung_up = true;
+        self.busy = None;
+    }
+
     /// The socket does not work any more: both directions have ended.
     fn fail(&mut self) {
-        self.hung_up = true;
+        self.hang_up();
         self.to_guest.end = End::Refused;
         self.to_host.discard();
     }
@@ -361,7 +368,7 @@ impl Connection {
                 // A client that has closed its socket without reading everything: ECONNRESET, after what it has sent.
                 Err(_) => {
                     self.to_guest.end = End::Seen;
-                    self.hung_up = true;
+                    self.hang_up();
                 }
             }
             break;

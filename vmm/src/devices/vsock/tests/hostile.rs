@@ -1,14 +1,16 @@
 //! Guests that mean harm: everything is bounded and counted, or the driver is told that it has broken the device.
 
+use std::io::Write as _;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use virtio_bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use virtio_queue::desc::split::Descriptor;
 
 use super::super::connections::MAX_RESETS;
-use super::super::packet::{HEADER, Header, Op, STREAM};
+use super::super::packet::{HEADER, Header, Op, SHUTDOWN_SEND, STREAM};
 use super::super::{Pair, READY_PORT};
-use super::guest::{Machine, data, from_guest, ops, read};
+use super::guest::{Machine, data, from_guest, ops, read, shutdown};
 use crate::virtio::DeviceError;
 
 const STRANGER: Pair = Pair { host: 9, guest: 9 };
@@ -74,7 +76,7 @@ fn what_does_not_belong_there_ends_a_connection() {
     }
     let mut machine = Machine::new();
     let (mut client, pair) = machine.connected();
-    machine.send(super::guest::shutdown(pair, super::super::packet::SHUTDOWN_SEND), &[]);
+    machine.send(shutdown(pair, SHUTDOWN_SEND), &[]);
     machine.send(data(pair, b"after the end"), b"after the end");
     assert_eq!(ops(&machine.settle(), pair), [Op::Reset]);
     assert_eq!(read(&mut client), (Vec::new(), true));
@@ -84,7 +86,7 @@ fn what_does_not_belong_there_ends_a_connection() {
 fn an_answer_to_a_request_that_the_guest_has_not_seen() {
     let mut machine = Machine::without_buffers();
     let mut client = machine.client();
-    std::io::Write::write_all(&mut client, b"CONNECT 1024\n").unwrap();
+    client.write_all(b"CONNECT 1024\n").unwrap();
     machine.run();
     let pair = Pair { host: 1 << 30, guest: 1024 };
     assert_eq!(machine.device.connections.find(pair), Some(pair.host));
@@ -162,4 +164,47 @@ fn receive_buffers_that_are_too_small() {
     machine.tell(STRANGER, Op::Data);
     let descriptor = Descriptor::new(0x10_0000, 4096, 0, 0);
     assert!(matches!(machine.try_offer_raw(descriptor), Err(DeviceError::Driver(_))));
+}
+
+#[test]
+fn a_client_that_has_gone_keeps_no_machine_busy() {
+    let mut machine = Machine::new();
+    let (mut client, pair) = machine.connected();
+    // The guest says that it sends no more, and has room for little: what it is still to take it never takes.
+    let little = Header { buf_alloc: 5, ..shutdown(pair, SHUTDOWN_SEND) };
+    machine.send(little, &[]);
+    client.write_all(&[1; 100]).unwrap();
+    assert_eq!(ops(&machine.settle(), pair), [Op::Data, Op::CreditRequest]);
+    let activity = Arc::clone(&machine.device.counters().activity);
+    assert_eq!(activity.open(), 1, "the client is still there");
+    drop(client);
+    assert!(machine.settle().is_empty());
+    assert_eq!(activity.open(), 0);
+    // What the client has sent may still go, however slowly.
+    for fwd_cnt in 1..4 {
+        machine.send(Header { buf_alloc: 5, fwd_cnt, ..from_guest(pair, Op::CreditUpdate) }, &[]);
+        assert_eq!(ops(&machine.settle(), pair), [Op::Data, Op::CreditRequest]);
+        assert_eq!(activity.open(), 0);
+    }
+
+    // Nor does one whose rest the guest takes a byte at a time, each before its time is over.
+    let (mut client, pair) = machine.connected();
+    machine.send(Header { buf_alloc: 5, ..from_guest(pair, Op::CreditUpdate) }, &[]);
+    client.write_all(&[1; 100]).unwrap();
+    drop(client);
+    assert_eq!(ops(&machine.settle(), pair), [Op::Data, Op::CreditRequest]);
+    assert_eq!(activity.open(), 0);
+}
+
+#[test]
+fn a_client_that_has_ended_its_own_direction_keeps_the_machine_busy() {
+    let mut machine = Machine::new();
+    let (client, pair) = machine.connected();
+    client.shutdown(std::net::Shutdown::Write).unwrap();
+    assert_eq!(ops(&machine.settle(), pair), [Op::Shutdown]);
+    let activity = Arc::clone(&machine.device.counters().activity);
+    assert_eq!(activity.open(), 1, "it waits for what the guest has to say");
+    machine.send(shutdown(pair, SHUTDOWN_SEND), &[]);
+    assert_eq!(ops(&machine.settle(), pair), [Op::Reset]);
+    assert_eq!(activity.open(), 0);
 }
