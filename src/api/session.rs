@@ -136,7 +136,7 @@ async fn session(
             Some(ExecError::Refused(error)) => error,
             Some(error) => failed(&chain(&sandbox.cause(error).await)),
         },
-        gone = pass_input(reader, &mut input) => return gone,
+        gone = pass_input(connection, reader, &mut input) => return gone,
         () = overdue => failed("the guest has not ended the command, whose time was over"),
         () = connection.ended() => failed("the daemon is ending, and the command with it"),
     };
@@ -167,7 +167,11 @@ async fn send(
 }
 
 /// Returns when the client has gone, or sends what it may not.
-async fn pass_input(stream: ReadHalf<TokioIo<Upgraded>>, input: &mut Input) -> Result<(), StreamError> {
+async fn pass_input(
+    connection: &Connection,
+    stream: ReadHalf<TokioIo<Upgraded>>,
+    input: &mut Input,
+) -> Result<(), StreamError> {
     let mut frames = FrameReader::new(stream, Sender::Host);
     loop {
         let frame = match frames.next().await {
@@ -178,9 +182,14 @@ async fn pass_input(stream: ReadHalf<TokioIo<Upgraded>>, input: &mut Input) -> R
         if !is_input(frame.kind) {
             return Err(protocol::FrameError::WrongSide(frame.kind).into());
         }
-        if input.frame(frame.kind, &frame.payload).await.is_err() {
-            // The command takes nothing any more. Its end comes by the other direction.
-            std::future::pending::<()>().await;
+        let pass = async {
+            if input.frame(frame.kind, &frame.payload).await.is_err() {
+                // The command takes nothing any more. Its end comes by the other direction.
+                std::future::pending::<()>().await;
+            }
+        };
+        if connection.while_there(pass).await.is_none() {
+            return Ok(());
         }
     }
 }

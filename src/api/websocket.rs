@@ -70,7 +70,7 @@ impl Upgrade {
             // The client is heard also while it does not read, so that Ctrl-C gets through.
             let end = tokio::select! {
                 end = pass_output(&sandbox, output, &mut sink) => end,
-                () = pass_input(&mut stream, input) => None,
+                () = pass_input(&connection, &mut stream, input) => None,
                 () = connection.ended() => Some(daemon_ends()),
             };
             close(end, sink, stream).await;
@@ -129,17 +129,22 @@ async fn close(
 }
 
 /// Returns when the client has gone.
-async fn pass_input(stream: &mut SplitStream<WebSocket>, mut input: Input) {
+async fn pass_input(connection: &Connection, stream: &mut SplitStream<WebSocket>, mut input: Input) {
     while let Some(Ok(message)) = stream.next().await {
-        let passed = match message {
-            Message::Binary(bytes) => input.write(&bytes).await,
-            Message::Text(text) => input.write(text.as_bytes()).await,
-            // The library answers them, and then ends the stream.
-            Message::Close(_) | Message::Ping(_) | Message::Pong(_) => Ok(()),
+        let pass = async {
+            let passed = match message {
+                Message::Binary(bytes) => input.write(&bytes).await,
+                Message::Text(text) => input.write(text.as_bytes()).await,
+                // The library answers them, and then ends the stream.
+                Message::Close(_) | Message::Ping(_) | Message::Pong(_) => Ok(()),
+            };
+            if passed.is_err() {
+                // The command takes nothing any more. Its end comes by the other direction.
+                std::future::pending::<()>().await;
+            }
         };
-        if passed.is_err() {
-            // The command takes nothing any more. Its end comes by the other direction.
-            std::future::pending::<()>().await;
+        if connection.while_there(pass).await.is_none() {
+            return;
         }
     }
 }

@@ -7,13 +7,13 @@ use std::time::Duration;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tower::Service as _;
 
 use super::Key;
+use super::stream::{Peer, Stream};
 
 /// A client has so long for the head of a request.
 const HEAD: Duration = Duration::from_secs(30);
@@ -23,20 +23,22 @@ const HEAD: Duration = Duration::from_secs(30);
 #[derive(Clone, Debug)]
 pub(crate) struct Connection {
     key: Option<Arc<Key>>,
+    client: Peer,
     ended: CancellationToken,
     _place: Arc<OwnedSemaphorePermit>,
     _awaited: TaskTrackerToken,
 }
 
 impl Connection {
-    /// Whoever comes in this way has to have `key`. `ended` is for [`Self::ended`].
+    /// That of `client`, whoever comes in this way has to have `key`. `ended` is for [`Self::ended`].
     pub(super) fn new(
+        client: Peer,
         place: OwnedSemaphorePermit,
         awaited: TaskTrackerToken,
         ended: CancellationToken,
         key: Option<Arc<Key>>,
     ) -> Self {
-        Self { key, ended, _place: Arc::new(place), _awaited: awaited }
+        Self { key, client, ended, _place: Arc::new(place), _awaited: awaited }
     }
 
     /// What its requests have to show.
@@ -49,13 +51,17 @@ impl Connection {
         self.ended.cancelled().await;
     }
 
+    /// Does `work`, which passes on what the client has sent; nothing where the client goes while that is held up.
+    pub(crate) async fn while_there<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            biased;
+            done = work => Some(done),
+            () = self.client.gone() => None,
+        }
+    }
+
     /// Serves the client: until it goes, or until the answer to what it has asked when the daemon is `ending`.
-    pub(super) async fn serve(
-        self,
-        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-        service: axum::Router,
-        ending: CancellationToken,
-    ) {
+    pub(super) async fn serve(self, stream: Stream, service: axum::Router, ending: CancellationToken) {
         let ended = self.ended.clone();
         let service = service_fn(move |mut request: hyper::Request<Incoming>| {
             request.extensions_mut().insert(self.clone());

@@ -24,6 +24,7 @@ mod name;
 mod sandbox;
 mod serve;
 mod state;
+mod stream;
 mod table;
 mod tcp;
 mod terminal;

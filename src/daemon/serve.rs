@@ -8,16 +8,15 @@ use std::time::Duration;
 
 use rootfs_builder::store::{Store, StoreError};
 use sd_notify::NotifyState;
-use tokio::net::{TcpStream, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, MissedTickBehavior};
-use tokio_util::either::Either;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::collect::collect;
 use super::listen::Socket;
+use super::stream::Stream;
 use super::tcp::{Door, KeyError};
 use super::{Connection, Daemon, Key, OpenError, Tcp, chain};
 use crate::api;
@@ -125,7 +124,8 @@ async fn serve(
         };
         match accepted {
             Ok((stream, place, key)) => {
-                let connection = Connection::new(place, connections.token(), ended.clone(), key);
+                let connection =
+                    Connection::new(stream.peer(), place, connections.token(), ended.clone(), key);
                 connections.spawn(connection.serve(stream, service.clone(), ending.clone()));
             }
             Err(error) => {
@@ -154,12 +154,12 @@ async fn accept(
     socket: &Socket,
     places: &Arc<Semaphore>,
     door: Option<&Door>,
-) -> std::io::Result<(Either<UnixStream, TcpStream>, OwnedSemaphorePermit, Option<Arc<Key>>)> {
+) -> std::io::Result<(Stream, OwnedSemaphorePermit, Option<Arc<Key>>)> {
     let by_socket = async {
         // The semaphore is never closed.
         let place = Arc::clone(places).acquire_owned().await.map_err(std::io::Error::other)?;
         let (stream, _) = socket.listener.accept().await?;
-        Ok((Either::Left(stream), place, None))
+        Ok((Stream::from(stream), place, None))
     };
     let by_tcp = async {
         match door {
@@ -169,7 +169,7 @@ async fn accept(
     };
     tokio::select! {
         accepted = by_socket => accepted,
-        accepted = by_tcp => accepted.map(|(stream, place, key)| (Either::Right(stream), place, Some(key))),
+        accepted = by_tcp => accepted.map(|(stream, place, key)| (Stream::from(stream), place, Some(key))),
     }
 }
 

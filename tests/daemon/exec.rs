@@ -1,8 +1,9 @@
 //! Commands, by all ways.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::process::Stdio;
+use std::process::{ChildStdin, Stdio};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
@@ -116,6 +117,31 @@ fn by_the_command_line() {
     assert_eq!((child.wait().unwrap().code(), &*line), (Some(9), "up\ninterrupted\n"));
     daemon.cli(&["rm", "-f", "dev"]).ends(0, &[]);
     daemon.is_clean();
+}
+
+#[test]
+fn a_client_that_goes_is_missed_though_its_command_takes_no_input() {
+    let daemon = Daemon::new();
+    daemon.create("dev");
+    let mut session = daemon.store.command(&["exec", "-i", "dev", "sleep", "1000"]);
+    let mut session = session.stdin(Stdio::piped()).spawn().unwrap();
+    until(|| daemon.running("dev") == 1);
+    fill(session.stdin.as_ref().unwrap());
+    assert_eq!(daemon.running("dev"), 1);
+    session.kill().unwrap();
+    session.wait().unwrap();
+    until(|| daemon.running("dev") == 0);
+    daemon.cli(&["rm", "-f", "dev"]).ends(0, &[]);
+    daemon.is_clean();
+}
+
+/// Writes until nothing more is taken, all the way to a command that reads nothing.
+fn fill(input: &ChildStdin) {
+    let long = Timespec { tv_sec: 3, tv_nsec: 0 };
+    while poll(&mut [PollFd::new(input, PollFlags::OUT)], Some(&long)).unwrap() > 0 {
+        // A pipe that is ready has room for so much (pipe(7)).
+        rustix::io::write(input, &[b'x'; 4096]).unwrap();
+    }
 }
 
 #[test]

@@ -111,6 +111,22 @@ fn one_that_ends_with_its_connection() {
     assert!(code == 1000 || (code == 1011 && reason.contains("ended")), "{code} {reason}");
 }
 
+#[test]
+fn a_client_that_goes_is_missed_though_its_text_is_not_taken() {
+    let daemon = Daemon::new();
+    daemon.create("t");
+    let mut terminal = Terminal::connect(&daemon, "/v1/sandboxes/t/pty");
+    // An echo that is not read would tell as well.
+    terminal.types("stty -echo; sleep 4713\n");
+    until(|| is_running(&daemon, "sleep 4713"));
+    terminal.socket.get_ref().set_write_timeout(Some(Duration::from_secs(3))).unwrap();
+    let lines = "a line\n".repeat(1000);
+    while terminal.socket.send(Message::text(&*lines)).is_ok() {}
+    assert!(is_running(&daemon, "sleep 4713"));
+    drop(terminal);
+    until(|| !is_running(&daemon, "sleep 4713"));
+}
+
 fn is_running(daemon: &Daemon, line: &str) -> bool {
     // Its first character in brackets, so that the pattern does not match itself.
     let pattern = format!("grep -lz '^{}' /proc/[0-9]*/cmdline", line.split(' ').next().unwrap());
