@@ -110,11 +110,15 @@ impl Daemon {
         if let Err(error) = &result {
             sandbox.tell(Kind::Failed, Some(&chain(error)));
             self.table().remove(&sandbox);
-            // A daemon that finds it must not take it for one that is kept. What stays is removed by the next command.
+            // A daemon that finds it must not take it for one that is kept.
             sandbox.record().removed = true;
             let _ = sandbox.write_record().await;
-            let _ = remove(&sandbox.directory).await;
-            sandbox.tell(Kind::Removed, None);
+            if matches!(remove(&sandbox.directory).await, Ok(true)) {
+                sandbox.tell(Kind::Removed, None);
+            } else {
+                // What the machine could not be made for may be what its removal lacks: files, above all.
+                self.release(Arc::clone(&sandbox));
+            }
         }
         result.map(|()| sandbox)
     }

@@ -48,12 +48,15 @@ pub(crate) struct Handle {
 /// How a machine has ended, as far as that is known.
 #[derive(Debug, thiserror::Error)]
 pub(crate) struct Ending {
-    /// Unknown: its process was killed, or has crashed.
+    /// None where it is unknown: its process was killed, or has crashed, or its report cannot be read.
     pub(crate) reason: Option<ExitReason>,
     /// The last lines of the guest's console.
     console: String,
     /// The end of what the process has said; nothing where a reason is known.
     log: String,
+    /// Why its report cannot be read, where that is so.
+    #[source]
+    unread: Option<io::Error>,
 }
 
 impl Handle {
@@ -88,13 +91,16 @@ impl Handle {
 impl Ending {
     /// That of the last machine of a sandbox.
     pub(super) fn of(directory: &Directory) -> Self {
-        let exit = exit_bytes(directory).ok();
-        let exit = exit.and_then(|json| serde_json::from_slice::<Exit>(&json).ok());
+        let (exit, unread) = match exit_bytes(directory) {
+            Ok(json) => (serde_json::from_slice::<Exit>(&json).ok(), None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => (None, None),
+            Err(error) => (None, Some(error)),
+        };
         if let Some(Exit { reason, console }) = exit {
-            return Self { reason: Some(reason), console, log: String::new() };
+            return Self { reason: Some(reason), console, log: String::new(), unread };
         }
         let log = log_tail(directory).unwrap_or_default();
-        Self { reason: None, console: String::new(), log }
+        Self { reason: None, console: String::new(), log, unread }
     }
 }
 
@@ -116,9 +122,12 @@ fn log_tail(directory: &Directory) -> io::Result<String> {
 
 impl fmt::Display for Ending {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.reason {
-            Some(reason) => reason.fmt(f)?,
-            None => f.write_str("the machine's process was killed or has crashed")?,
+        match (&self.reason, &self.unread) {
+            (Some(reason), _) => reason.fmt(f)?,
+            (None, None) => f.write_str("the machine's process was killed or has crashed")?,
+            (None, Some(error)) => {
+                write!(f, "the machine's process has ended, and why cannot be read: {error}")?;
+            }
         }
         let lines: Vec<&str> =
             self.console.lines().chain(self.log.lines()).filter(|line| !line.trim().is_empty()).collect();
