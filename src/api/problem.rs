@@ -91,28 +91,32 @@ impl IntoResponse for Problem {
 
 impl From<DaemonError> for Problem {
     fn from(error: DaemonError) -> Self {
-        let (status, kind) = shortage(&error).unwrap_or_else(|| classify(&error));
-        let mut detail = chain(&error);
-        if kind == NO_DESCRIPTORS {
-            detail
-                .push_str(": the daemon has as many as it may; `ulimit -n` where it is started raises that");
-        }
-        Self::new(status, kind, detail)
+        let (status, kind, advice) = shortage(&error).unwrap_or_else(|| {
+            let (status, kind) = classify(&error);
+            (status, kind, "")
+        });
+        Self::new(status, kind, chain(&error) + advice)
     }
 }
 
-const NO_DESCRIPTORS: &str = "noDescriptors";
-
-/// What the host has too little of, where that is the cause.
-fn shortage(error: &DaemonError) -> Option<(StatusCode, &'static str)> {
+/// What the host has too little of, where that is the cause, and what to do about it.
+fn shortage(error: &DaemonError) -> Option<(StatusCode, &'static str, &'static str)> {
+    const NO_DESCRIPTORS: &str = "noDescriptors";
     let mut next: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(error) = next {
         match error.downcast_ref().and_then(Errno::from_io_error) {
             Some(Errno::NOSPC | Errno::DQUOT) => {
-                return Some((StatusCode::INSUFFICIENT_STORAGE, failure::NO_SPACE));
+                return Some((StatusCode::INSUFFICIENT_STORAGE, failure::NO_SPACE, ""));
             }
-            Some(Errno::MFILE | Errno::NFILE) => {
-                return Some((StatusCode::SERVICE_UNAVAILABLE, NO_DESCRIPTORS));
+            Some(Errno::MFILE) => {
+                let advice =
+                    ": the daemon has as many as it may; `ulimit -n` where it is started raises that";
+                return Some((StatusCode::SERVICE_UNAVAILABLE, NO_DESCRIPTORS, advice));
+            }
+            Some(Errno::NFILE) => {
+                let advice = ": all programs of this machine together have as many as they may; \
+                              `sysctl fs.file-max` shows and sets that";
+                return Some((StatusCode::SERVICE_UNAVAILABLE, NO_DESCRIPTORS, advice));
             }
             _ => next = error.source(),
         }
@@ -205,5 +209,24 @@ fn of_file(errno: Option<i32>) -> (StatusCode, &'static str) {
         Some(Errno::NOTDIR) => (WRONG, "notDirectory"),
         Some(Errno::IO | Errno::NOMEM | Errno::MFILE | Errno::NFILE) => (StatusCode::BAD_GATEWAY, "machine"),
         _ => (WRONG, "invalid"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whose_limit_of_files_it_is() {
+        for (errno, ours, other) in
+            [(Errno::MFILE, "ulimit -n", "file-max"), (Errno::NFILE, "fs.file-max", "ulimit")]
+        {
+            let launch =
+                LaunchError::Host { action: "make a pair of sockets", source: std::io::Error::from(errno) };
+            let error = DaemonError::Launch { name: "dev".into(), image: "debian".into(), source: launch };
+            let Document { kind, status, detail, .. } = Problem::from(error).document();
+            assert_eq!((&*kind, status), ("urn:voidrun:problem:noDescriptors", 503));
+            assert!(detail.contains(ours) && !detail.contains(other), "{detail}");
+        }
     }
 }

@@ -185,7 +185,10 @@ fn socket_of(store: &Store) -> Option<PathBuf> {
 }
 
 fn send(socket: &Path, method: &str, path: &str, headers: &str, body: &Value) -> UnixStream {
-    let mut stream = UnixStream::connect(socket).unwrap();
+    send_by(UnixStream::connect(socket).unwrap(), method, path, headers, body)
+}
+
+fn send_by(mut stream: UnixStream, method: &str, path: &str, headers: &str, body: &Value) -> UnixStream {
     let body = if body.is_null() { String::new() } else { body.to_string() };
     let length = body.len();
     // In one piece: an answer that needs no body may come, and the connection end, before it is sent.
