@@ -70,6 +70,7 @@ impl Processes {
         } else {
             table.ended.retain(|ended| ended.pid() != process.pid());
         }
+        drop(table);
         self.started.notify_one();
         result.map(|result| (process, result))
     }

@@ -148,6 +148,7 @@ impl Child<'_> {
             libc::umask(0o022);
             if let Some(user) = self.plan.user() {
                 // The plain system calls: musl's functions would have the agent's threads do the same.
+                // The memory is the agent's still, but no longer that user's to trace: this change makes it not dumpable (prctl(2)).
                 let groups = user.groups.as_ptr();
                 ok_long(libc::syscall(libc::SYS_setgroups, user.groups.len(), groups), Step::User)?;
                 ok_long(libc::syscall(libc::SYS_setresgid, user.gid, user.gid, user.gid), Step::User)?;
