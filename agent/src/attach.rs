@@ -31,6 +31,8 @@ pub(crate) fn attach(agent: &Agent, pid: u32, skip: u64, stream: Stream) -> Resu
         stream,
         terminal,
         input: Vec::new(),
+        frame: Vec::new(),
+        sent: 0,
         position: skip,
         lost: false,
         leaves: None,
@@ -38,7 +40,8 @@ pub(crate) fn attach(agent: &Agent, pid: u32, skip: u64, stream: Stream) -> Resu
     .run()
 }
 
-/// One host that is attached. As with the pump, input is received only when the piece before it has been written.
+/// One host that is attached. As with the pump, input is received only when the piece before it has been written, and output is looked for
+/// only when the piece before it has been sent. Neither holds up the other: what is typed may be what ends a flood.
 struct Attachment {
     process: Arc<Process>,
     wake: Arc<Wake>,
@@ -46,6 +49,9 @@ struct Attachment {
     terminal: Option<OwnedFd>,
     /// What is not written yet.
     input: Vec<u8>,
+    /// A piece of output, of which `sent` bytes have been sent.
+    frame: Vec<u8>,
+    sent: usize,
     /// In the output.
     position: u64,
     /// Whether some of it was dropped before it could be sent.
@@ -58,6 +64,11 @@ impl Attachment {
     fn run(mut self) -> Result<(), StreamError> {
         loop {
             self.take_input()?;
+            self.send()?;
+            if self.is_blocked() {
+                self.wait()?;
+                continue;
+            }
             if self.leaves.is_some_and(|end| self.position >= end) {
                 return self.stream.mark(FrameType::Done);
             }
@@ -65,9 +76,10 @@ impl Attachment {
             match self.process.output(&mut self.position) {
                 Output::Piece(kind, bytes) => {
                     self.lost |= self.position != expected + 1;
-                    let mut frame = protocol::header(kind, bytes.len()).to_vec();
-                    frame.extend_from_slice(&bytes);
-                    self.stream.send(&frame)?;
+                    self.frame.clear();
+                    self.frame.extend_from_slice(&protocol::header(kind, bytes.len()));
+                    self.frame.extend_from_slice(&bytes);
+                    self.sent = 0;
                 }
                 Output::Exit(mut exit) => {
                     if self.lost {
@@ -79,6 +91,19 @@ impl Attachment {
                 Output::Nothing => self.wait()?,
             }
         }
+    }
+
+    /// Sends what is there, as far as there is room.
+    fn send(&mut self) -> Result<(), StreamError> {
+        if self.is_blocked() {
+            self.sent += self.stream.try_send(&self.frame[self.sent..])?;
+        }
+        Ok(())
+    }
+
+    /// Whether the host has not taken all of a piece yet.
+    const fn is_blocked(&self) -> bool {
+        self.sent < self.frame.len()
     }
 
     /// Takes what the host has sent, as far as the terminal takes it.
@@ -132,8 +157,12 @@ impl Attachment {
     /// Waits until something has happened; an error if it is that the host has gone.
     fn wait(&self) -> Result<(), StreamError> {
         let mut wanted = PollFlags::RDHUP;
-        wanted.set(PollFlags::IN, self.input.is_empty());
-        let mut fds = vec![PollFd::new(&*self.wake, PollFlags::IN), PollFd::new(&self.stream, wanted)];
+        // Behind the end of its input there is nothing to take.
+        wanted.set(PollFlags::IN, self.input.is_empty() && self.leaves.is_none());
+        wanted.set(PollFlags::OUT, self.is_blocked());
+        // More output than is sent already wakes nobody.
+        let woken = if self.is_blocked() { PollFlags::empty() } else { PollFlags::IN };
+        let mut fds = vec![PollFd::new(&*self.wake, woken), PollFd::new(&self.stream, wanted)];
         let terminal = self.terminal.as_ref().filter(|_| !self.input.is_empty());
         fds.extend(terminal.map(|terminal| PollFd::new(terminal, PollFlags::OUT)));
         match poll(&mut fds, None) {

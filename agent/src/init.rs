@@ -168,10 +168,7 @@ fn sysctls() {
 fn limits() -> Result<(), InitError> {
     let files = Rlimit { current: Some(FILES), maximum: Some(MAX_FILES) };
     rustix::process::setrlimit(Resource::Nofile, files)
-        .map_err(|source| InitError::System { what: "cannot set the limit of open files", source })?;
-    // The guest goes down with its PID 1, so a command has to be killed instead.
-    let path = Path::new("/proc/self/oom_score_adj");
-    fs::write(path, "-1000").map_err(|source| InitError::File { path: path.into(), source })
+        .map_err(|source| InitError::System { what: "cannot set the limit of open files", source })
 }
 
 /// The host name and the files in /etc that go with it. They lie in memory, so that the image's own are not changed.

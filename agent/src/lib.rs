@@ -1,12 +1,11 @@
 //! The agent: PID 1 of the guest. It makes the image's file system the root, then runs what the host asks for.
 //!
 //! # Threads
-//! - the main thread accepts streams and gives each a thread of its own ([`serve`]); beyond a limit it closes them. It never waits
-//!   for anything else;
-//! - a stream's thread reads one request and carries it out. That of a command in the foreground moves its input and output
-//!   ([`exec::pump`]); that of a detached one hands this over to a further thread;
-//! - the reaper waits for every child, adopted ones too, and tells the command whose main process ended ([`process`]);
-//! - the control thread keeps a stream to the host open ([`control`]).
+//! - the main thread keeps a stream to the host open ([`control`]);
+//! - those that serve streams each accept one, read one request and carry it out ([`serve`]); there is always one more, which waits for
+//!   the next stream; beyond a limit it closes them. The one that has started a command in the foreground moves its input and output and
+//!   collects it ([`exec::pump`]); for a detached one a further thread does;
+//! - the reaper waits for every child: it collects the adopted ones, and commands whose pump cannot ([`process`]).
 //!
 //! They share [`Agent`]: the table of commands and the cgroups. Each command is in a cgroup of its own, by which it is killed.
 

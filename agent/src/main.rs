@@ -5,7 +5,6 @@ use agent::{Agent, control, init, kmsg, serve, vsock};
 use std::error::Error;
 use std::path::PathBuf;
 use std::process::exit;
-use std::sync::Arc;
 
 fn main() {
     let began = control::clock_us();
@@ -35,7 +34,6 @@ fn run(began: u64) -> Result<(), Box<dyn Error>> {
     let agent = Agent::new(Cgroups::new(PathBuf::from(init::CGROUPS)))?;
     // Before the host hears that the agent is ready.
     let listener = vsock::listen(protocol::AGENT_PORT).map_err(|error| format!("vsock: {error}"))?;
-    let for_control = Arc::clone(&agent);
-    std::thread::Builder::new().spawn(move || control::run(&for_control, began))?;
-    serve::accept_forever(&agent, &listener)
+    serve::start(&agent, listener)?;
+    control::run(&agent, began)
 }

@@ -1,7 +1,8 @@
 //! The table of commands, and the reaper.
 //!
-//! A main process is entered into the table under the table's lock, together with its clone; the reaper looks a dead child up under the
-//! same lock before it collects it. So no exit is missed, and no pid is used again while a command has it.
+//! A command is entered into the table before its clone, which writes the pid into the entry before the process runs. So the reaper, which
+//! sees every child that ends, always knows a main process. That one is collected with its entry's lock alone, by the pump or the
+//! reaper, whoever is there first; who signals it holds the lock too. So no exit is missed, and no pid is used again while a command has it.
 
 use crate::cgroup::Cgroup;
 use crate::exec::ring::Ring;
@@ -9,9 +10,10 @@ use crate::lock;
 use protocol::{Exit, FrameType};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
-use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, WaitOptions, WaitStatus};
-use std::collections::{HashMap, VecDeque};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitOptions, WaitStatus};
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, Weak};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -33,30 +35,44 @@ pub(crate) struct Processes {
 
 #[derive(Debug, Default)]
 struct Table {
-    running: HashMap<u32, Arc<Process>>,
+    /// Those that are being started too.
+    running: Vec<Arc<Process>>,
     ended: VecDeque<Arc<Process>>,
-    /// How many were started.
+    /// How many are being started.
+    starting: usize,
+    /// How many were.
     starts: u64,
     /// Whether there was no child when the reaper looked last, and none was started since.
     idle: bool,
 }
 
 impl Processes {
-    /// Enters the process that `clone` makes. The entry is there before its end can be seen.
-    pub(crate) fn start(
+    /// Enters the process that `clone` makes, which has the kernel write its pid to where it is told. The table is not locked meanwhile.
+    pub(crate) fn start<T>(
         &self,
         new: New,
-        clone: impl FnOnce() -> Result<u32, Errno>,
-    ) -> Result<Arc<Process>, Errno> {
+        clone: impl FnOnce(&AtomicU32) -> Result<T, Errno>,
+    ) -> Result<(Arc<Process>, T), Errno> {
+        let process = Arc::new(Process::new(new));
         let mut table = lock(&self.table);
-        let pid = clone()?;
-        let process = Arc::new(Process::new(pid, new));
-        table.ended.retain(|process| process.pid != pid);
-        table.running.insert(pid, Arc::clone(&process));
-        table.starts += 1;
+        table.running.push(Arc::clone(&process));
+        table.starting += 1;
         table.idle = false;
+        drop(table);
+
+        let result = clone(&process.pid);
+
+        let mut table = lock(&self.table);
+        table.starting -= 1;
+        table.starts += 1;
+        if result.is_err() {
+            self::remove(&mut table.running, &process);
+        } else {
+            table.ended.retain(|ended| ended.pid() != process.pid());
+        }
+        drop(table);
         self.started.notify_one();
-        Ok(process)
+        result.map(|result| (process, result))
     }
 
     /// That a command has ended and its output is complete: the answer to all who wait for it.
@@ -64,7 +80,7 @@ impl Processes {
         process.set_exit(exit);
         let mut table = lock(&self.table);
         self::remove(&mut table.running, process);
-        if process.detached && !table.running.contains_key(&process.pid) {
+        if process.detached && !table.running.iter().any(|running| running.pid() == process.pid()) {
             table.ended.push_back(Arc::clone(process));
             if table.ended.len() > MAX_ENDED {
                 table.ended.pop_front();
@@ -80,32 +96,34 @@ impl Processes {
     /// The command with this pid.
     pub(crate) fn get(&self, pid: u32) -> Option<Arc<Process>> {
         let table = lock(&self.table);
-        table.running.get(&pid).or_else(|| table.ended.iter().find(|process| process.pid == pid)).cloned()
+        // One without a pid yet is nobody's to name.
+        let mut all = table.running.iter().chain(&table.ended).filter(|process| process.pid() != 0);
+        all.find(|process| process.pid() == pid).cloned()
     }
 
     /// Every command, the oldest first.
     pub(crate) fn list(&self) -> Vec<Arc<Process>> {
         let table = lock(&self.table);
-        let mut list: Vec<_> = table.ended.iter().chain(table.running.values()).cloned().collect();
+        let all = table.ended.iter().chain(&table.running).filter(|process| process.pid() != 0);
+        let mut list: Vec<_> = all.cloned().collect();
         list.sort_by_key(|process| process.started);
         list
     }
 
-    /// Collects every child that ends, for ever.
+    /// Sees to it that every child that ends is collected, for ever.
     pub(crate) fn reap_forever(&self) {
         loop {
             let starts = lock(&self.table).starts;
-            // Only looked at: once it is collected its pid can be used again, so that is done under the lock.
-            match rustix::process::waitid(WaitId::All, WaitIdOptions::EXITED | WaitIdOptions::NOWAIT) {
-                Ok(_) => self.reap(),
+            match ended_child() {
+                Ok(pid) => self.reap(pid),
                 // No children. Adopted ones descend from commands, but for those of the kernel's own helpers, which
                 // are collected with the next command's.
                 Err(Errno::CHILD) => {
                     let mut table = lock(&self.table);
                     if table.starts == starts {
-                        table.idle = true;
+                        table.idle = table.starting == 0;
                         self.idle.notify_all();
-                        drop(self.started.wait_while(table, |table| table.idle));
+                        drop(self.started.wait_while(table, |table| table.starts == starts));
                     }
                 }
                 Err(_) => (),
@@ -113,13 +131,20 @@ impl Processes {
         }
     }
 
-    /// Collects the children that have ended.
-    fn reap(&self) {
-        let table = lock(&self.table);
-        while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
-            if let Some(process) = table.running.get(&pid.as_raw_pid().cast_unsigned()) {
-                process.set_status(status);
+    /// Collects a child that has ended, if that was not done meanwhile.
+    fn reap(&self, pid: Pid) {
+        // Opened before the table is looked at: a command that may have the pid by then is in it.
+        let Ok(child) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else { return };
+        match self.get(pid.as_raw_pid().cast_unsigned()).filter(|process| process.status().is_none()) {
+            Some(process) => {
+                if process.collect() {
+                    process.wake.up();
+                }
             }
+            None => drop(rustix::process::waitid(
+                WaitId::PidFd(child.as_fd()),
+                WaitIdOptions::EXITED | WaitIdOptions::NOHANG,
+            )),
         }
     }
 
@@ -130,11 +155,20 @@ impl Processes {
     }
 }
 
-fn remove(running: &mut HashMap<u32, Arc<Process>>, process: &Arc<Process>) {
-    // The pid may be another's by now.
-    if running.get(&process.pid).is_some_and(|found| Arc::ptr_eq(found, process)) {
-        running.remove(&process.pid);
+fn remove(running: &mut Vec<Arc<Process>>, process: &Arc<Process>) {
+    running.retain(|found| !Arc::ptr_eq(found, process));
+}
+
+/// Waits for a child that has ended, and leaves it to be collected.
+fn ended_child() -> Result<Pid, Errno> {
+    // SAFETY: a structure of integers and pointers, for which zero is valid.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `info` lives through the call.
+    if unsafe { libc::waitid(libc::P_ALL, 0, &raw mut info, libc::WEXITED | libc::WNOWAIT) } < 0 {
+        return Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::INVAL));
     }
+    // SAFETY: waitid has filled in what it tells of a child.
+    Pid::from_raw(unsafe { info.si_pid() }).ok_or(Errno::INVAL)
 }
 
 /// What is known of a command before it has a pid.
@@ -151,7 +185,8 @@ pub(crate) struct New {
 /// One command.
 #[derive(Debug)]
 pub(crate) struct Process {
-    pub(crate) pid: u32,
+    /// 0 until its clone.
+    pid: AtomicU32,
     pub(crate) command: String,
     pub(crate) detached: bool,
     at_terminal: bool,
@@ -179,12 +214,12 @@ struct State {
 }
 
 impl Process {
-    fn new(pid: u32, mut new: New) -> Self {
+    fn new(mut new: New) -> Self {
         if new.command.len() > MAX_COMMAND {
             new.command.truncate(new.command.floor_char_boundary(MAX_COMMAND));
         }
         Self {
-            pid,
+            pid: AtomicU32::new(0),
             command: new.command,
             detached: new.detached,
             at_terminal: new.terminal.is_some(),
@@ -196,11 +231,16 @@ impl Process {
         }
     }
 
+    /// Of its main process. Another's may be the same once that was collected.
+    pub(crate) fn pid(&self) -> u32 {
+        self.pid.load(Ordering::Relaxed)
+    }
+
     /// How it stands in a list.
     pub(crate) fn entry(&self) -> protocol::Process {
         let state = lock(&self.state);
         protocol::Process {
-            pid: self.pid,
+            pid: self.pid(),
             command: self.command.clone(),
             start_time_ms: self.start_time.as_millis() as u64,
             detached: self.detached,
@@ -210,9 +250,16 @@ impl Process {
         }
     }
 
-    fn set_status(&self, status: WaitStatus) {
-        lock(&self.state).status = Some((status, Instant::now()));
-        self.wake.up();
+    /// Collects the main process if it has ended; whether that was done now.
+    pub(crate) fn collect(&self) -> bool {
+        let mut state = lock(&self.state);
+        let pid = Pid::from_raw(self.pid().cast_signed()).filter(|_| state.status.is_none());
+        let Some(pid) = pid else { return false };
+        let Ok(Some((_, status))) = rustix::process::waitpid(Some(pid), WaitOptions::NOHANG) else {
+            return false;
+        };
+        state.status = Some((status, Instant::now()));
+        true
     }
 
     /// How and when the main process ended.
@@ -272,14 +319,14 @@ impl Process {
 
     /// Signals the main process's group, SIGKILL every process. False if the main process has ended.
     pub(crate) fn signal(&self, signal: Signal) -> bool {
-        // Held meanwhile, so that the reaper cannot give the pid away.
+        // Held meanwhile, so that the process is not collected and its pid given away.
         let state = lock(&self.state);
         if state.status.is_some() {
             return false;
         }
         if signal == Signal::KILL {
             self.cgroup.kill();
-        } else if let Some(group) = Pid::from_raw(self.pid.cast_signed()) {
+        } else if let Some(group) = Pid::from_raw(self.pid().cast_signed()) {
             // Between clone and setsid there is no such group; then the process alone gets it.
             if rustix::process::kill_process_group(group, signal).is_err() {
                 let _ = rustix::process::kill_process(group, signal);
@@ -304,7 +351,7 @@ impl Process {
         lock(&self.state).ending
     }
 
-    /// Readable when the process ended or is to be ended.
+    /// Readable when the process is to be ended, and when it was collected by the reaper.
     pub(crate) fn wake(&self) -> &Wake {
         &self.wake
     }

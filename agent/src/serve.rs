@@ -2,44 +2,87 @@
 
 use crate::process::{Process, Wake};
 use crate::stream::{Stream, StreamError};
-use crate::{Agent, attach, exec, failure, files, kmsg, power, refusal, start_thread, vsock};
+use crate::{Agent, attach, exec, failure, files, kmsg, lock, power, refusal, start_thread, vsock};
 use protocol::{Error, ErrorCode, FrameType, Request};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::process::Signal;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-/// Accepts streams for ever.
-pub fn accept_forever(agent: &Arc<Agent>, listener: &OwnedFd) -> ! {
-    loop {
-        match vsock::accept(listener) {
-            Ok(socket) => serve_in_thread(agent, socket),
-            Err(error) => {
-                kmsg::warning(format_args!("accept: {error}"));
-                // Out of descriptors or memory: those who have them need a moment.
-                std::thread::sleep(Duration::from_millis(10));
+/// So many threads wait for the next stream at most: starting one costs more than keeping it.
+const MAX_IDLE: usize = 4;
+
+/// The threads that serve streams. Each accepts one, serves it to its end and accepts again. Of those that have none one waits at the
+/// listener, the others for its place.
+#[derive(Debug)]
+struct Servers {
+    agent: Arc<Agent>,
+    listener: Mutex<OwnedFd>,
+    /// How many have none.
+    idle: AtomicUsize,
+}
+
+/// Serves every stream that comes to `listener`, for ever, in threads of its own.
+pub fn start(agent: &Arc<Agent>, listener: OwnedFd) -> std::io::Result<()> {
+    let agent = Arc::clone(agent);
+    let servers = Arc::new(Servers { agent, listener: Mutex::new(listener), idle: AtomicUsize::new(0) });
+    // The second is there when the first has a stream.
+    servers.add()?;
+    servers.add()
+}
+
+impl Servers {
+    fn add(self: &Arc<Self>) -> std::io::Result<()> {
+        self.idle.fetch_add(1, Ordering::Relaxed);
+        let servers = Arc::clone(self);
+        start_thread(move || servers.serve()).inspect_err(|_| {
+            self.idle.fetch_sub(1, Ordering::Relaxed);
+        })
+    }
+
+    fn serve(self: Arc<Self>) {
+        loop {
+            let socket = self.accept();
+            if self.idle.fetch_sub(1, Ordering::Relaxed) == 1
+                && let Err(error) = self.add()
+            {
+                // Nobody would accept the streams by which others are ended.
+                kmsg::warning(format_args!("a thread for streams: {error}"));
+                self.idle.fetch_add(1, Ordering::Relaxed);
+                continue;
+            }
+            // One too many is closed.
+            if let Some(count) = self.agent.enter() {
+                serve(&self.agent, socket);
+                drop(count);
+            }
+            if self.idle.fetch_add(1, Ordering::Relaxed) >= MAX_IDLE {
+                self.idle.fetch_sub(1, Ordering::Relaxed);
+                return;
+            }
+        }
+    }
+
+    fn accept(&self) -> OwnedFd {
+        let listener = lock(&self.listener);
+        loop {
+            match vsock::accept(&listener) {
+                Ok(socket) => return socket,
+                Err(error) => {
+                    kmsg::warning(format_args!("accept: {error}"));
+                    // Out of descriptors or memory: those who have them need a moment.
+                    std::thread::sleep(Duration::from_millis(10));
+                }
             }
         }
     }
 }
 
-/// Serves one stream in a thread of its own, or closes it if there are too many.
-pub fn serve_in_thread(agent: &Arc<Agent>, socket: OwnedFd) {
-    let Some(count) = agent.enter() else { return };
-    let agent = Arc::clone(agent);
-    let served = start_thread(move || {
-        serve(&agent, socket);
-        drop(count);
-    });
-    if let Err(error) = served {
-        kmsg::warning(format_args!("a thread for a stream: {error}"));
-    }
-}
-
 /// Serves one stream to its end.
-pub fn serve(agent: &Arc<Agent>, socket: OwnedFd) {
+fn serve(agent: &Arc<Agent>, socket: OwnedFd) {
     let mut stream = Stream::new(socket);
     // A stream that ends early wants no answer.
     let Ok(request) = stream.read(|frame| frame.message::<Request>()) else { return };

@@ -2,11 +2,15 @@
 
 use crate::refusal;
 use protocol::{Error, ErrorCode};
-use std::fs::File;
-use std::io::Read;
+use rustix::buffer::spare_capacity;
+use rustix::fs::{CWD, Mode, OFlags};
+use std::ffi::CStr;
 
 /// Of each of the two files no more than this is read.
-const MAX_FILE: u64 = 4 << 20;
+const MAX_FILE: usize = 4 << 20;
+
+/// Most are shorter.
+const USUAL_FILE: usize = 4 << 10;
 
 /// A user, its groups and its home.
 #[derive(Debug, PartialEq, Eq)]
@@ -21,7 +25,12 @@ pub(crate) struct User {
 impl User {
     /// The user that `spec` names in this image: `uid`, `uid:gid`, `name` or `name:group`.
     pub(crate) fn find(spec: &str) -> Result<Self, Error> {
-        Self::find_in(spec, &read("/etc/passwd"), &read("/etc/group"))
+        Self::find_in(spec, &read(c"/etc/passwd"), &read(c"/etc/group"))
+    }
+
+    /// The home of this image's root.
+    pub(crate) fn home_of_root() -> Result<String, Error> {
+        Self::find_in("0", &read(c"/etc/passwd"), "").map(|user| user.home)
     }
 
     fn find_in(spec: &str, passwd: &str, group: &str) -> Result<Self, Error> {
@@ -108,12 +117,19 @@ fn id(text: &str) -> Option<u32> {
 }
 
 /// A file of the image; nothing if it is not there.
-fn read(path: &str) -> String {
-    let mut bytes = Vec::new();
-    if let Ok(file) = File::open(path) {
-        drop(file.take(MAX_FILE).read_to_end(&mut bytes));
+fn read(path: &CStr) -> String {
+    let mut bytes = Vec::with_capacity(USUAL_FILE);
+    if let Ok(file) = rustix::fs::openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) {
+        // A read that leaves room has met the end.
+        while rustix::io::read(&file, spare_capacity(&mut bytes)).is_ok()
+            && bytes.len() == bytes.capacity()
+            && bytes.len() < MAX_FILE
+        {
+            bytes.reserve(bytes.len());
+        }
     }
-    String::from_utf8_lossy(&bytes).into_owned()
+    bytes.truncate(MAX_FILE);
+    String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
 }
 
 #[cfg(test)]
@@ -153,6 +169,23 @@ mod tests {
         for spec in ["", ":", "-1", "4294967295", "4294967296", "root:4294967295", "app:"] {
             find(spec).unwrap_err();
         }
+    }
+
+    #[test]
+    fn a_file_is_read_whole_up_to_a_limit() {
+        let directory = tempfile::tempdir().unwrap();
+        let read_back = |content: &[u8]| {
+            let path = directory.path().join("file");
+            std::fs::write(&path, content).unwrap();
+            read(&std::ffi::CString::new(path.to_str().unwrap()).unwrap())
+        };
+        for length in [0, 1, USUAL_FILE - 1, USUAL_FILE, USUAL_FILE + 1, 100_000, MAX_FILE] {
+            let content: Vec<u8> = (0..length).map(|at| b'a' + (at % 26) as u8).collect();
+            assert!(read_back(&content).as_bytes() == content, "{length}");
+        }
+        assert_eq!(read_back(&vec![b'x'; MAX_FILE + 10]).len(), MAX_FILE);
+        assert_eq!(read_back(b"a\xffb"), "a\u{fffd}b");
+        assert_eq!(read(c"/nonexistent"), "");
     }
 
     #[test]

@@ -46,6 +46,34 @@ class Api(http.client.HTTPConnection):
         return json.loads(text)
 
 
+class Exchange:
+    """A request that is sent again and again, over a connection of its own. Written out beforehand, and of the answer no more is
+    looked at than where it ends: http.client takes about 6 ms for a request in the lab, which is not what is measured here."""
+
+    def __init__(self, path, target, body):
+        content = json.dumps(body).encode()
+        head = f"POST /v1{target} HTTP/1.1\r\nHost: voidrun\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+        self.request = head.encode() + content
+        self.stream = socket.socket(socket.AF_UNIX)
+        self.stream.settimeout(DEADLINE_S)
+        self.stream.connect(path)
+
+    def run(self):
+        """The answer: its head and its content."""
+        self.stream.sendall(self.request)
+        answer = b""
+        while True:
+            head, end, content = answer.partition(b"\r\n\r\n")
+            if end:
+                _, _, length = head.lower().partition(b"\r\ncontent-length:")
+                if len(content) == int(length.partition(b"\r\n")[0]):
+                    return head, content
+            piece = self.stream.recv(1 << 16)
+            if not piece:
+                raise EOFError("the daemon has closed the connection")
+            answer += piece
+
+
 def timed(work):
     began = time.monotonic()
     work()
@@ -77,13 +105,17 @@ def measure(args, home, api, sandbox):
         if vsock.recv(1) != b"e":
             raise EOFError("the program in the guest has ended")
 
+    def exchange(argv):
+        return Exchange(api.path, f"/sandboxes/{sandbox}/exec", {"command": argv[0], "args": argv[1:]})
+
+    exchanges = {name: exchange(argv) for name, argv in COMMANDS.items()}
+
     def over_socket(name):
-        argv = COMMANDS[name]
-        body = {"command": argv[0], "args": argv[1:]}
-        answer = []
-        ms = timed(lambda: answer.append(api.ask("POST", f"/sandboxes/{sandbox}/exec", body)))
-        if answer[0]["data"]["exitCode"] != 0:
-            raise RuntimeError(f"{name}: {answer[0]}")
+        answers = []
+        ms = timed(lambda: answers.append(exchanges[name].run()))
+        ((head, content),) = answers
+        if not head.startswith(b"HTTP/1.1 2") or json.loads(content)["data"]["exitCode"] != 0:
+            raise RuntimeError(f"{name}: {head.decode()} {content.decode()}")
         return ms
 
     def in_guest(name):

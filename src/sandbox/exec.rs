@@ -2,13 +2,13 @@
 
 use std::convert::Infallible;
 use std::future::pending;
+use std::io::Cursor;
 
 use protocol::{
     AGENT_PORT, Error as AgentError, Exit, Frame, FrameError, FrameType, HEADER, MAX_PAYLOAD, Request,
     Sender, Started, WindowSize, encode,
 };
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
-use tokio::net::UnixStream;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
 use super::connect::ConnectError;
 use super::frames::{FrameReader, Received, StreamError};
@@ -135,11 +135,12 @@ impl Handle {
         request: &Request,
     ) -> Result<(FrameReader<Reader>, Writer), ExecError> {
         let bytes = encode(request).map_err(ExecError::TooLong)?;
-        let stream: UnixStream = self.connect(AGENT_PORT).await?;
+        let connected = self.connect(AGENT_PORT, &bytes).await?;
         let Way { sent, received } = self.traffic.of(request);
-        let (reader, writer) = stream.into_split();
-        let (reader, mut writer) = (Counted::new(reader, received), Counted::new(writer, sent));
-        writer.write_all(&bytes).await?;
+        sent.inc_by(bytes.len() as u64);
+        let (reader, writer) = connected.stream.into_split();
+        let reader = Cursor::new(connected.received).chain(reader);
+        let (reader, writer) = (Counted::new(reader, received), Counted::new(writer, sent));
         Ok((FrameReader::new(Box::new(reader) as _, Sender::Agent), Box::new(writer)))
     }
 }

@@ -11,7 +11,7 @@ use tokio::net::UnixStream;
 use vmm::control::{Client, ControlError};
 use vmm::exit::{Exit, ExitReason};
 
-use super::connect::{ConnectError, connect};
+use super::connect::{ConnectError, Connected, connect};
 use super::directory::Directory;
 use super::process::Process;
 use super::traffic::Traffic;
@@ -65,9 +65,9 @@ impl Handle {
         self.agent.as_ref().map(|(_, hello)| hello)
     }
 
-    /// A stream to a port of the guest.
-    pub(super) async fn connect(&self, port: u32) -> Result<UnixStream, ConnectError> {
-        connect(&self.directory.socket(VSOCK), port).await
+    /// A stream to a port of the guest, with `first` sent over it.
+    pub(super) async fn connect(&self, port: u32, first: &[u8]) -> Result<Connected, ConnectError> {
+        connect(&self.directory.socket(VSOCK), port, first).await
     }
 
     /// A connection to the process of the machine. Blocks.

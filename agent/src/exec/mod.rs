@@ -20,7 +20,7 @@ use stdio::Stdio;
 
 /// Carries out an Exec request.
 pub(crate) fn exec(agent: &Arc<Agent>, exec: &Exec, stream: Stream) {
-    let (process, stdio) = match start(agent, exec) {
+    let (process, end, stdio) = match start(agent, exec) {
         Ok(started) => started,
         Err(error) => {
             // A host that is gone needs no answer.
@@ -28,13 +28,13 @@ pub(crate) fn exec(agent: &Arc<Agent>, exec: &Exec, stream: Stream) {
             return;
         }
     };
-    // The command runs whether or not the host still hears of it; without its stream it is ended by the pump.
-    drop(stream.message(&Started { pid: process.pid }));
     if !exec.detached {
-        Pump::new(Arc::clone(agent), process, stdio, exec, Some(stream)).run();
+        Pump::new(Arc::clone(agent), process, end, stdio, exec, Some(stream)).run();
         return;
     }
-    let pump = Pump::new(Arc::clone(agent), Arc::clone(&process), stdio, exec, None);
+    // The command runs whether or not the host still hears of it.
+    drop(stream.message(&Started { pid: process.pid() }));
+    let pump = Pump::new(Arc::clone(agent), Arc::clone(&process), end, stdio, exec, None);
     if start_thread(move || pump.run()).is_err() {
         // Nobody would see it end.
         process.cgroup.kill();
@@ -42,7 +42,8 @@ pub(crate) fn exec(agent: &Arc<Agent>, exec: &Exec, stream: Stream) {
     }
 }
 
-fn start(agent: &Arc<Agent>, exec: &Exec) -> Result<(Arc<Process>, Stdio), Error> {
+/// A command that runs, what tells of its end, and its input and output.
+fn start(agent: &Arc<Agent>, exec: &Exec) -> Result<(Arc<Process>, OwnedFd, Stdio), Error> {
     if exec.limits.cpu_millis.is_some_and(|millis| millis < 10) {
         return Err(refusal(ErrorCode::BadRequest, "limits.cpuMillis: at least 10 thousandths of a CPU"));
     }
@@ -64,7 +65,7 @@ fn start(agent: &Arc<Agent>, exec: &Exec) -> Result<(Arc<Process>, Stdio), Error
         spawn::spawn(&agent.processes, new, &plan, &ends)
     })();
     match result {
-        Ok(process) => Ok((process, stdio)),
+        Ok((process, end)) => Ok((process, end, stdio)),
         Err(error) => {
             agent.cgroups.retire(&cgroup);
             Err(error)

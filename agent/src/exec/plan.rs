@@ -48,7 +48,7 @@ impl Plan {
         if !env.contains_key("HOME") {
             let home = match &user {
                 Some(user) => user.home.clone(),
-                None => User::find("0")?.home,
+                None => User::home_of_root()?,
             };
             env.insert("HOME".to_owned(), home);
         }

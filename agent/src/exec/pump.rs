@@ -1,21 +1,24 @@
 //! Moves a command's input and output until it has ended, and ends it when its time is up or its host is gone.
 //!
-//! One thread and one poll(2) a command. Output is read only when the piece before it has been sent, input is received only when
-//! the piece before it has been written: so nothing is buffered beyond one piece each way, and the stream's credit reaches the
+//! One thread and one poll(2) a command. Output is read only when the pieces before it have been sent, input is received only when
+//! the piece before it has been written: so nothing is buffered beyond what one poll finds, and the stream's credit reaches the
 //! command. What a detached command writes goes to its ring instead.
+//!
+//! What is found at once is sent at once: each write is a notification of the host, and most commands end before anybody has taken
+//! note of their start.
 
 use super::stdio::{self, Stdio};
 use crate::Agent;
 use crate::process::Process;
 use crate::stream::{Stream, StreamError};
 use protocol::{
-    CHUNK, Exec, Exit, FrameType, HEADER, Signal as SignalMessage, Truncated, WindowSize, header,
+    CHUNK, Exec, Exit, FrameType, HEADER, Signal as SignalMessage, Started, Truncated, WindowSize, encode,
+    header,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
 use rustix::process::Signal;
-use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -30,6 +33,12 @@ const DRAIN: Duration = Duration::from_millis(200);
 /// How long after SIGKILL to wait for the end of output. Only a process outside the cgroup that was handed the pipe can hold it open.
 const GIVE_UP: Duration = Duration::from_secs(1);
 
+/// How long the word of a command's start may wait for what comes next. Not where there is input, which is sent in answer to it.
+const HOLD: Duration = Duration::from_millis(20);
+
+/// How much output to make room for until there is more.
+const FIRST_PIECE: usize = 4096;
+
 /// A terminal's end-of-file character, ^D.
 const EOF_CHARACTER: u8 = 4;
 
@@ -38,12 +47,20 @@ const EOF_CHARACTER: u8 = 4;
 pub(crate) struct Pump {
     agent: Arc<Agent>,
     process: Arc<Process>,
+    /// Readable when the main process has ended. None: it has.
+    end: Option<OwnedFd>,
     stdio: Stdio,
     /// None: detached, or the host is gone.
     host: Option<Stream>,
-    /// A frame, of which `pending` is not sent yet.
-    frame: Vec<u8>,
-    pending: Range<usize>,
+    /// Frames, of which `sent` bytes have been sent.
+    frames: Vec<u8>,
+    sent: usize,
+    /// There was no room for all of them.
+    blocked: bool,
+    /// Until when the first of them waits for others.
+    held: Option<Instant>,
+    /// How much output to read at once.
+    piece: usize,
     /// Input that is not written yet.
     input: Vec<u8>,
     input_ended: bool,
@@ -79,20 +96,28 @@ impl Pump {
     pub(super) fn new(
         agent: Arc<Agent>,
         process: Arc<Process>,
+        end: OwnedFd,
         stdio: Stdio,
         exec: &Exec,
         host: Option<Stream>,
     ) -> Self {
+        // It is never too long.
+        let started = host.as_ref().and_then(|_| encode(&Started { pid: process.pid() }).ok());
+        let held = started.is_some() && !exec.stdin && exec.tty.is_none();
         let timeout = exec.timeout_ms.filter(|&timeout| timeout > 0).map(Duration::from_millis);
         Self {
             // One too long to be counted never comes.
             deadline: timeout.and_then(|timeout| process.started.checked_add(timeout)),
             agent,
             process,
+            end: Some(end),
             stdio,
             host,
-            frame: vec![0; HEADER + CHUNK],
-            pending: 0..0,
+            frames: started.unwrap_or_default(),
+            sent: 0,
+            blocked: false,
+            held: held.then(|| Instant::now() + HOLD),
+            piece: FIRST_PIECE,
             input: Vec::new(),
             input_ended: false,
             stdout_left: exec.output_limit.unwrap_or(u64::MAX),
@@ -107,6 +132,7 @@ impl Pump {
 
     /// Runs until the command has ended and its output is complete.
     pub(super) fn run(mut self) {
+        self.flush();
         while !self.is_over() {
             let Ok(ready) = self.wait() else { break };
             if ready.host.contains(PollFlags::OUT) {
@@ -120,13 +146,11 @@ impl Pump {
             if ready.stdin {
                 self.write_input();
             }
-            if ready.stdout {
-                self.read_output(Which::Stdout);
-            }
-            if ready.stderr && self.pending.is_empty() {
-                self.read_output(Which::Stderr);
-            }
+            self.read_outputs(ready);
             self.keep_time();
+            if !self.is_over() {
+                self.flush();
+            }
         }
         // What a detached command leaves running goes on by itself, unless it was to end.
         if !self.process.detached || self.kill_at.is_some() {
@@ -135,33 +159,39 @@ impl Pump {
         let exit = self.exit();
         if let Some(host) = &self.host {
             // A host that is gone needs no answer.
-            drop(host.message(&exit));
+            drop(encode(&exit).map_err(StreamError::from).and_then(|frame| {
+                self.frames.extend(frame);
+                host.send(&self.frames[self.sent..])
+            }));
         }
         if self.exit.is_none() {
             self.agent.processes.finish(&self.process, exit);
         }
+        // The host need not wait for what is only cleared away.
+        self.host = None;
         self.agent.cgroups.retire(&self.process.cgroup);
     }
 
     fn is_over(&self) -> bool {
-        let closed = self.stdio.stdout.is_none() && self.stdio.stderr.is_none() && self.pending.is_empty();
-        let waited = self.killed_at.is_some_and(|at| self.pending.is_empty() && at.elapsed() >= GIVE_UP);
-        self.process.status().is_some() && (closed || waited)
+        let closed = self.stdio.stdout.is_none() && self.stdio.stderr.is_none();
+        let waited = self.killed_at.is_some_and(|at| at.elapsed() >= GIVE_UP);
+        self.process.status().is_some() && !self.blocked && (closed || waited)
     }
 
     /// Waits until there is something to do.
-    fn wait(&self) -> Result<Ready, Errno> {
-        let mut fds = Vec::with_capacity(5);
+    fn wait(&mut self) -> Result<Ready, Errno> {
+        let mut fds = Vec::with_capacity(6);
         fds.push(PollFd::new(self.process.wake(), PollFlags::IN));
+        fds.extend(self.end.as_ref().map(|end| PollFd::new(end, PollFlags::IN)));
         if let Some(host) = &self.host {
             let mut events = PollFlags::RDHUP;
             events.set(PollFlags::IN, self.input.is_empty());
-            events.set(PollFlags::OUT, !self.pending.is_empty());
+            events.set(PollFlags::OUT, self.blocked);
             fds.push(PollFd::new(host, events));
         }
         let stdin = self.stdio.stdin.as_ref().filter(|_| !self.input.is_empty());
-        let stdout = self.stdio.stdout.as_ref().filter(|_| self.pending.is_empty());
-        let stderr = self.stdio.stderr.as_ref().filter(|_| self.pending.is_empty());
+        let stdout = self.stdio.stdout.as_ref().filter(|_| !self.blocked);
+        let stderr = self.stdio.stderr.as_ref().filter(|_| !self.blocked);
         fds.extend(stdin.map(|fd| PollFd::new(fd, PollFlags::OUT)));
         fds.extend(stdout.map(|fd| PollFd::new(fd, PollFlags::IN)));
         fds.extend(stderr.map(|fd| PollFd::new(fd, PollFlags::IN)));
@@ -178,21 +208,28 @@ impl Pump {
         if !next(true).is_empty() {
             self.process.wake().clear();
         }
+        let ended = !next(self.end.is_some()).is_empty();
         // An error or a hang-up is found by the read or write.
-        Ok(Ready {
+        let ready = Ready {
             host: next(self.host.is_some()),
             stdin: !next(stdin.is_some()).is_empty(),
             stdout: !next(stdout.is_some()).is_empty(),
             stderr: !next(stderr.is_some()).is_empty(),
-        })
+        };
+        if ended {
+            self.end = None;
+            // Where it cannot be collected yet, as while it is traced, the reaper does it.
+            self.process.collect();
+        }
+        Ok(ready)
     }
 
     /// When something has to be done though nothing happens.
     fn next_time(&self) -> Option<Instant> {
         let end = self.process.status().map(|(_, at)| at + DRAIN);
         let drain = end.filter(|_| self.killed_at.is_none() && self.exit.is_none());
-        let give_up = self.killed_at.map(|at| at + GIVE_UP).filter(|_| end.is_some());
-        [self.deadline, self.kill_at, drain, give_up].into_iter().flatten().min()
+        let give_up = self.killed_at.map(|at| at + GIVE_UP).filter(|_| end.is_some() && !self.blocked);
+        [self.held, self.deadline, self.kill_at, drain, give_up].into_iter().flatten().min()
     }
 
     fn keep_time(&mut self) {
@@ -200,6 +237,9 @@ impl Pump {
         let ended = self.process.status();
         if ended.is_some() {
             self.deadline = None;
+        }
+        if ended.is_some() || self.held.is_some_and(|held| held <= now) {
+            self.held = None;
         }
         if self.deadline.is_some_and(|deadline| deadline <= now) {
             self.deadline = None;
@@ -246,15 +286,29 @@ impl Pump {
 
     fn host_gone(&mut self) {
         self.host = None;
-        self.pending = 0..0;
+        self.forget_frames();
         self.end();
     }
 
-    /// Sends what is pending, as far as there is room.
+    fn forget_frames(&mut self) {
+        self.frames.clear();
+        self.sent = 0;
+        self.blocked = false;
+    }
+
+    /// Sends what there is and need not wait, as far as there is room.
     fn flush(&mut self) {
-        let Some(host) = &self.host else { return };
-        match host.try_send(&self.frame[self.pending.clone()]) {
-            Ok(count) => self.pending.start += count,
+        let Some(host) = self.host.as_ref().filter(|_| self.held.is_none() && !self.frames.is_empty()) else {
+            return;
+        };
+        match host.try_send(&self.frames[self.sent..]) {
+            Ok(count) => {
+                self.sent += count;
+                self.blocked = self.sent < self.frames.len();
+                if !self.blocked {
+                    self.forget_frames();
+                }
+            }
             Err(_) => self.host_gone(),
         }
     }
@@ -320,12 +374,32 @@ impl Pump {
         }
     }
 
+    fn read_outputs(&mut self, ready: Ready) {
+        if ready.stdout {
+            self.read_output(Which::Stdout);
+        }
+        if ready.stderr {
+            self.read_output(Which::Stderr);
+        }
+        if !self.blocked && self.process.status().is_some() {
+            // Behind what was read just now there is most often the end.
+            self.read_output(Which::Stdout);
+            self.read_output(Which::Stderr);
+        }
+    }
+
     fn read_output(&mut self, which: Which) {
         let (fd, kind, left) = match which {
             Which::Stdout => (&mut self.stdio.stdout, FrameType::Stdout, &mut self.stdout_left),
             Which::Stderr => (&mut self.stdio.stderr, FrameType::Stderr, &mut self.stderr_left),
         };
-        let Some(count) = read(fd, &mut self.frame[HEADER..]) else { return };
+        let start = self.frames.len();
+        let content = start + HEADER;
+        self.frames.resize(content + self.piece, 0);
+        let count = read(fd, &mut self.frames[content..]).unwrap_or(0);
+        if count == self.piece {
+            self.piece = CHUNK;
+        }
         let kept = count.min(usize::try_from(*left).unwrap_or(usize::MAX));
         *left -= kept as u64;
         if kept < count {
@@ -334,16 +408,16 @@ impl Pump {
                 Which::Stderr => self.truncated.stderr = true,
             }
         }
-        if kept == 0 {
+        if kept > 0 && self.host.is_some() {
+            self.frames.truncate(content + kept);
+            self.frames[start..content].copy_from_slice(&header(kind, kept));
+            self.held = None;
             return;
         }
-        if self.process.detached {
-            self.process.keep(kind, &self.frame[HEADER..HEADER + kept]);
-        } else if self.host.is_some() {
-            self.frame[..HEADER].copy_from_slice(&header(kind, kept));
-            self.pending = 0..HEADER + kept;
-            self.flush();
+        if kept > 0 && self.process.detached {
+            self.process.keep(kind, &self.frames[content..content + kept]);
         }
+        self.frames.truncate(start);
     }
 
     fn exit(&self) -> Exit {

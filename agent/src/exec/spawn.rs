@@ -1,4 +1,7 @@
 //! From a plan to a process: clone3 into the command's cgroup, then execve.
+//!
+//! As with vfork(2) the child runs in the agent's memory, on a stack of its own, and the thread that made it waits meanwhile: nothing is
+//! copied that execve would throw away. The others go on, so the child takes no lock, allocates nothing and writes nothing of theirs.
 
 use super::plan::Plan;
 use super::stdio::Ends;
@@ -7,14 +10,18 @@ use crate::process::{New, Process, Processes};
 use libc::{c_int, c_long};
 use protocol::{Error, ErrorCode};
 use rustix::io::Errno;
-use rustix::pipe::{PipeFlags, pipe_with};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::arch::asm;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr::null_mut;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 
-/// What a child could not do, as it tells its parent.
-#[repr(i32)]
-#[derive(Clone, Copy)]
+/// For a few system calls one after the other; the unoptimized build takes most.
+const STACK: usize = 16 << 10;
+
+/// What a child could not do.
+#[derive(Clone, Copy, Debug)]
 enum Step {
     SetUp,
     User,
@@ -22,87 +29,103 @@ enum Step {
     Exec,
 }
 
-/// Starts the plan's program with these ends. The answer says why it did not get to run.
+/// Starts the plan's program with these ends, and gives the descriptor that tells of its end. An error says why it did not get to run.
 pub(super) fn spawn(
     processes: &Processes,
     new: New,
     plan: &Plan,
     ends: &Ends,
-) -> Result<Arc<Process>, Error> {
+) -> Result<(Arc<Process>, OwnedFd), Error> {
     let internal = |what: &'static str| move |errno| failure(ErrorCode::Internal, what, errno);
     let cgroup = new.cgroup.open().map_err(internal("cgroup"))?;
-    let (report, child_report) = pipe_with(PipeFlags::CLOEXEC).map_err(internal("pipe"))?;
-    let child = Child { plan, ends, report: child_report.as_raw_fd() };
-    let process = processes.start(new, || clone_into(&cgroup, child)).map_err(internal("clone3"))?;
-    drop(child_report);
-
-    // It closes at execve.
-    let mut bytes = [0; 8];
-    let count = loop {
-        match rustix::io::read(&report, &mut bytes) {
-            Err(Errno::INTR) => (),
-            other => break other.unwrap_or(0),
-        }
-    };
-    if count < bytes.len() {
-        return Ok(process);
-    }
+    let mut child = Child { plan, ends, failed: None };
+    let started = processes.start(new, |pid| clone_into(&cgroup, pid, &mut child));
+    let (process, pidfd) = started.map_err(internal("clone3"))?;
+    let Some((step, errno)) = child.failed else { return Ok((process, pidfd)) };
+    // The reaper collects it.
     processes.forget(&process);
-    let [a, b, c, d, errno @ ..] = bytes;
-    let errno = Errno::from_raw_os_error(i32::from_ne_bytes(errno));
-    Err(match i32::from_ne_bytes([a, b, c, d]) {
-        step if step == Step::Cwd as i32 => plan.cwd_error(errno),
-        step if step == Step::Exec as i32 => plan.exec_error(errno),
-        step if step == Step::User as i32 => failure(ErrorCode::User, "the command's user", errno),
-        _ => failure(ErrorCode::Internal, "the process's set-up", errno),
+    Err(match step {
+        Step::SetUp => failure(ErrorCode::Internal, "the process's set-up", errno),
+        Step::User => failure(ErrorCode::User, "the command's user", errno),
+        Step::Cwd => plan.cwd_error(errno),
+        Step::Exec => plan.exec_error(errno),
     })
 }
 
-/// Clones this process into `cgroup`. The copy becomes the program and never returns from here.
-fn clone_into(cgroup: &OwnedFd, child: Child<'_>) -> Result<u32, Errno> {
+/// Clones this process into `cgroup`. Returns when the child has become the program or has ended.
+fn clone_into(cgroup: &OwnedFd, pid: &AtomicU32, child: &mut Child<'_>) -> Result<OwnedFd, Errno> {
+    // linux/sched.h
+    const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
     const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+    #[repr(align(16))]
+    struct Stack(MaybeUninit<[u8; STACK]>);
+
+    let mut stack = Stack(MaybeUninit::uninit());
+    let mut pidfd: c_int = -1;
     // SAFETY: a structure of integers, for which zero is valid.
     let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
-    arguments.flags = CLONE_INTO_CGROUP;
+    // Without handlers there is none that could run in the agent's memory, so no signal has to be blocked meanwhile.
+    arguments.flags = CLONE_INTO_CGROUP
+        | CLONE_CLEAR_SIGHAND
+        | (libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD | libc::CLONE_PARENT_SETTID) as u64;
     arguments.exit_signal = libc::SIGCHLD as u64;
     arguments.cgroup = cgroup.as_raw_fd() as u64;
-    // SAFETY: without CLONE_VM this is fork(2): the child gets a copy of memory and stack, so nothing of ours changes under us.
-    // `arguments` lives through the call and has the size that is given.
-    let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw mut arguments, size_of_val(&arguments)) };
-    match pid {
-        0 => child.run(),
-        ..0 => Err(last_errno()),
-        pid => Ok(pid as u32),
+    arguments.parent_tid = pid.as_ptr() as u64;
+    arguments.pidfd = (&raw mut pidfd) as u64;
+    arguments.stack = stack.0.as_mut_ptr() as u64;
+    arguments.stack_size = STACK as u64;
+    let result: isize;
+    // SAFETY: the kernel reads `arguments` and writes to `pid` and `pidfd`, all of which live here. The child never gets behind the
+    // call: it has the registers of this thread but its own stack, whose end is aligned as a call needs it, and `become_program`
+    // does not return. Up to execve or its end it uses `stack` and `child`, and this thread, whose they are and whose thread-local
+    // storage it shares, does not run.
+    unsafe {
+        asm!(
+            "syscall",
+            "test rax, rax",
+            "jnz 2f",
+            // No frame lies below.
+            "xor ebp, ebp",
+            "mov rdi, r8",
+            "call {become_program}",
+            "ud2",
+            "2:",
+            become_program = sym become_program,
+            inlateout("rax") libc::SYS_clone3 as isize => result,
+            in("rdi") &raw const arguments,
+            in("rsi") size_of_val(&arguments),
+            in("r8") std::ptr::from_mut(child),
+            lateout("rcx") _,
+            lateout("r11") _,
+        );
     }
+    if result < 0 {
+        return Err(Errno::from_raw_os_error(-result as i32));
+    }
+    // SAFETY: clone3 opened it just now; nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(pidfd) })
 }
 
-/// The copy between clone and execve. Other threads may have held any lock when they vanished from it, so it makes system calls only, on
-/// what was prepared.
-#[derive(Clone, Copy)]
+/// What the child does. A failure is left in `child`, which its parent looks at afterwards.
+extern "C" fn become_program(child: &mut Child<'_>) -> ! {
+    let step = child.prepare().err().unwrap_or_else(|| {
+        child.execute();
+        Step::Exec
+    });
+    child.failed = Some((step, last_errno()));
+    // SAFETY: a system call only.
+    unsafe { libc::_exit(127) }
+}
+
+/// A child between clone and execve. It makes system calls only, on what was prepared.
 struct Child<'a> {
     plan: &'a Plan,
     ends: &'a Ends,
-    report: RawFd,
+    failed: Option<(Step, Errno)>,
 }
 
 impl Child<'_> {
-    fn run(self) -> ! {
-        let step = self.prepare().err().unwrap_or_else(|| {
-            self.execute();
-            Step::Exec
-        });
-        let errno = last_errno().raw_os_error();
-        let mut bytes = [0; 8];
-        bytes[..4].copy_from_slice(&(step as i32).to_ne_bytes());
-        bytes[4..].copy_from_slice(&errno.to_ne_bytes());
-        // SAFETY: writes from an array on the stack, then ends this process; both are system calls only.
-        unsafe {
-            libc::write(self.report, bytes.as_ptr().cast(), bytes.len());
-            libc::_exit(127);
-        }
-    }
-
-    fn prepare(self) -> Result<(), Step> {
+    fn prepare(&self) -> Result<(), Step> {
         let Ends { stdin, stdout, stderr } = self.ends;
         // SAFETY: only async-signal-safe calls, with descriptors that are open and pointers to what lives until execve. The
         // agent's own 0, 1 and 2 are open, so none of the ends is one of them.
@@ -114,18 +137,18 @@ impl Child<'_> {
             if self.plan.tty() {
                 ok(libc::ioctl(0, libc::TIOCSCTTY, 0), Step::SetUp)?;
             }
-            // What is caught becomes the default by itself at execve; what is ignored does not.
+            // What was caught is the default already; what is ignored is not.
             libc::signal(libc::SIGPIPE, libc::SIG_DFL);
             let mut none: libc::sigset_t = std::mem::zeroed();
             libc::sigemptyset(&raw mut none);
             ok(libc::sigprocmask(libc::SIG_SETMASK, &raw const none, null_mut()), Step::SetUp)?;
-            expose_to_oom_killer();
             // Beside the three there is to be nothing, whatever a library opened without O_CLOEXEC.
             let close = libc::CLOSE_RANGE_CLOEXEC;
             ok_long(libc::syscall(libc::SYS_close_range, 3, u32::MAX, close), Step::SetUp)?;
             libc::umask(0o022);
             if let Some(user) = self.plan.user() {
-                // The plain system calls: musl's functions would wait for threads that this copy does not have.
+                // The plain system calls: musl's functions would have the agent's threads do the same.
+                // The memory is the agent's still, but no longer that user's to trace: this change makes it not dumpable (prctl(2)).
                 let groups = user.groups.as_ptr();
                 ok_long(libc::syscall(libc::SYS_setgroups, user.groups.len(), groups), Step::User)?;
                 ok_long(libc::syscall(libc::SYS_setresgid, user.gid, user.gid, user.gid), Step::User)?;
@@ -136,7 +159,7 @@ impl Child<'_> {
     }
 
     /// Returns if no candidate could be executed, with the reason in errno: one that is there counts for more than those that are not.
-    fn execute(self) {
+    fn execute(&self) {
         let mut reason = libc::ENOENT;
         for candidate in self.plan.candidates() {
             // SAFETY: the three are strings and null-terminated arrays of strings that live in the plan.
@@ -152,18 +175,6 @@ impl Child<'_> {
         }
         // SAFETY: the address of this thread's errno.
         unsafe { *libc::__errno_location() = reason };
-    }
-}
-
-/// Undoes the agent's own exemption; that takes no privilege. Without /proc there is none to undo.
-fn expose_to_oom_killer() {
-    // SAFETY: system calls only, with constants that live for ever.
-    unsafe {
-        let file = libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
-        if file >= 0 {
-            libc::write(file, b"0".as_ptr().cast(), 1);
-            libc::close(file);
-        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Commands in the foreground.
 
-use crate::host::{Host, argv, eventually, is_alive, refused, run, shell, start};
+use crate::host::{Host, argv, connect, eventually, is_alive, refused, run, shell, start};
 use protocol::{ErrorCode, Exec, FrameType, Limits, Request};
 use std::io::Write;
 use std::net::Shutdown;
@@ -268,8 +268,7 @@ fn what_is_no_request_is_answered() {
     for (kind, payload) in
         [(FrameType::Request, &b"{}"[..]), (FrameType::Request, b"nonsense"), (FrameType::Stdin, b"")]
     {
-        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
-        agent::serve::serve_in_thread(crate::host::agent(), theirs.into());
+        let ours = connect();
         let mut bytes = Vec::new();
         protocol::Frame { kind, payload }.encode(&mut bytes).unwrap();
         (&ours).write_all(&bytes).unwrap();

@@ -7,7 +7,8 @@ use protocol::{
 };
 use std::fs;
 use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -19,6 +20,18 @@ const DEADLINE: Duration = Duration::from_secs(30);
 pub(crate) fn agent() -> &'static Arc<Agent> {
     static AGENT: OnceLock<Arc<Agent>> = OnceLock::new();
     AGENT.get_or_init(|| Agent::new(Cgroups::new(cgroup())).unwrap())
+}
+
+/// A stream to the agent.
+pub(crate) fn connect() -> UnixStream {
+    static ADDRESS: OnceLock<SocketAddr> = OnceLock::new();
+    let address = ADDRESS.get_or_init(|| {
+        let name = format!("voidrun-test-{}", std::process::id());
+        let address = SocketAddr::from_abstract_name(name).unwrap();
+        agent::serve::start(agent(), UnixListener::bind_addr(&address).unwrap().into()).unwrap();
+        address
+    });
+    UnixStream::connect_addr(address).unwrap()
 }
 
 /// A new cgroup for this process's agent, in the unified hierarchy wherever it is mounted.
@@ -85,11 +98,10 @@ impl Outcome {
 impl Host {
     /// A stream with this request on it.
     pub(crate) fn ask(request: &Request) -> Self {
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        ours.set_read_timeout(Some(DEADLINE)).unwrap();
-        ours.set_write_timeout(Some(DEADLINE)).unwrap();
-        agent::serve::serve_in_thread(agent(), theirs.into());
-        let mut host = Self { socket: ours, decoder: Decoder::new(Sender::Agent) };
+        let socket = connect();
+        socket.set_read_timeout(Some(DEADLINE)).unwrap();
+        socket.set_write_timeout(Some(DEADLINE)).unwrap();
+        let mut host = Self { socket, decoder: Decoder::new(Sender::Agent) };
         host.message(request);
         host
     }

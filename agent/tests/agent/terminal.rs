@@ -139,6 +139,25 @@ fn a_session_that_nobody_reads_goes_on_and_input_that_nobody_takes_waits() {
 }
 
 #[test]
+fn what_is_typed_gets_through_output_that_nobody_reads() {
+    let line = "trap 'stty size; exit 7' INT; head -c 3000000 /dev/zero | tr '\\0' x; echo";
+    let pid = session(shell(&format!("{line}; while :; do sleep 0.05; done")));
+    eventually("all of it written", || leave(attach(pid)).ends_with(b"x\r\n"));
+    let mut host = attach(pid);
+    // More than the stream holds: there is no room when no more comes while the agent does other things.
+    let unread = || rustix::io::ioctl_fionread(&host.socket).unwrap();
+    eventually("the stream full", || {
+        let before = unread();
+        before > 100_000
+            && (0..10).all(|_| run(argv(&["true"])).exit.exit_code == Some(0) && unread() == before)
+    });
+    host.message(&WindowSize { rows: 50, cols: 132 });
+    host.send(FrameType::Stdin, b"\x03");
+    assert_eq!(wait(pid).exit_code, Some(7));
+    assert!(host.outcome().text().trim_end().ends_with("50 132"));
+}
+
+#[test]
 fn a_session_is_ended_with_all_that_runs_in_it() {
     let pid = session(argv(&["bash", "--norc", "-i"]));
     let mut host = attach(pid);
