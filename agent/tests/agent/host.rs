@@ -85,12 +85,17 @@ impl Outcome {
 impl Host {
     /// A stream with this request on it.
     pub(crate) fn ask(request: &Request) -> Self {
+        Self::raw(&encode(request).unwrap())
+    }
+
+    /// A stream with these bytes on it.
+    pub(crate) fn raw(bytes: &[u8]) -> Self {
         let (ours, theirs) = UnixStream::pair().unwrap();
         ours.set_read_timeout(Some(DEADLINE)).unwrap();
         ours.set_write_timeout(Some(DEADLINE)).unwrap();
         agent::serve::serve_in_thread(agent(), theirs.into());
         let mut host = Self { socket: ours, decoder: Decoder::new(Sender::Agent) };
-        host.message(request);
+        host.socket.write_all(bytes).unwrap();
         host
     }
 
