@@ -157,7 +157,7 @@ mod tests {
         std::net::TcpStream::connect(host).unwrap();
         assert_eq!(
             first.target,
-            Target { port: 1024, preface: b"\x1e\0\0\0\x02{\"type\":\"forward\",\"port\":80}"[..].into() }
+            Target { port: 1024, preface: b"\x1c\0\0\0\x02{\"type\":\"forward\",\"port\":80}"[..].into() }
         );
 
         let taken = Listener::bind(&Port { picked: false, ..first.port.clone() }).unwrap_err();

@@ -85,7 +85,9 @@ fn servers_on_the_loopback_of_a_guest() {
     let urls = daemon.data("GET", "/v1/sandboxes/web/public-urls", Value::Null);
     assert_eq!(urls[1], json!({ "port": 8000, "url": format!("http://127.0.0.1:{picked}") }));
     assert_eq!(daemon.ports(), made["ports"]);
-    assert!(daemon.cli(&["ps"]).text().contains(&format!("127.0.0.1:{fixed}->8000, 127.0.0.1:{picked}->8000")));
+    assert!(
+        daemon.cli(&["ps"]).text().contains(&format!("127.0.0.1:{fixed}->8000, 127.0.0.1:{picked}->8000"))
+    );
 
     // Before anybody listens in the guest a client is refused at once.
     assert_eq!(connect(fixed).read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
@@ -112,7 +114,8 @@ fn servers_on_the_loopback_of_a_guest() {
     let counter = json!({ "command": "exec python3 -c \"$CODE\"", "env": { "CODE": COUNTER } });
     daemon.ask("POST", "/v1/sandboxes/web/commands/run", counter);
     let added = daemon.cli(&["port", "add", "web", "9000"]).text();
-    let counted: u16 = added.trim().strip_prefix("127.0.0.1:").unwrap().strip_suffix("->9000").unwrap().parse().unwrap();
+    let counted: u16 =
+        added.trim().strip_prefix("127.0.0.1:").unwrap().strip_suffix("->9000").unwrap().parse().unwrap();
     let count = || {
         let mut stream = connect(counted);
         stream.write_all(&[7; 300_000]).ok()?;
@@ -122,7 +125,11 @@ fn servers_on_the_loopback_of_a_guest() {
     };
     until(|| count().as_deref() == Some("300000\n"));
     let again = json!({ "port": 1, "hostPort": fixed });
-    assert!(daemon.refuses(409, "POST", "/v1/sandboxes/web/ports", again.clone()).contains("port of the sandbox web"));
+    assert!(
+        daemon
+            .refuses(409, "POST", "/v1/sandboxes/web/ports", again.clone())
+            .contains("port of the sandbox web")
+    );
     let other = json!({ "name": "other", "image": "debian", "mem": 256, "ports": [again] });
     assert!(daemon.refuses(409, "POST", "/v1/sandboxes", other).contains("port of the sandbox web"));
     assert_eq!(daemon.store.sandboxes().len(), 1);
@@ -148,7 +155,7 @@ fn servers_on_the_loopback_of_a_guest() {
     assert_eq!(daemon.data("GET", "/v1/sandboxes/web/public-urls", Value::Null), json!([]));
     let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, fixed)).unwrap();
     let also_taken = TcpListener::bind((Ipv4Addr::LOCALHOST, picked)).unwrap();
-    daemon.cli(&["start", "web"]).ends(1, &[&format!("127.0.0.1:{fixed} is taken"), "ss -ltnp"]);
+    daemon.cli(&["start", "web"]).ends(1, &[&*format!("127.0.0.1:{fixed} is taken"), "ss -ltnp"]);
     assert_eq!(daemon.state("web"), "stopped");
     drop(taken);
     daemon.cli(&["start", "web"]).prints("web\n");
@@ -168,11 +175,25 @@ fn servers_on_the_loopback_of_a_guest() {
 #[test]
 fn what_a_run_has_picked_is_told() {
     let daemon = Daemon::new();
-    let ran = daemon.cli(&["run", "-p", "8000", "-p", "127.0.0.1:0:9000", "--memory", "256m", "debian", "echo", "ran"]);
+    let ran = daemon.cli(&[
+        "run",
+        "-p",
+        "8000",
+        "-p",
+        "127.0.0.1:0:9000",
+        "--memory",
+        "256m",
+        "debian",
+        "echo",
+        "ran",
+    ]);
     assert_eq!((ran.code, &*ran.stdout), (Some(0), &b"ran\n"[..]), "{ran:?}");
     let told: Vec<&str> = ran.stderr.lines().collect();
     assert!(
-        told.len() == 2 && told[0].ends_with("->8000") && told[1].starts_with("127.0.0.1:") && told[1].ends_with("->9000"),
+        told.len() == 2
+            && told[0].ends_with("->8000")
+            && told[1].starts_with("127.0.0.1:")
+            && told[1].ends_with("->9000"),
         "{told:?}"
     );
     // Of one that does not run the record alone is changed.
