@@ -14,6 +14,7 @@ pub mod cgroup;
 pub mod control;
 pub mod exec;
 mod files;
+mod forward;
 pub mod init;
 pub mod kmsg;
 mod power;

@@ -34,6 +34,11 @@ impl Stream {
         Self { socket, decoder: Decoder::new(Sender::Host) }
     }
 
+    /// The socket, and what has been received behind the last frame.
+    pub(crate) fn into_raw(self) -> (OwnedFd, Vec<u8>) {
+        (self.socket, self.decoder.into_rest())
+    }
+
     /// A frame that has been received already.
     pub(crate) fn next_frame(&mut self) -> Result<Option<Frame<'_>>, FrameError> {
         self.decoder.next_frame()

@@ -4,8 +4,8 @@ use libc::{AF_VSOCK, SOCK_CLOEXEC, SOCK_STREAM, VMADDR_CID_ANY, VMADDR_CID_HOST,
 use std::io::Error;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
-/// The pending streams of a burst.
-const BACKLOG: i32 = 128;
+/// The pending streams of a burst: all that there may be.
+const BACKLOG: i32 = protocol::MAX_STREAMS as i32;
 
 /// Listens on a port of this machine.
 pub fn listen(port: u32) -> Result<OwnedFd, Error> {

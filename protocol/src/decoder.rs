@@ -73,6 +73,13 @@ impl Decoder {
         Ok(self.peek()?.is_some_and(|(_, length)| self.end - self.start - HEADER >= length))
     }
 
+    /// What was read behind the last frame: on a stream that carries something else from there on.
+    pub fn into_rest(mut self) -> Vec<u8> {
+        self.buffer.truncate(self.end);
+        self.buffer.drain(..self.start);
+        self.buffer
+    }
+
     /// Whether there are bytes of a frame that is not whole: at the end of a stream, that it broke off.
     pub const fn is_partial(&self) -> bool {
         self.start < self.end

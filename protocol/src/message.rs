@@ -99,6 +99,13 @@ pub enum Request {
         #[serde(default)]
         follow: bool,
     },
+    /// Joins the stream to a TCP port of the guest's own loopback, 127.0.0.1 or else ::1: a published port. No answer, and no frame
+    /// after this one: what follows are the bytes of the connection, both ways. Each end of file of one side is one of the other.
+    /// The stream is closed without one where nobody listens at the port, or where the connection breaks.
+    Forward {
+        /// The port.
+        port: u16,
+    },
     /// Something about one file or directory. The answer stands at each operation.
     File(FileRequest),
     /// Ends every process, writes the disk back and powers off. Answer: Done, before it begins.

@@ -30,6 +30,19 @@ fn decode(
     Ok(())
 }
 
+#[test]
+fn what_is_behind_the_last_frame() {
+    let mut bytes = Vec::new();
+    Frame { kind: FrameType::Stdin, payload: b"in" }.encode(&mut bytes).unwrap();
+    bytes.extend_from_slice(b"\xff no frame");
+    let mut decoder = Decoder::new(Sender::Host);
+    decoder.space()[..bytes.len()].copy_from_slice(&bytes);
+    decoder.filled(bytes.len());
+    assert_eq!(decoder.next_frame().unwrap().unwrap().payload, b"in");
+    assert_eq!(decoder.into_rest(), b"\xff no frame");
+    assert!(Decoder::new(Sender::Host).into_rest().is_empty());
+}
+
 fn kind(sender: Sender) -> impl Strategy<Value = FrameType> {
     let kinds: Vec<_> = FrameType::ALL.iter().copied().filter(|kind| kind.sent_by(sender)).collect();
     prop::sample::select(kinds)

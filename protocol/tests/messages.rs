@@ -71,6 +71,7 @@ fn the_other_requests() {
             r#"{"type":"file","operation":"watch","path":"/a","recursive":true,"ignoreHidden":false}"#,
             Request::File(FileRequest::Watch { path: "/a".into(), recursive: true, ignore_hidden: false }),
         ),
+        (r#"{"type":"forward","port":8080}"#, Request::Forward { port: 8080 }),
         (r#"{"type":"powerOff","graceMs":10}"#, Request::PowerOff { grace_ms: Some(10) }),
         (
             r#"{"type":"reseed","wallTimeNs":1,"entropy":[2,3]}"#,
@@ -86,6 +87,7 @@ fn the_other_requests() {
     assert!(parse::<Request>(r#"{"type":"file","operation":"dance"}"#).is_err());
     assert!(parse::<Request>(r#"{"type":"dance"}"#).is_err());
     assert!(parse::<Request>(r#"{"type":"wait"}"#).is_err());
+    assert!(parse::<Request>(r#"{"type":"forward","port":65536}"#).is_err());
     assert!(parse::<Request>("").is_err());
 }
 

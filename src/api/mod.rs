@@ -14,6 +14,7 @@ mod images;
 mod input;
 mod logs;
 mod openapi;
+mod ports;
 mod problem;
 mod sandboxes;
 mod session;
@@ -87,7 +88,9 @@ fn tree() -> OpenApiRouter<Arc<Daemon>> {
         .routes(routes!(logs::logs))
         .routes(routes!(sandboxes::sleep))
         .routes(routes!(sandboxes::wake))
-        .routes(routes!(sandboxes::public_urls))
+        .routes(routes!(ports::public_urls))
+        .routes(routes!(ports::list, ports::add))
+        .routes(routes!(ports::remove))
         .routes(routes!(exec::exec))
         .routes(routes!(stream::exec))
         .routes(routes!(code::run))

@@ -32,6 +32,7 @@ use super::watch::Event;
         (name = "code", description = "Run by an interpreter of the image"),
         (name = "files", description = "Of a sandbox, by absolute paths. All of it is done as root"),
         (name = "terminals", description = "WebSockets with raw bytes both ways"),
+        (name = "ports", description = "Of a sandbox, reached at ports of this machine"),
         (name = "images", description = "Of the store"),
         (name = "daemon", description = "About the daemon")
     )
@@ -119,6 +120,12 @@ fn complete(api: &Api) -> Value {
 
 /// A part of a path.
 fn parameter((name, _): (&str, &str)) -> Value {
+    if name == "hostPort" {
+        let schema = json!({ "type": "integer", "minimum": 0, "maximum": 65535 });
+        return json!({
+            "name": name, "in": "path", "required": true, "description": "A port of this machine", "schema": schema
+        });
+    }
     let description = match name {
         "id" => "A name, an id or the beginning of an id of a sandbox",
         "reference" => "The name of an image, as python:3.12; its slashes may be written as they are",

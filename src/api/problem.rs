@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 
 use crate::daemon::{DaemonError, chain};
 use crate::images::failure;
-use crate::sandbox::{ExecError, LaunchError};
+use crate::sandbox::{ExecError, LaunchError, PortError};
 
 /// What an error is on the wire.
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -131,12 +131,19 @@ fn classify(error: &DaemonError) -> (StatusCode, &'static str) {
         DaemonError::NoJob(_) => (StatusCode::NOT_FOUND, "noLog"),
         DaemonError::NoTerminal { .. } => (StatusCode::NOT_FOUND, "noTerminal"),
         DaemonError::Ambiguous { .. } => (StatusCode::CONFLICT, "ambiguous"),
+        DaemonError::NoPort { .. } => (StatusCode::NOT_FOUND, "noPort"),
+        DaemonError::PortOf { .. } | DaemonError::Port { source: PortError::Taken(_), .. } => {
+            (StatusCode::CONFLICT, "portTaken")
+        }
+        DaemonError::Port { source: PortError::Denied { .. }, .. } => (StatusCode::FORBIDDEN, "portDenied"),
+        DaemonError::Port { source: PortError::NoAddress(_), .. } => (WRONG, "invalid"),
         DaemonError::NameTaken { .. } => (StatusCode::CONFLICT, "nameTaken"),
         DaemonError::State { .. } => (StatusCode::CONFLICT, "wrongState"),
         DaemonError::TooMany(_)
         | DaemonError::TooManyPulls(_)
         | DaemonError::TooManyWatches { .. }
         | DaemonError::TooManyTerminals { .. }
+        | DaemonError::TooManyPorts { .. }
         | DaemonError::TooManyFollowers(_)
         | DaemonError::TooMuchMemory { .. } => (StatusCode::TOO_MANY_REQUESTS, "limit"),
         DaemonError::ImageName(NameError::DefaultImage) => of_image(failure::NOT_FOUND),
@@ -161,9 +168,10 @@ fn classify(error: &DaemonError) -> (StatusCode, &'static str) {
         DaemonError::Ending => (StatusCode::SERVICE_UNAVAILABLE, "ending"),
         DaemonError::Store(error) => of_image(failure::of_store(error)),
         DaemonError::Pull { source, .. } => of_image(failure::of_pull(source)),
-        DaemonError::Directory(_) | DaemonError::Control { .. } | DaemonError::Host { .. } => {
-            (StatusCode::INTERNAL_SERVER_ERROR, "failed")
-        }
+        DaemonError::Port { .. }
+        | DaemonError::Directory(_)
+        | DaemonError::Control { .. }
+        | DaemonError::Host { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "failed"),
     }
 }
 

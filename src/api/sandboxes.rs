@@ -15,7 +15,7 @@ use futures_util::StreamExt as _;
 use futures_util::stream::once;
 use vmm::spec::{Cpus, MemoryMib};
 
-use super::answers::{Envelope, Id, Meta, PublicUrl, Sandboxes};
+use super::answers::{Envelope, Id, Meta, Sandboxes};
 use super::input::{Body, Parameters, Target};
 use super::problem::Problem;
 use super::success;
@@ -79,9 +79,6 @@ pub(super) async fn create(
 /// What the daemon understands of a request.
 fn wanted(body: Create) -> Result<New, Problem> {
     let range = |min: u64, max: u64, unit: &str| format!("is not between {min} and {max}{unit}");
-    if body.ports.is_some_and(|ports| !ports.is_empty()) {
-        return Err(Problem::not_implemented("ports"));
-    }
     if body.network.is_some_and(|network| network.mode != NetworkMode::None) {
         return Err(Problem::not_implemented("network"));
     }
@@ -144,6 +141,7 @@ fn wanted(body: Create) -> Result<New, Problem> {
     if length > MAX_ENV {
         return Err(Problem::field("envVars", format!("{length} bytes, where {MAX_ENV} are allowed")));
     }
+    let ports = super::ports::wanted(body.ports.unwrap_or_default())?;
     Ok(New {
         name: body.name,
         image: ImageWanted { name: body.image, size, pull: body.pull.unwrap_or_default() },
@@ -156,6 +154,7 @@ fn wanted(body: Create) -> Result<New, Problem> {
         ephemeral,
         kernel: body.kernel,
         cmdline,
+        ports,
         job: job.transpose()?,
         removes,
     })
@@ -206,15 +205,6 @@ pub(super) async fn list(
     let data: Vec<Sandbox> = views.into_iter().map(Sandbox::from).collect();
     let meta = Meta { page: number, limit, total, total_pages: total.div_ceil(limit) };
     Ok(Json(Sandboxes { status: "success", message: "sandboxes", data, meta }))
-}
-
-/// Shows where the ports of a sandbox can be reached; it has none yet.
-#[utoipa::path(
-    get, path = "/sandboxes/{id}/public-urls", operation_id = "listPublicUrls", tag = "sandboxes",
-    responses((status = 200, description = "None", body = Envelope<Vec<PublicUrl>>))
-)]
-pub(super) async fn public_urls(Target(_): Target) -> Json<Envelope<Vec<PublicUrl>>> {
-    success("public URLs", Vec::new())
 }
 
 /// Labels that are asked for, as `k=v,k2=v2`.
@@ -350,8 +340,7 @@ pub(super) async fn wake(Target(_): Target) -> Problem {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::types::Network;
-    use serde_json::json;
+    use crate::api::types::{Network, Port, PortProtocol};
 
     fn label(key: &str, value: &str) -> BTreeMap<String, String> {
         BTreeMap::from([(key.to_owned(), value.to_owned())])
@@ -359,6 +348,13 @@ mod tests {
 
     #[test]
     fn what_is_refused_and_what_is_taken() {
+        let port = Port {
+            protocol: PortProtocol::Tcp,
+            port: 80,
+            host_address: None,
+            host_port: Some(8080),
+            url: None,
+        };
         for body in [
             Create { cpu: Some(33), ..Create::default() },
             Create { cpu: Some(0), ..Create::default() },
@@ -366,7 +362,11 @@ mod tests {
             Create { mem: Some(1 << 40), ..Create::default() },
             Create { ttl: Some(u64::MAX), ..Create::default() },
             Create { idle_timeout: Some(u64::MAX), ..Create::default() },
-            Create { ports: Some(vec![json!({})]), ..Create::default() },
+            Create { ports: Some(vec![port.clone(); 2]), ..Create::default() },
+            Create {
+                ports: Some(vec![Port { protocol: PortProtocol::Udp, ..port.clone() }]),
+                ..Create::default()
+            },
             Create { network: Some(Network { mode: NetworkMode::Public }), ..Create::default() },
             Create { auto_sleep: Some(true), ..Create::default() },
             Create { kernel: Some("/vmlinux".into()), ..Create::default() },
@@ -383,7 +383,7 @@ mod tests {
             ttl: Some(3),
             idle_timeout: Some(0),
             auto_sleep: Some(false),
-            ports: Some(vec![]),
+            ports: Some(vec![port]),
             labels: Some(label("env", "prod")),
             ..Create::default()
         });
@@ -392,6 +392,7 @@ mod tests {
             (new.cpus.unwrap().get(), new.memory.unwrap().bytes(), new.ttl_ms, new.idle_ms),
             (2, 512 << 20, Some(3000), None)
         );
+        assert_eq!(new.ports[0].to_string(), "127.0.0.1:8080->80");
         assert_eq!(wanted(Create { ttl: Some(0), ..Create::default() }).unwrap().ttl_ms, None);
     }
 

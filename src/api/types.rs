@@ -1,6 +1,7 @@
 //! What goes over the wire of `/v1` and `/api`. The daemon's operations know nothing of it: a second wire is a sibling.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
@@ -9,7 +10,7 @@ use serde_json::value::RawValue;
 use utoipa::{IntoParams, ToSchema};
 
 use crate::code::{self, Transcript};
-use crate::daemon::{State, View};
+use crate::daemon::{PortView, State, View};
 use crate::images::PullPolicy;
 use crate::sandbox;
 
@@ -70,9 +71,10 @@ pub(crate) struct Create {
     /// is pulled before.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) pull: Option<PullPolicy>,
-    /// Not there yet, as the next three.
-    #[serde(skip_serializing)]
-    pub(crate) ports: Option<Vec<serde_json::Value>>,
+    /// Ports of the sandbox that this machine is to reach; at most 64.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) ports: Option<Vec<Port>>,
+    /// Not there yet, as the next two.
     #[serde(skip_serializing)]
     pub(crate) network: Option<Network>,
     #[serde(skip_serializing)]
@@ -88,6 +90,72 @@ pub(crate) struct Create {
     pub(crate) user_id: Option<String>,
     #[serde(skip_serializing)]
     pub(crate) region: Option<String>,
+}
+
+/// A port of a sandbox that this machine reaches.
+#[allow(clippy::struct_field_names, reason = "the names of the wire")]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Port {
+    /// `tcp` where it is absent.
+    #[serde(default)]
+    pub(crate) protocol: PortProtocol,
+    /// In the sandbox, at its loopback.
+    #[schema(minimum = 1)]
+    pub(crate) port: u16,
+    /// An address of this machine; 127.0.0.1 where it is absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub(crate) host_address: Option<IpAddr>,
+    /// A port of this machine; one that is free is picked where it is absent or 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) host_port: Option<u16>,
+    /// Where it is reached, while the sandbox runs. Told alone: what a client says of it is ignored.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) url: Option<String>,
+}
+
+/// What is spoken at a port; all but `udp` are TCP.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum PortProtocol {
+    Http,
+    #[default]
+    Tcp,
+    /// Not there yet.
+    Udp,
+}
+
+impl Port {
+    /// The address and the port of this machine, where they are known.
+    pub(crate) fn host(&self) -> Option<SocketAddr> {
+        Some(SocketAddr::new(self.host_address?, self.host_port?))
+    }
+}
+
+impl From<PortView> for Port {
+    fn from(PortView { port, published }: PortView) -> Self {
+        Self {
+            protocol: match port.protocol {
+                sandbox::PortProtocol::Http => PortProtocol::Http,
+                sandbox::PortProtocol::Tcp => PortProtocol::Tcp,
+            },
+            port: port.guest,
+            host_address: Some(port.host.ip()),
+            host_port: Some(port.host.port()),
+            url: published.then(|| url(port.host)),
+        }
+    }
+}
+
+/// Where a client of this machine reaches a listener.
+fn url(mut host: SocketAddr) -> String {
+    match host.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => host.set_ip(Ipv4Addr::LOCALHOST.into()),
+        IpAddr::V6(ip) if ip.is_unspecified() => host.set_ip(Ipv6Addr::LOCALHOST.into()),
+        _ => {}
+    }
+    format!("http://{host}")
 }
 
 /// What a sandbox can reach.
@@ -182,7 +250,7 @@ pub(crate) struct Sandbox {
     pub(crate) env_vars: BTreeMap<String, String>,
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) auto_sleep: bool,
-    pub(crate) ports: Vec<serde_json::Value>,
+    pub(crate) ports: Vec<Port>,
     /// Seconds from each start to its end; none where it is absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) ttl: Option<u64>,
@@ -224,6 +292,9 @@ impl From<View> for Sandbox {
             State::Paused | State::Stopped => "snapshotted",
             State::Failed => "error",
         };
+        // What the machine itself says, `GET .../ports` tells.
+        let published = state.is_up() && !lost;
+        let port = |port| Port::from(PortView { port, published });
         Self {
             id,
             name: record.name,
@@ -242,7 +313,7 @@ impl From<View> for Sandbox {
             env_vars: record.env,
             labels: record.labels,
             auto_sleep: false,
-            ports: Vec::new(),
+            ports: record.ports.into_iter().map(port).collect(),
             ttl: record.ttl_ms.map(|ms| ms.div_ceil(1000)),
             idle_timeout: record.idle_ms.map(|ms| ms.div_ceil(1000)),
         }

@@ -6,6 +6,7 @@ use hyper::Method;
 
 use super::error::CliError;
 use super::flags::{Environment, Machine};
+use super::port::{Published, tell_picked};
 use super::{Context, values, wait_for};
 use crate::api::types::{Create, Sandbox};
 use crate::client::Client;
@@ -22,6 +23,7 @@ pulled. Prints the sandbox's id.
 Examples:
   voidrun create --name dev code
   voidrun create --memory 2g --cpus 2 -e TOKEN -l team=infra debian
+  voidrun create --name web -p 8080:80 -p 3000 code
   voidrun exec dev python3 -c 'print(6 * 7)'"
 )]
 pub(crate) struct Args {
@@ -32,6 +34,8 @@ pub(crate) struct Args {
     machine: Machine,
     #[command(flatten)]
     environment: Environment,
+    #[command(flatten)]
+    published: Published,
     /// A label, to find it by
     #[arg(short, long, value_name = "KEY=VALUE", value_parser = label)]
     label: Vec<(String, String)>,
@@ -58,6 +62,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         name: args.name,
         env_vars: Some(args.environment.of_sandbox()?),
         labels: Some(args.label.into_iter().collect()),
+        ports: Some(args.published.ports.clone()).filter(|ports| !ports.is_empty()),
         ttl: args.ttl.map(whole),
         idle_timeout: args.idle_timeout.map(whole),
         ..Create::default()
@@ -67,5 +72,6 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         let client = Client::connect(&context.config).await?;
         Ok(client.ask(Method::POST, "/sandboxes", &create).await?)
     })?;
+    tell_picked(&args.published.ports, &sandbox.ports);
     context.print(&sandbox, |sandbox| sandbox.id.clone())
 }

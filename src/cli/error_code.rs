@@ -68,9 +68,10 @@ fn of_client(error: &ClientError) -> &'static str {
         | "interpreterNotFound"
         | "noSuchProcess"
         | "fileNotFound"
+        | "noPort"
         | "noKernel" => NOT_FOUND,
-        "wrongState" | "nameTaken" | "imageInUse" | "processEnded" | "fileExists" => CONFLICT,
-        "fileDenied" => IO,
+        "wrongState" | "nameTaken" | "imageInUse" | "portTaken" | "processEnded" | "fileExists" => CONFLICT,
+        "fileDenied" | "portDenied" => IO,
         "noSpace" => NO_SPACE,
         "limit" => LIMIT,
         "noKvm" => NO_KVM,

@@ -22,6 +22,7 @@ mod life;
 mod login;
 mod logout;
 mod logs;
+mod port;
 mod progress;
 mod ps;
 mod reset;
@@ -76,6 +77,8 @@ enum Verb {
     Logs(logs::Args),
     Attach(attach::Args),
     Events(events::Args),
+    #[command(subcommand)]
+    Port(port::Verb),
     Stop(life::StopArgs),
     Start(life::StartArgs),
     Pause(life::PauseArgs),
@@ -179,6 +182,7 @@ fn run(cli: Cli) -> Result<u8, CliError> {
         Verb::Logs(args) => logs::run(&args, &context),
         Verb::Cp(args) => cp::run(&args, &context),
         Verb::Ps(args) => ps::run(&args, &context),
+        Verb::Port(verb) => port::run(&verb, &context),
         Verb::Inspect(args) => inspect::run(&args, &context),
         Verb::Stop(args) => life::stop(&args, &context),
         Verb::Start(args) => life::start(&args, &context),

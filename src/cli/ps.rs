@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use hyper::Method;
 
 use super::error::CliError;
-use super::{Context, table, wait_for};
+use super::{Context, port, table, wait_for};
 use crate::api::types::Sandbox;
 use crate::client::{Client, ClientError, segment};
 use crate::daemon::State;
@@ -42,7 +42,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
             let ids: Vec<&str> = sandboxes.iter().map(|sandbox| &*sandbox.id).collect();
             return ids.join("\n");
         }
-        let head = ["ID", "NAME", "IMAGE", "STATE", "CPUS", "MEMORY", "CREATED"];
+        let head = ["ID", "NAME", "IMAGE", "STATE", "CPUS", "MEMORY", "CREATED", "PORTS"];
         let mut rows = vec![head.map(str::to_owned).to_vec()];
         rows.extend(sandboxes.iter().map(row));
         table(&rows)
@@ -79,6 +79,7 @@ fn row(sandbox: &Sandbox) -> Vec<String> {
         sandbox.cpu.to_string(),
         format!("{} MiB", sandbox.mem),
         age(&sandbox.created_at),
+        sandbox.ports.iter().map(port::shown).collect::<Vec<_>>().join(", "),
     ]
 }
 

@@ -29,6 +29,7 @@ pub(crate) struct Remote {
 #[derive(Debug)]
 pub(crate) struct Held {
     pub(crate) remote: Remote,
+    pub(crate) ports: Vec<types::Port>,
     /// Of the answer, which lasts for as long as the sandbox.
     rest: Incoming,
 }
@@ -46,9 +47,11 @@ impl Client {
             let frame = rest.frame().await.ok_or_else(|| ClientError::Answer("it is cut off".into()))??;
             line.extend_from_slice(&frame.into_data().unwrap_or_default());
         }
-        let answer: Value = serde_json::from_slice(&line).map_err(|e| ClientError::Answer(e.into()))?;
-        let sandbox = answer["data"]["id"].as_str().unwrap_or_default().to_owned();
-        Ok(Held { remote: Remote { client: self.clone(), sandbox }, rest })
+        let wrong = |error: serde_json::Error| ClientError::Answer(error.into());
+        let mut answer: Value = serde_json::from_slice(&line).map_err(wrong)?;
+        let sandbox: types::Sandbox = serde_json::from_value(answer["data"].take()).map_err(wrong)?;
+        let types::Sandbox { id: sandbox, ports, .. } = sandbox;
+        Ok(Held { remote: Remote { client: self.clone(), sandbox }, ports, rest })
     }
 }
 

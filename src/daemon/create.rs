@@ -17,7 +17,7 @@ use super::sandbox::Sandbox;
 use super::state::Status;
 use super::{Daemon, ImageWanted, chain, name};
 use crate::config::{Origin, Setting};
-use crate::sandbox::{Command, Job, Kernel, Launch, Record, boot};
+use crate::sandbox::{Command, Job, Kernel, Launch, Port, Record, boot};
 
 /// What a user wants. What is not given is the configuration's.
 #[derive(Clone, Debug, Default)]
@@ -38,6 +38,8 @@ pub(crate) struct New {
     pub(crate) kernel: Option<PathBuf>,
     /// More for the kernel's command line, at the first start.
     pub(crate) cmdline: String,
+    /// Ports of this machine that lead into the guest.
+    pub(crate) ports: Vec<Port>,
     /// What it is there for.
     pub(crate) job: Option<Command>,
     /// Whether it is removed when that has ended.
@@ -135,6 +137,7 @@ impl Daemon {
         record.labels = new.labels;
         record.ttl_ms = new.ttl_ms;
         record.idle_ms = new.idle_ms;
+        record.ports = new.ports;
         let job = new.job.map(|command| command.of(&record));
         record.job = job.map(|exec| Job { exec, removes: new.removes, pid: None, exit: None });
 
@@ -224,11 +227,13 @@ impl Daemon {
         kernel: Kernel,
         cmdline: &str,
     ) -> Result<(), DaemonError> {
+        // First: what is taken is told before anything is started.
+        let ports = self.listen(sandbox).await?;
         let record = sandbox.record().clone();
         let (store, derivation) = (self.store.clone(), record.image);
         // Only now that the record is written does the store's collection leave the image alone.
         let rootfs = blocking(move || Ok(store.rootfs(&derivation)?)).await?;
-        let launch = Launch { record: &record, rootfs: &rootfs, kernel, cmdline };
+        let launch = Launch { record: &record, rootfs: &rootfs, kernel, cmdline, ports };
         let began = Instant::now();
         let launched = boot(&sandbox.directory, lock, launch).await;
         self.metrics.boot(began.elapsed(), launched.is_ok());

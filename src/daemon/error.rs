@@ -1,5 +1,7 @@
 //! What the daemon refuses, and what fails.
 
+use std::net::SocketAddr;
+
 use rootfs_builder::pull::PullError;
 use rootfs_builder::reference::NameError;
 use rootfs_builder::store::StoreError;
@@ -7,7 +9,7 @@ use vmm::control::ControlError;
 
 use super::name::InvalidName;
 use super::state::State;
-use crate::sandbox::{DirectoryError, ExecError, KernelError, LaunchError};
+use crate::sandbox::{DirectoryError, ExecError, KernelError, LaunchError, PortError};
 
 /// An operation that was not carried out.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +39,19 @@ pub(crate) enum DaemonError {
          or set limits.memory in the configuration"
     )]
     TooMuchMemory { used: u64, wanted: u64, limit: u64 },
+    /// `name` is the sandbox whose port it was to be.
+    #[error("cannot publish a port of the sandbox {name}")]
+    Port { name: String, source: PortError },
+    #[error(
+        "{address} is a port of the sandbox {name} already: `voidrun port ls {name}` shows those that it has"
+    )]
+    PortOf { address: SocketAddr, name: String },
+    #[error(
+        "the sandbox {name} has no port {port} of this machine: `voidrun port ls {name}` shows those that it has"
+    )]
+    NoPort { port: u16, name: String },
+    #[error("the sandbox {name} has {limit} ports, which is the limit: remove one of them")]
+    TooManyPorts { limit: usize, name: String },
     #[error("there is no terminal {id} in the sandbox {sandbox}, or it has ended")]
     NoTerminal { id: String, sandbox: String },
     #[error("the sandbox {sandbox} has {limit} terminals, which is the limit: end one of them")]

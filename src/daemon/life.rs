@@ -132,7 +132,7 @@ impl Sandbox {
     }
 
     /// Asks the process of a machine for something.
-    async fn control<T: Send + 'static>(
+    pub(super) async fn control<T: Send + 'static>(
         &self,
         action: &'static str,
         handle: &Arc<Handle>,
@@ -227,7 +227,10 @@ impl Daemon {
             let result = daemon.start_now(&sandbox).await;
             match &result {
                 Ok(()) => {}
-                Err(DaemonError::TooMuchMemory { .. }) => *sandbox.status() = before,
+                // Nothing has been started.
+                Err(
+                    DaemonError::TooMuchMemory { .. } | DaemonError::Port { .. } | DaemonError::PortOf { .. },
+                ) => *sandbox.status() = before,
                 Err(error) => {
                     let reason = chain(error);
                     *sandbox.status() = Status::failed(reason.clone());

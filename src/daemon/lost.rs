@@ -76,7 +76,10 @@ impl Sandbox {
         *status = Status { stopping: status.stopping, ..new };
         match &status.handle {
             _ if status.lost => {}
-            Some(_) => self.tell(Kind::Adopted, None),
+            Some(_) => {
+                self.tell(Kind::Adopted, None);
+                self.find_ports();
+            }
             None => self.tell_end(status.state, status.reason.as_deref()),
         }
         drop(status);

@@ -21,6 +21,7 @@ mod log;
 mod lost;
 mod metrics;
 mod name;
+mod ports;
 mod sandbox;
 mod serve;
 mod state;
@@ -46,6 +47,7 @@ pub(crate) use events::{Filter, Follower, Kind, Told};
 pub(crate) use images::{Got, ImageWanted, Wanted};
 pub(crate) use life::{GRACE, Stats};
 pub(crate) use log::{Line, Reader, Stream};
+pub(crate) use ports::PortView;
 pub(crate) use sandbox::{Sandbox, View, is_input};
 pub(crate) use serve::{ServeError, run};
 pub(crate) use state::State;
@@ -201,6 +203,7 @@ impl Daemon {
         if let Some(handle) = handle {
             if !is_lost {
                 self.find_job(&sandbox, &handle);
+                sandbox.find_ports();
             }
             life::supervise(&sandbox, handle);
         } else if sandbox.record().job.as_ref().is_some_and(|job| job.removes) && !is_lost {

@@ -10,12 +10,13 @@ use std::time::Duration;
 use protocol::{Config, Hello, Sender};
 use rustix::fs::{MemfdFlags, memfd_create};
 use tokio::net::UnixStream;
-use vmm::spec::{DiskFds, Fds, MachineSpec, VERSION};
+use vmm::spec::{DiskFds, Fds, MachineSpec, PortFds, VERSION};
 
 use super::directory::{Directory, DirectoryError};
 use super::frames::{FrameReader, StreamError};
 use super::handle::{CONTROL, EXIT, Ending, Handle, LOG, VSOCK};
 use super::kernel::Kernel;
+use super::port::Listener;
 use super::process::{Descriptors, Process, spawn};
 use super::record::Record;
 use super::traffic::Traffic;
@@ -57,6 +58,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) kernel: Kernel,
     /// What the kernel is told beside what it always is, behind that.
     pub(crate) cmdline: &'a str,
+    /// The listeners of its ports.
+    pub(crate) ports: Vec<Listener>,
 }
 
 /// A machine that has not come up. Nothing of it runs.
@@ -163,6 +166,7 @@ fn start(
         ready: inherits.add(theirs),
         exit: Some(inherits.add(directory.create_exit_file(EXIT)?)),
         owner: its_owner.map(|owner| inherits.add(owner)),
+        ports: launch.ports.into_iter().map(|port| publish(&mut inherits, port)).collect(),
     };
     let spec = MachineSpec {
         version: VERSION,
@@ -180,6 +184,10 @@ fn start(
     let log = directory.create_file(LOG)?;
     let process = spawn(spec.into(), inherits, log).map_err(host("start the machine's process"))?;
     Ok(Started { process, owner, ready })
+}
+
+fn publish(inherits: &mut Descriptors, port: Listener) -> PortFds {
+    PortFds { listener: inherits.add(port.socket), target: port.target }
 }
 
 fn open_kvm() -> Result<File, LaunchError> {

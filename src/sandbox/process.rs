@@ -14,7 +14,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::process::Command;
 use vmm::process::SPEC_FD;
 
-/// Above every number that the child gives to what it inherits.
+/// Above the numbers that the child gives to what it inherits, but for those of many published ports.
 const PROGRAM_FD: RawFd = 64;
 
 /// What the process of a machine inherits, under the numbers it will have there.
@@ -34,6 +34,11 @@ impl Descriptors {
         SPEC_FD + self.0.len() as RawFd
     }
 
+    /// The first number that nothing of it has.
+    fn end(&self) -> RawFd {
+        SPEC_FD + 1 + self.0.len() as RawFd
+    }
+
     fn into_mappings(self, spec: OwnedFd) -> Vec<FdMapping> {
         let others = (SPEC_FD + 1..).zip(self.0);
         std::iter::once((SPEC_FD, spec))
@@ -47,11 +52,14 @@ impl Descriptors {
 pub(super) fn spawn(spec: OwnedFd, descriptors: Descriptors, log: File) -> io::Result<Process> {
     // By an open file and not by its name: an upgrade may have replaced that.
     let program = File::open("/proc/self/exe")?;
-    let program = rustix::io::fcntl_dupfd_cloexec(&program, PROGRAM_FD).map_err(|error| match error {
-        // So many may not be open at all.
-        rustix::io::Errno::INVAL => rustix::io::Errno::MFILE,
-        error => error,
-    })?;
+    let program =
+        rustix::io::fcntl_dupfd_cloexec(&program, PROGRAM_FD.max(descriptors.end())).map_err(|error| {
+            match error {
+                // So many may not be open at all.
+                rustix::io::Errno::INVAL => rustix::io::Errno::MFILE,
+                error => error,
+            }
+        })?;
     let mut command = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()));
     command
         .arg0("voidrun")

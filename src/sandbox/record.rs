@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use vmm::spec::{Cpus, MemoryMib};
 
 use super::kernel::Kernel;
+use super::port::Port;
 
 const VERSION: u32 = 1;
 
@@ -49,6 +50,9 @@ pub(crate) struct Record {
     /// Its machine ends when nobody has had a stream to it for so many ms.
     #[serde(default)]
     pub(crate) idle_ms: Option<u64>,
+    /// Ports of this machine that lead into the guest.
+    #[serde(default)]
+    pub(crate) ports: Vec<Port>,
     /// Milliseconds since 1970.
     pub(crate) created_at_ms: u64,
     /// What it is there for, if that is one command.
@@ -108,6 +112,7 @@ impl Record {
             labels: BTreeMap::new(),
             ttl_ms: None,
             idle_ms: None,
+            ports: Vec::new(),
             created_at_ms: now.as_millis() as u64,
             job: None,
         }

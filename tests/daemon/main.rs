@@ -20,6 +20,7 @@ mod load;
 mod lost;
 #[path = "../support/patched.rs"]
 mod patched;
+mod ports;
 mod readme;
 #[path = "../support/readme.rs"]
 mod readme_lines;

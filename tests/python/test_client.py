@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 import unittest
+import urllib.request
 
 # Loopback is asked directly, whatever proxy there is.
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1"
@@ -88,6 +89,24 @@ class Sandboxes(unittest.TestCase):
         with self.assertRaises(NotFoundException) as raised:
             client.get_sandbox("removed")
         self.assertIn("no sandbox removed", raised.exception.body)
+
+    def test_ports(self):
+        with client.create_sandbox(name="ports", ports=[{"protocol": "http", "port": 8000}]) as web:
+            self.assertEqual([(port.protocol, port.port) for port in web.ports], [("http", 8000)])
+            web.commands.run("exec python3 -m http.server --bind 127.0.0.1 8000", cwd="/srv")
+            url = web.get_public_url(8000).url
+            self.assertEqual([shown.url for shown in web.get_public_urls()], [url])
+            self.assertIsNone(web.get_public_url(8001))
+            end = time.monotonic() + PATIENCE
+            while True:
+                try:
+                    with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
+                        break
+                except OSError:
+                    # Nobody listens in the guest yet.
+                    self.assertLess(time.monotonic(), end)
+                    time.sleep(0.1)
+            self.assertEqual(answer.status, 200)
 
     def test_what_is_refused(self):
         with self.assertRaises(UnauthorizedException):

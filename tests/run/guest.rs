@@ -78,6 +78,7 @@ impl Guest {
             ready: give(its_ready.into()),
             exit: Some(give(writable(&directory.path().join("exit.json")).unwrap().into())),
             owner: Some(give(its_owner.into())),
+            ports: Vec::new(),
         };
         let spec = MachineSpec {
             version: VERSION,

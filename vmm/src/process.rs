@@ -9,10 +9,11 @@ use std::os::fd::{FromRawFd as _, OwnedFd, RawFd};
 use std::process::ExitCode;
 
 use crate::control::{Greeting, Server};
+use crate::devices::vsock::Published;
 use crate::exit::{Exit, ExitReason};
 use crate::jail::{self, SelfReport};
 use crate::machine::{self, Disk, Limits, Machine, Parts, Steps};
-use crate::spec::{Fds, MachineSpec, VERSION};
+use crate::spec::{Fds, MAX_PORTS, MachineSpec, PortFds, VERSION};
 
 /// The descriptor of the specification: a file with a [`MachineSpec`] as JSON, read from its beginning.
 pub const SPEC_FD: RawFd = 3;
@@ -29,6 +30,8 @@ enum StartError {
     Version(u32),
     #[error("the machine's specification names descriptor {0} twice")]
     Twice(RawFd),
+    #[error("the machine's specification has {0} ports, of which there may be {MAX_PORTS}")]
+    Ports(usize),
     #[error("the machine's descriptors cannot be taken")]
     Descriptors(#[source] io::Error),
     #[error("the machine's process cannot be locked in")]
@@ -106,6 +109,7 @@ fn start(spec: &MachineSpec, mut steps: Steps) -> Result<(Machine, Server), Star
         owner: spec.fds.owner.map(owned).transpose()?,
         // Held, and dropped by the kernel however the process ends.
         lock: spec.fds.lock.map(owned).transpose()?,
+        ports: published(&spec.fds)?,
     };
     let pidfd = rustix::process::pidfd_open(rustix::process::getpid(), rustix::process::PidfdFlags::empty())
         .map_err(|e| StartError::Descriptors(e.into()))?;
@@ -116,6 +120,15 @@ fn start(spec: &MachineSpec, mut steps: Steps) -> Result<(Machine, Server), Star
     steps.done("jail");
     let machine = Machine::build(spec, parts, layers, report, steps)?;
     Ok((machine, control))
+}
+
+fn published(fds: &Fds) -> Result<Vec<Published>, StartError> {
+    if fds.ports.len() > MAX_PORTS {
+        return Err(StartError::Ports(fds.ports.len()));
+    }
+    let publish =
+        |port: &PortFds| Published::new(owned(port.listener)?, &port.target).map_err(StartError::Descriptors);
+    fds.ports.iter().map(publish).collect()
 }
 
 fn owned<T: From<OwnedFd>>(number: RawFd) -> Result<T, StartError> {
@@ -147,5 +160,6 @@ fn numbers(fds: &Fds) -> Vec<RawFd> {
     .chain([fds.exit, fds.owner])
     .flatten()
     .chain(disk.into_iter().flatten())
+    .chain(fds.ports.iter().map(|port| port.listener))
     .collect()
 }

@@ -8,6 +8,12 @@ use serde::{Deserialize, Serialize};
 /// The version of [`MachineSpec`] and of the control socket.
 pub const VERSION: u32 = 1;
 
+/// So many ports of the host may be published at once.
+pub const MAX_PORTS: usize = 64;
+
+/// The longest preface of a published port, in bytes.
+pub const MAX_PREFACE: usize = 256;
+
 /// A machine to run, with the numbers of the descriptors that it is made of.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -33,7 +39,7 @@ pub struct MachineSpec {
 }
 
 /// Descriptors that the process of the machine inherits.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Fds {
     /// `/dev/kvm`, open for reading and writing.
@@ -56,6 +62,29 @@ pub struct Fds {
     pub exit: Option<RawFd>,
     /// One end of a pair of Unix stream sockets: the machine ends when the other end is closed, as it is when its owner dies.
     pub owner: Option<RawFd>,
+    /// The ports of the host that are published; at most [`MAX_PORTS`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<PortFds>,
+}
+
+/// A port of the host that is published.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PortFds {
+    /// A TCP socket that listens.
+    pub listener: RawFd,
+    /// Where its clients go.
+    pub target: Target,
+}
+
+/// Where the clients of a published port go.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Target {
+    /// A vsock port of the guest.
+    pub port: u32,
+    /// What the guest gets before what a client sends; at most [`MAX_PREFACE`] bytes.
+    pub preface: Vec<u8>,
 }
 
 /// A disk: what is not in the diff is read from the base.

@@ -98,11 +98,16 @@ impl Outcome {
 impl Host {
     /// A stream with this request on it.
     pub(crate) fn ask(request: &Request) -> Self {
+        Self::raw(&encode(request).unwrap())
+    }
+
+    /// A stream with these bytes on it.
+    pub(crate) fn raw(bytes: &[u8]) -> Self {
         let socket = connect();
         socket.set_read_timeout(Some(DEADLINE)).unwrap();
         socket.set_write_timeout(Some(DEADLINE)).unwrap();
         let mut host = Self { socket, decoder: Decoder::new(Sender::Agent) };
-        host.message(request);
+        host.socket.write_all(bytes).unwrap();
         host
     }
 

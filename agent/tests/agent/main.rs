@@ -6,6 +6,7 @@
 mod detached;
 mod exec;
 mod files;
+mod forward;
 mod host;
 mod places;
 mod terminal;

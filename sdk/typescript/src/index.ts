@@ -17,4 +17,5 @@ export type { ExecData, ExecRequest, ExecResult } from "./exec.js";
 export { Files, FileWatcher, type FileEvent, type FileInfo, type WatchOptions } from "./files.js";
 export type { CallOptions, Content } from "./http.js";
 export { Pty, Terminal, type ConnectOptions, type PtySessionInfo, type PtySize } from "./pty.js";
-export { Sandbox, type CreateOptions, type Network, type Port, type SandboxInfo } from "./sandbox.js";
+export { Ports, type Port, type PortRequest, type PublicUrl } from "./ports.js";
+export { Sandbox, type CreateOptions, type Network, type SandboxInfo } from "./sandbox.js";

@@ -6,18 +6,8 @@ import type { ExitEvent, StreamHandlers } from "./events.js";
 import { exec, followHandled, type ExecRequest, type ExecResult } from "./exec.js";
 import { Files } from "./files.js";
 import type { Api, CallOptions } from "./http.js";
+import { Ports, type Port, type PortRequest, type PublicUrl } from "./ports.js";
 import { Pty } from "./pty.js";
-
-/** A port of the sandbox that the host can reach. */
-export interface Port {
-  protocol: "http" | "tcp" | "udp";
-  /** In the guest. */
-  port: number;
-  hostAddress?: string;
-  hostPort?: number;
-  /** Where it is reached; the daemon says so. */
-  url?: string;
-}
 
 /** What the guest may reach. */
 export interface Network {
@@ -41,7 +31,8 @@ export interface CreateOptions extends CallOptions {
   /** Environment of every command. */
   envVars?: Record<string, string> | undefined;
   labels?: Record<string, string> | undefined;
-  ports?: Port[] | undefined;
+  /** Ports of its loopback that this machine is to reach. */
+  ports?: PortRequest[] | undefined;
   network?: Network | undefined;
   /** Seconds until the sandbox is ended. */
   ttl?: number | undefined;
@@ -87,6 +78,7 @@ export class Sandbox {
   readonly id: string;
   readonly commands: Commands;
   readonly files: Files;
+  readonly ports: Ports;
   readonly pty: Pty;
   #info: SandboxInfo;
   readonly #api: Api;
@@ -100,6 +92,7 @@ export class Sandbox {
     this.#path = sandboxPath(info.id);
     this.commands = new Commands(api, this.#path);
     this.files = new Files(api, this.#path);
+    this.ports = new Ports(api, this.#path);
     this.pty = new Pty(api, this.#path);
   }
 
@@ -138,6 +131,12 @@ export class Sandbox {
   /** Runs code of any size. Code that fails is a result, not an error. */
   runCode(code: string, options: RunCodeOptions = {}): Promise<CodeResult> {
     return runCode(this.#api, `${this.#path}/code`, code, options);
+  }
+
+  /** Where its published ports are reached now; none while it does not run. */
+  async publicUrls({ signal }: CallOptions = {}): Promise<PublicUrl[]> {
+    const answer = await this.#api.call<{ data: PublicUrl[] }>("GET", `${this.#path}/public-urls`, { signal });
+    return answer.data;
   }
 
   /** Boots a stopped sandbox; its disk is as it was. */

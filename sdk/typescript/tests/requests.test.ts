@@ -55,6 +55,12 @@ test("the addresses of all calls", async () => {
   assert.deepEqual(await sandbox.pty.listSessions(), []);
   await sandbox.pty.resize("s/1", { cols: 100, rows: 40 });
   await sandbox.pty.deleteSession("s/1");
+  await sandbox.ports.add(80);
+  await sandbox.ports.add({ protocol: "http", port: 80, hostAddress: "::1", hostPort: undefined });
+  await sandbox.ports.list();
+  await sandbox.ports.remove(8080);
+  await assert.rejects(sandbox.ports.remove(Number.NaN), TypeError);
+  await sandbox.publicUrls();
   await sandbox.remove();
   assert.deepEqual(
     wire.received.map(({ method, url, body }) => `${method} ${url.replace("/v1/sandboxes/id1", "")} ${body}`.trim()),
@@ -81,6 +87,11 @@ test("the addresses of all calls", async () => {
       "GET /pty/sessions",
       'POST /pty/sessions/s%2F1/resize {"cols":100,"rows":40}',
       "DELETE /pty/sessions/s%2F1",
+      'POST /ports {"port":80}',
+      'POST /ports {"protocol":"http","port":80,"hostAddress":"::1"}',
+      "GET /ports",
+      "DELETE /ports/8080",
+      "GET /public-urls",
       "DELETE",
     ],
   );

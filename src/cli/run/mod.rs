@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use super::Context;
 use super::error::CliError;
 use super::flags::{Machine, Process, Streams};
+use super::port::{Published, tell_picked};
 use hyper::Method;
 
 use super::session::{self, Command, Place, Session, Stdin, window_size};
@@ -36,6 +37,7 @@ Examples:
   voidrun run -i debian bash
   voidrun run -i --name dev code bash
   voidrun run -d --name web code python3 -m http.server
+  voidrun run -p 8080:8000 code python3 -m http.server    # reached at http://127.0.0.1:8080
   voidrun run --memory 2g --cpus 2 --timeout 10m -e TOKEN -w /src code make test
   tar c . | voidrun run -i code tar t"
 )]
@@ -46,6 +48,8 @@ pub(crate) struct Args {
     machine: Machine,
     #[command(flatten)]
     process: Process,
+    #[command(flatten)]
+    published: Published,
     /// The guest's kernel, a vmlinux or bzImage [default: $VOIDRUN_KERNEL, else kernel in the configuration, else this binary's, else the store's]
     #[arg(long, value_name = "PATH")]
     kernel: Option<PathBuf>,
@@ -113,6 +117,7 @@ pub(super) fn run(args: &Args, mut context: Context) -> Result<u8, CliError> {
         ephemeral: Some(ephemeral),
         kernel: if ephemeral { context.kernel()? } else { None },
         kernel_args: args.cmdline.clone(),
+        ports: Some(args.published.ports.clone()).filter(|ports| !ports.is_empty()),
         // For later commands as well.
         env_vars: Some(args.process.environment.of_sandbox()?),
         ..Create::default()
@@ -131,12 +136,14 @@ pub(super) fn run(args: &Args, mut context: Context) -> Result<u8, CliError> {
             let client = Client::connect(&context.config).await?;
             Ok(client.ask(Method::POST, "/sandboxes", &create).await?)
         })?;
+        tell_picked(&args.published.ports, &sandbox.ports);
         context.print(&sandbox, |sandbox| sandbox.id.clone())?;
         return Ok(0);
     }
     session::block_on(async |signals| {
         let made = async { Place::make(Client::connect(&context.config).await?, &create).await };
         let place = signals.guard(made, if ephemeral { "" } else { super::create::ADVICE }).await?;
+        tell_picked(&args.published.ports, place.ports());
         timings.mark("created");
         let mark = |step| timings.mark(step);
         let stdin = Stdin::interactive(args.streams.interactive);

@@ -2,7 +2,7 @@
 
 use hyper::Method;
 
-use crate::api::types::{Create, Sandbox};
+use crate::api::types::{Create, Port, Sandbox};
 use crate::cli::error::CliError;
 use crate::client::{Client, ClientError, Held, Remote};
 
@@ -10,8 +10,8 @@ use crate::client::{Client, ClientError, Held, Remote};
 pub(in crate::cli) enum Place {
     /// Ours: it goes with us.
     Ephemeral(Held),
-    /// It stays.
-    Kept(Remote),
+    /// It stays; with its ports.
+    Kept(Remote, Vec<Port>),
 }
 
 impl Place {
@@ -20,13 +20,21 @@ impl Place {
             return Ok(Self::Ephemeral(client.hold(create).await?));
         }
         let sandbox: Sandbox = client.ask(Method::POST, "/sandboxes", create).await?;
-        Ok(Self::Kept(Remote { client, sandbox: sandbox.id }))
+        Ok(Self::Kept(Remote { client, sandbox: sandbox.id }, sandbox.ports))
+    }
+
+    /// The ports that it was made with.
+    pub(in crate::cli) fn ports(&self) -> &[Port] {
+        match self {
+            Self::Ephemeral(held) => &held.ports,
+            Self::Kept(_, ports) => ports,
+        }
     }
 
     pub(in crate::cli) fn remote(&self) -> &Remote {
         match self {
             Self::Ephemeral(held) => &held.remote,
-            Self::Kept(remote) => remote,
+            Self::Kept(remote, _) => remote,
         }
     }
 

@@ -1,15 +1,19 @@
 //! The side of whoever runs the machine.
 
-use std::io::{self, BufRead as _, BufReader, IoSliceMut, Read as _, Write as _};
+use std::io::{self, BufRead as _, BufReader, IoSlice, IoSliceMut, Read as _, Write as _};
 use std::mem::MaybeUninit;
-use std::os::fd::OwnedFd;
+use std::net::SocketAddr;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
+};
 
 use super::{Greeting, MAX_LINE, Metrics, Request, Response, Status};
-use crate::spec::VERSION;
+use crate::spec::{Target, VERSION};
 
 /// A connection to a machine's control socket.
 #[derive(Debug)]
@@ -114,7 +118,7 @@ impl Client {
 
     /// How the machine is.
     pub fn status(&mut self) -> Result<Status, ControlError> {
-        match self.ask(Request::Status)? {
+        match self.ask(&Request::Status)? {
             Response::Status(status) => Ok(status),
             other => Err(unexpected(other)),
         }
@@ -122,7 +126,7 @@ impl Client {
 
     /// What it has cost.
     pub fn metrics(&mut self) -> Result<Metrics, ControlError> {
-        match self.ask(Request::Metrics)? {
+        match self.ask(&Request::Metrics)? {
             Response::Metrics(metrics) => Ok(metrics),
             other => Err(unexpected(other)),
         }
@@ -130,31 +134,63 @@ impl Client {
 
     /// Halts it.
     pub fn pause(&mut self) -> Result<(), ControlError> {
-        self.done(Request::Pause)
+        self.done(&Request::Pause)
     }
 
     /// Goes on after a pause.
     pub fn resume(&mut self) -> Result<(), ControlError> {
-        self.done(Request::Resume)
+        self.done(&Request::Resume)
     }
 
     /// Ends it at once. Its process may live for some ms more: see [`pidfd`](Self::pidfd).
     pub fn kill(&mut self) -> Result<(), ControlError> {
-        self.done(Request::Kill)
+        self.done(&Request::Kill)
     }
 
-    fn done(&mut self, request: Request) -> Result<(), ControlError> {
+    /// Where its listeners of published ports listen.
+    pub fn ports(&mut self) -> Result<Vec<SocketAddr>, ControlError> {
+        match self.ask(&Request::Ports)? {
+            Response::Ports { addresses } => Ok(addresses),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// Publishes one more: `listener` is a TCP socket that listens.
+    pub fn add_port(&mut self, listener: BorrowedFd<'_>, target: Target) -> Result<(), ControlError> {
+        match self.ask_with(&Request::AddPort(target), Some(listener))? {
+            Response::Done => Ok(()),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// Closes the listener at `address`, if there is one.
+    pub fn remove_port(&mut self, address: SocketAddr) -> Result<(), ControlError> {
+        self.done(&Request::RemovePort { address })
+    }
+
+    fn done(&mut self, request: &Request) -> Result<(), ControlError> {
         match self.ask(request)? {
             Response::Done => Ok(()),
             other => Err(unexpected(other)),
         }
     }
 
-    fn ask(&mut self, request: Request) -> Result<Response, ControlError> {
-        let mut line = serde_json::to_vec(&request).map_err(io::Error::from)?;
+    fn ask(&mut self, request: &Request) -> Result<Response, ControlError> {
+        self.ask_with(request, None)
+    }
+
+    fn ask_with(
+        &mut self,
+        request: &Request,
+        descriptor: Option<BorrowedFd<'_>>,
+    ) -> Result<Response, ControlError> {
+        let mut line = serde_json::to_vec(request).map_err(io::Error::from)?;
         line.push(b'\n');
-        self.stream.get_mut().end = Instant::now() + self.timeout;
-        self.stream.get_mut().write_all(&line)?;
+        let stream = self.stream.get_mut();
+        stream.end = Instant::now() + self.timeout;
+        // The descriptor goes with the first byte.
+        let sent = descriptor.map_or(Ok(0), |descriptor| stream.send_with(&line, descriptor))?;
+        stream.write_all(&line[sent..])?;
         line.clear();
         read_line(&mut self.stream, &mut line)?;
         parse(&line)
@@ -165,6 +201,16 @@ impl Timed {
     fn left(&self) -> io::Result<Option<Duration>> {
         let left = self.end.saturating_duration_since(Instant::now());
         if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(Some(left)) }
+    }
+
+    /// Sends a part of `bytes`, and a descriptor with it.
+    fn send_with(&self, bytes: &[u8], descriptor: BorrowedFd<'_>) -> io::Result<usize> {
+        let descriptors = [descriptor];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
+        self.stream.set_write_timeout(self.left()?)?;
+        Ok(sendmsg(&self.stream, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL)?)
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! A Unix stream socket. At the connection the machine sends a [`Greeting`], and with it a pidfd of its process: the peer
 //! learns of its death from that descriptor or from the end of the stream, and from nothing else. Then each line of the
-//! client is a [`Request`], each line of the machine the [`Response`] to it, in order. Both are JSON.
+//! client is a [`Request`], each line of the machine the [`Response`] to it, in order. Both are JSON. One descriptor may come
+//! with a request (SCM_RIGHTS); those beyond are closed, and so is one that the request has no use for.
 
 mod client;
 mod server;
@@ -11,10 +12,12 @@ pub use client::{Client, Contact, ControlError};
 pub(crate) use server::Server;
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
 use crate::jail::Layers;
+use crate::spec::Target;
 
 /// A longer line is refused, in bytes.
 pub const MAX_LINE: usize = 64 << 10;
@@ -30,7 +33,7 @@ pub struct Greeting {
 }
 
 /// What a client asks for.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "camelCase", tag = "request")]
 pub enum Request {
     /// How the machine is: [`Response::Status`].
@@ -41,6 +44,15 @@ pub enum Request {
     Pause,
     /// Goes on after a pause. [`Response::Done`], also when it was not paused.
     Resume,
+    /// Which ports of the host are published: [`Response::Ports`].
+    Ports,
+    /// Publishes one more: a TCP socket that listens comes with the request. [`Response::Done`].
+    AddPort(Target),
+    /// Closes the listener at an address. [`Response::Done`], also where there is none. What is connected stays so.
+    RemovePort {
+        /// Where it listens.
+        address: SocketAddr,
+    },
     /// Ends the machine at once. [`Response::Done`], and then the end of the stream.
     Kill,
 }
@@ -53,6 +65,11 @@ pub enum Response {
     Status(Status),
     /// To [`Request::Metrics`].
     Metrics(Metrics),
+    /// To [`Request::Ports`].
+    Ports {
+        /// Where its listeners listen.
+        addresses: Vec<SocketAddr>,
+    },
     /// What was asked for is done.
     Done,
     /// It is not.

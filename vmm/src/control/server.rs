@@ -2,13 +2,16 @@
 //! and one that does not read its answers is dropped.
 
 use std::collections::BTreeMap;
-use std::io::{self, IoSlice, Read as _, Write as _};
+use std::io::{self, IoSlice, IoSliceMut, Write as _};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 
 use rustix::event::epoll::{self, EventData, EventFlags};
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
+};
 
 use super::{Greeting, MAX_LINE, Request, Response};
 
@@ -31,6 +34,8 @@ struct Connection {
     stream: UnixStream,
     /// The beginning of a line.
     received: Vec<u8>,
+    /// What has come with it.
+    descriptor: Option<OwnedFd>,
 }
 
 impl Server {
@@ -63,7 +68,7 @@ impl Server {
         let token = first_token + self.next;
         self.next += 1;
         if epoll::add(epoll, &stream, EventData::new_u64(token), EventFlags::IN).is_ok() {
-            self.clients.insert(token, Connection { stream, received: Vec::new() });
+            self.clients.insert(token, Connection { stream, received: Vec::new(), descriptor: None });
         }
     }
 
@@ -78,8 +83,8 @@ impl Server {
         Ok(())
     }
 
-    /// Answers what the client with `token` has asked.
-    pub(crate) fn serve(&mut self, token: u64, answer: impl FnMut(Request) -> Response) {
+    /// Answers what the client with `token` has asked, with the descriptor that has come with it.
+    pub(crate) fn serve(&mut self, token: u64, answer: impl FnMut(Request, Option<OwnedFd>) -> Response) {
         if let Some(client) = self.clients.get_mut(&token)
             && client.serve(answer).is_err()
         {
@@ -91,9 +96,9 @@ impl Server {
 
 impl Connection {
     /// An error when the client is to be dropped.
-    fn serve(&mut self, mut answer: impl FnMut(Request) -> Response) -> io::Result<()> {
+    fn serve(&mut self, mut answer: impl FnMut(Request, Option<OwnedFd>) -> Response) -> io::Result<()> {
         let mut bytes = [0; 4096];
-        let count = match self.stream.read(&mut bytes) {
+        let count = match self.receive(&mut bytes) {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(count) => count,
             Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
@@ -104,8 +109,9 @@ impl Connection {
         self.received.extend_from_slice(&bytes[..count]);
         while let Some(end) = self.received.iter().position(|byte| *byte == b'\n') {
             let line: Vec<u8> = self.received.drain(..=end).collect();
+            let descriptor = self.descriptor.take();
             let response = match serde_json::from_slice(&line) {
-                Ok(request) => answer(request),
+                Ok(request) => answer(request, descriptor),
                 Err(e) => Response::Error { message: format!("the request is not understood: {e}") },
             };
             let mut line = serde_json::to_vec(&response)?;
@@ -114,6 +120,22 @@ impl Connection {
             self.stream.write_all(&line)?;
         }
         if self.received.len() > MAX_LINE { Err(io::ErrorKind::InvalidData.into()) } else { Ok(()) }
+    }
+
+    /// Reads what there is. The first descriptor of a line is kept; the kernel closes those that there is no room for.
+    fn receive(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+        let received = recvmsg(&self.stream, &mut [IoSliceMut::new(bytes)], &mut ancillary, flags)?;
+        for message in ancillary.drain() {
+            if let RecvAncillaryMessage::ScmRights(descriptors) = message {
+                for descriptor in descriptors {
+                    self.descriptor.get_or_insert(descriptor);
+                }
+            }
+        }
+        Ok(received.bytes)
     }
 }
 

@@ -18,6 +18,8 @@ pub use vsock::{Vsock, VsockState};
 pub use worker::Worker;
 pub(crate) use worker::borrow;
 
+use std::net::SocketAddr;
+
 use serde::{Deserialize, Serialize};
 
 /// The state of any device, as it is saved.
@@ -29,4 +31,13 @@ pub enum State {
     Rng(RngState),
     /// Of [`Vsock`].
     Vsock(VsockState),
+}
+
+/// What can be changed of a device while the machine runs.
+#[derive(Debug)]
+pub enum Setting {
+    /// Of [`Vsock`]: one more port of the host.
+    Publish(vsock::Published),
+    /// Of [`Vsock`]: one port of the host less. What is connected stays so.
+    Unpublish(SocketAddr),
 }

@@ -19,7 +19,7 @@ use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::fd::OwnedFd;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::State;
+use super::{Setting, State};
 use crate::virtio::{Active, Device, DeviceError, Events, Interrupt, Saved};
 
 /// Token of the wake eventfd; devices count from 0.
@@ -41,6 +41,7 @@ enum Command {
     Deactivate { device: usize, done: Done<()> },
     Pause { done: Done<()> },
     Resume { done: Done<()> },
+    Configure { device: usize, setting: Setting, done: Done<()> },
     Save { device: usize, done: SyncSender<Saved> },
     Restore { device: usize, state: State, active: Option<Box<Active>>, done: Done<()> },
 }
@@ -100,6 +101,11 @@ impl Worker {
     /// Resumes all devices.
     pub fn resume(&self) -> Result<(), DeviceError> {
         self.ask(|done| Command::Resume { done })?
+    }
+
+    /// Changes something about `device`, paused or not: it holds when this returns.
+    pub fn configure(&self, device: usize, setting: Setting) -> Result<(), DeviceError> {
+        self.ask(|done| Command::Configure { device, setting, done })?
     }
 
     /// The state of the paused `device`.
@@ -207,6 +213,10 @@ impl Loop {
                 Command::Resume { done } => {
                     self.paused = false;
                     let _ = done.send(self.resume());
+                }
+                Command::Configure { device, setting, done } => {
+                    let events = Events::new(&self.epoll, device as u32);
+                    let _ = done.send(self.devices[device].device.configure(setting, &events));
                 }
                 Command::Save { device, done } => {
                     let _ = done.send(self.devices[device].device.save());

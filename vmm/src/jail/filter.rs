@@ -110,6 +110,13 @@ impl When {
             Self::Without(argument, bits) => {
                 Ok(vec![dword(argument, SeccompCmpOp::MaskedEq(bits.into()), 0)?])
             }
+            Self::Both(arguments) => {
+                let equal = |(argument, value): (u8, u32)| {
+                    SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value.into())
+                };
+                let conditions = arguments.map(equal).into_iter().collect::<Result<_, _>>()?;
+                Ok(vec![SeccompRule::new(conditions)?])
+            }
             Self::Null(argument) => {
                 let null = SeccompCondition::new(argument, SeccompCmpArgLen::Qword, SeccompCmpOp::Eq, 0)?;
                 Ok(vec![SeccompRule::new(vec![null])?])

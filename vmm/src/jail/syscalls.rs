@@ -9,13 +9,14 @@ use libc::{
     SYS_close_range, SYS_dup, SYS_epoll_create1, SYS_epoll_ctl, SYS_epoll_pwait, SYS_epoll_pwait2,
     SYS_epoll_wait, SYS_eventfd2, SYS_exit, SYS_exit_group, SYS_fallocate, SYS_fcntl, SYS_fdatasync,
     SYS_fork, SYS_fstat, SYS_fsync, SYS_ftruncate, SYS_futex, SYS_getdents64, SYS_getpid, SYS_getrandom,
-    SYS_getsockopt, SYS_gettid, SYS_ioctl, SYS_lseek, SYS_madvise, SYS_mmap, SYS_mprotect, SYS_mremap,
-    SYS_munmap, SYS_nanosleep, SYS_newfstatat, SYS_pidfd_open, SYS_pipe2, SYS_poll, SYS_ppoll, SYS_prctl,
-    SYS_pread64, SYS_preadv, SYS_pwrite64, SYS_pwritev, SYS_read, SYS_readv, SYS_recvfrom, SYS_recvmsg,
-    SYS_restart_syscall, SYS_rseq, SYS_rt_sigaction, SYS_rt_sigprocmask, SYS_rt_sigreturn,
+    SYS_getsockname, SYS_getsockopt, SYS_gettid, SYS_ioctl, SYS_lseek, SYS_madvise, SYS_mmap, SYS_mprotect,
+    SYS_mremap, SYS_munmap, SYS_nanosleep, SYS_newfstatat, SYS_pidfd_open, SYS_pipe2, SYS_poll, SYS_ppoll,
+    SYS_prctl, SYS_pread64, SYS_preadv, SYS_pwrite64, SYS_pwritev, SYS_read, SYS_readv, SYS_recvfrom,
+    SYS_recvmsg, SYS_restart_syscall, SYS_rseq, SYS_rt_sigaction, SYS_rt_sigprocmask, SYS_rt_sigreturn,
     SYS_sched_getaffinity, SYS_sched_yield, SYS_seccomp, SYS_sendmsg, SYS_sendto, SYS_set_robust_list,
-    SYS_set_tid_address, SYS_shutdown, SYS_sigaltstack, SYS_statx, SYS_tgkill, SYS_timerfd_create,
-    SYS_timerfd_settime, SYS_tkill, SYS_wait4, SYS_waitid, SYS_write, SYS_writev, c_int, c_long,
+    SYS_set_tid_address, SYS_setsockopt, SYS_shutdown, SYS_sigaltstack, SYS_statx, SYS_tgkill,
+    SYS_timerfd_create, SYS_timerfd_settime, SYS_tkill, SYS_wait4, SYS_waitid, SYS_write, SYS_writev, c_int,
+    c_long,
 };
 use rustix::ioctl::opcode::{none, read, read_write, write};
 
@@ -39,8 +40,10 @@ pub(super) enum When {
     Without(u8, u32),
     /// The argument, all 64 bits, is 0.
     Null(u8),
+    /// Each of these arguments has its value.
+    Both([(u8, u32); 2]),
 }
-use When::{Always, Null, OneOf, Without};
+use When::{Always, Both, Null, OneOf, Without};
 
 /// What together makes up the rules of a kind of thread.
 pub(super) fn tables(thread: Thread) -> &'static [&'static [Call]] {
@@ -160,7 +163,8 @@ const IO: &[Call] = &[
     (SYS_sendmsg, Always), // addresses are in memory, but connected stream sockets ignore them, and there are no others
     (SYS_shutdown, Always),
     (SYS_getsockopt, OneOf(1, &[libc::SOL_SOCKET as u32])), // SO_ERROR, SO_PEERCRED
-    (SYS_ioctl, OneOf(1, &[libc::FIONBIO as u32])),         // the standard library's set_nonblocking
+    (SYS_setsockopt, Both([(1, libc::SOL_SOCKET as u32), (2, libc::SO_LINGER as u32)])), // a client sees a reset
+    (SYS_ioctl, OneOf(1, &[libc::FIONBIO as u32])), // the standard library's set_nonblocking
     (SYS_fcntl, OneOf(1, &[libc::F_GETFL as u32, libc::F_SETFL as u32])), // rustix's
     (SYS_timerfd_create, Always),
     (SYS_timerfd_settime, Always),
@@ -193,7 +197,8 @@ const MAIN: &[Call] = &[
     (SYS_fcntl, OneOf(1, &[libc::F_DUPFD_CLOEXEC as u32, libc::F_SETFD as u32])),
     (SYS_poll, Always),
     (SYS_ppoll, Always),
-    (SYS_getdents64, Always), // how many descriptors are open
+    (SYS_getdents64, Always),  // how many descriptors are open
+    (SYS_getsockname, Always), // of a port that is published
 ];
 
 /// CLONE_VM and the like, with which pthread_create makes a thread, and nothing else does.

@@ -2,15 +2,18 @@
 
 use std::fs::File;
 use std::io;
+use std::net::SocketAddr;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 
 use kvm_ioctls::{IoEventAddress, VmFd};
+use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 use virtio_bindings::virtio_mmio::VIRTIO_MMIO_QUEUE_NOTIFY;
 
 use super::bus::Bus;
 use super::ending::Ending;
 use super::ports::Ports;
+use super::published::PublishedPorts;
 use super::vcpu::Vcpus;
 use super::{Machine, Steps};
 use crate::arch::x86_64::{
@@ -18,6 +21,7 @@ use crate::arch::x86_64::{
     boot::{self, BootError},
 };
 use crate::devices::block::{Block, DiskError};
+use crate::devices::vsock::Published;
 use crate::devices::{Console, Rng, SerialPort, Vsock, Worker};
 use crate::jail::{self, JailError, Layers, SelfReport, Thread};
 use crate::memory::{self, MemoryError};
@@ -38,6 +42,7 @@ pub(crate) struct Parts {
     pub(crate) ready: UnixStream,
     pub(crate) owner: Option<UnixStream>,
     pub(crate) lock: Option<File>,
+    pub(crate) ports: Vec<Published>,
 }
 
 /// The files of the root disk.
@@ -94,8 +99,12 @@ impl Machine {
         let vm = Vm::new(&kvm, &memory)?;
         steps.done("vm");
 
-        let vsock = Vsock::new(GUEST_CID, parts.vsock, parts.ready).map_err(host("preparing vsock"))?;
+        let mut vsock = Vsock::new(GUEST_CID, parts.vsock, parts.ready).map_err(host("preparing vsock"))?;
         let connections = vsock.counters();
+        let published: Vec<SocketAddr> = parts.ports.iter().map(Published::address).collect();
+        for port in parts.ports {
+            vsock.publish(port, None).map_err(host("publishing a port"))?;
+        }
         let mut disk: Vec<Box<dyn Device>> = Vec::new();
         if let Some(files) = parts.disk {
             disk.push(Box::new(Block::new(files.base, files.diff)?));
@@ -103,6 +112,7 @@ impl Machine {
         let io: Vec<Box<dyn Device>> = vec![Box::new(vsock), Box::new(Rng::new())];
         let mut transports = Vec::new();
         let mut workers = Vec::new();
+        let mut vsock_place = None;
         for (name, thread, devices) in [("disk", Thread::Disk, disk), ("io", Thread::Io, io)] {
             let faces: Vec<Face> = devices.iter().map(|device| Face::of(&**device)).collect();
             let worker =
@@ -110,6 +120,9 @@ impl Machine {
             let worker = Arc::new(worker.map_err(host("starting a thread for devices"))?);
             for (index, face) in faces.into_iter().enumerate() {
                 let place = Place { worker: Arc::clone(&worker), index };
+                if face.id() == VIRTIO_ID_VSOCK {
+                    vsock_place = Some(place.clone());
+                }
                 transports.push(Transport::new(face, place, memory.clone())?);
             }
             workers.push(worker);
@@ -149,6 +162,7 @@ impl Machine {
             console,
             ending,
             connections,
+            published: PublishedPorts::new(vsock_place, published),
             paused: false,
             steps,
             report,

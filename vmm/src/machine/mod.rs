@@ -12,6 +12,7 @@ mod build;
 mod bus;
 mod ending;
 mod ports;
+mod published;
 mod vcpu;
 
 pub(crate) use build::{BuildError, Disk, Parts};
@@ -19,6 +20,7 @@ pub(crate) use build::{BuildError, Disk, Parts};
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -37,6 +39,7 @@ use crate::spec::MachineSpec;
 use crate::virtio::{DeviceError, Interrupt};
 use bus::Bus;
 use ending::Ending;
+use published::PublishedPorts;
 use vcpu::Vcpus;
 
 const ENDED: u64 = 0;
@@ -63,6 +66,7 @@ pub(crate) struct Machine {
     ending: Ending,
     /// The agent is the first to open one.
     connections: Arc<Counters>,
+    published: PublishedPorts,
     paused: bool,
     steps: Steps,
     report: SelfReport,
@@ -160,7 +164,7 @@ impl Machine {
                     ENDED => {}
                     CONTROL => control.accept(&epoll, FIRST_CLIENT),
                     OWNER => self.ending.because(ExitReason::Killed),
-                    client => control.serve(client, |request| self.answer(request)),
+                    client => control.serve(client, |request, descriptor| self.answer(request, descriptor)),
                 }
             }
             if let Some(reason) = self.ending.reason() {
@@ -196,13 +200,18 @@ impl Machine {
         self.connections.opened.load(Ordering::Relaxed) > 0
     }
 
-    fn answer(&mut self, request: Request) -> Response {
+    fn answer(&mut self, request: Request, descriptor: Option<OwnedFd>) -> Response {
         let result = match request {
             Request::Status => return Response::Status(self.status()),
             Request::Metrics => match self.metrics() {
                 Ok(metrics) => return Response::Metrics(metrics),
                 Err(source) => Err(DeviceError::Host { what: "reading the process's own report", source }),
             },
+            Request::Ports => {
+                return Response::Ports { addresses: self.published.addresses().to_vec() };
+            }
+            Request::AddPort(target) => self.published.add(descriptor, &target),
+            Request::RemovePort { address } => self.published.remove(address),
             Request::Pause => self.pause(),
             Request::Resume => self.resume(),
             Request::Kill => {

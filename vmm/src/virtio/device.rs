@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use virtio_queue::Queue;
 
 use super::{Active, ConfigSpace};
-use crate::devices::State;
+use crate::devices::{Setting, State};
 
 /// A virtio device.
 ///
@@ -77,6 +77,15 @@ pub trait Device: Send {
     fn resume(&mut self, events: &Events<'_>) -> Result<(), DeviceError> {
         let _ = events;
         Ok(())
+    }
+
+    /// Something about the device is to be another from now on; also while it is paused or not active.
+    ///
+    /// # Errors
+    /// The device has no such setting, or it cannot be changed.
+    fn configure(&mut self, setting: Setting, events: &Events<'_>) -> Result<(), DeviceError> {
+        let _ = (setting, events);
+        Err(DeviceError::Host { what: "changing a device", source: io::ErrorKind::Unsupported.into() })
     }
 
     /// The state of the paused device and of its queues; no queues when it is not active.

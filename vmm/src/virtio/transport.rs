@@ -68,6 +68,11 @@ impl Face {
     pub fn of(device: &dyn Device) -> Self {
         Self { info: device.info(), config: device.config() }
     }
+
+    /// The device's ID (section 5).
+    pub fn id(&self) -> u32 {
+        self.info.id
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]

@@ -89,6 +89,7 @@ impl Launch<'_> {
                 ready: 8,
                 exit: Some(10),
                 owner: Some(9),
+                ports: Vec::new(),
             },
             boot_timeout_ms: self.boot_timeout.as_millis() as u64,
             ttl_ms: self.ttl.map(|ttl| ttl.as_millis() as u64),

@@ -1,5 +1,7 @@
 //! Clients that do not keep to the protocol, and those that do meanwhile.
 
+use std::io::Read as _;
+use std::net::TcpListener;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::SocketAddr;
 use std::thread::JoinHandle;
@@ -7,6 +9,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::control::{Client, Contact, ControlError};
+use crate::spec::Target;
 
 const LISTENER: u64 = 0;
 const FIRST: u64 = 1;
@@ -59,16 +62,24 @@ fn name() -> SocketAddr {
 fn run(mut server: Server) {
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
     epoll::add(&epoll, server.listener(), EventData::new_u64(LISTENER), EventFlags::IN).unwrap();
-    let mut killed = false;
+    let (mut killed, mut addresses) = (false, Vec::new());
     while !killed {
         let mut events = Vec::with_capacity(16);
         epoll::wait(&epoll, rustix::buffer::spare_capacity(&mut events), None).unwrap();
         for event in events {
             match event.data.u64() {
                 LISTENER => server.accept(&epoll, FIRST),
-                client => server.serve(client, |request| {
+                client => server.serve(client, |request, descriptor| {
                     killed |= request == Request::Kill;
-                    Response::Done
+                    match (request, descriptor) {
+                        (Request::AddPort(_), Some(listener)) => {
+                            addresses.push(TcpListener::from(listener).local_addr().unwrap());
+                            Response::Done
+                        }
+                        (Request::AddPort(_), None) => Response::Error { message: "none".to_owned() },
+                        (Request::Ports, _) => Response::Ports { addresses: addresses.clone() },
+                        _ => Response::Done,
+                    }
                 }),
             }
             assert!(server.clients.len() <= MAX_CLIENTS);
@@ -117,6 +128,48 @@ fn a_request_may_come_byte_by_byte() {
     }
     stream.shutdown(std::net::Shutdown::Write).unwrap();
     assert!(read_all(&stream).ends_with(b"\n{\"response\":\"done\"}\n"));
+    server.end();
+}
+
+#[test]
+fn a_descriptor_comes_with_a_request() {
+    let server = Running::start();
+    let mut client = server.client();
+    let target = Target { port: 1024, preface: vec![0, 255] };
+    let listeners: Vec<TcpListener> = (0..3).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    for listener in &listeners {
+        client.add_port(listener.as_fd(), target.clone()).unwrap();
+    }
+    let addresses: Vec<_> = listeners.iter().map(|listener| listener.local_addr().unwrap()).collect();
+    assert_eq!(client.ports().unwrap(), addresses);
+    client.remove_port(addresses[0]).unwrap();
+    server.end();
+}
+
+#[test]
+fn descriptors_that_nobody_asked_for_are_closed() {
+    let server = Running::start();
+    let mut stream = server.connect();
+    let (reader, writer) = rustix::pipe::pipe().unwrap();
+    let send = |bytes: &[u8], count: usize| {
+        let descriptors = vec![writer.as_fd(); count];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(50))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
+        sendmsg(&stream, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL).unwrap();
+    };
+    for _ in 0..20 {
+        send(b" ", 50);
+        send(b" ", 1);
+    }
+    // A request has one at most, and this one has no use for it.
+    send(b"{\"request\":\"pause\"}\n", 50);
+    drop(writer);
+    // Nobody has the pipe open any more, though the client is still there.
+    assert_eq!(rustix::io::read(&reader, &mut [0; 1]).unwrap(), 0);
+    stream.write_all(b"{\"request\":\"status\"}\n").unwrap();
+    stream.shutdown(std::net::Shutdown::Write).unwrap();
+    assert!(read_all(&stream).ends_with(b"{\"response\":\"done\"}\n{\"response\":\"done\"}\n"));
     server.end();
 }
 

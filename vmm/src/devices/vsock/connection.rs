@@ -2,19 +2,24 @@
 //!
 //! ```text
 //!   client: greeting ──CONNECT line──▶ requesting ──RESPONSE──▶ open        guest: open (RESPONSE owed)
+//!   client of a published port: requesting ──RESPONSE──▶ open, its preface first
 //!   open ──RST of the guest, and the client has not read everything yet──▶ flushing
 //! ```
 //!
 //! An open connection ends, with an RST to the guest, when both of its directions have ended. The direction to the guest ends
 //! with the host's end of file (the guest is told by SHUTDOWN), or when the guest will receive no more. The direction to
 //! the host ends when the guest will send no more and all is written, or when the client has gone.
+//!
+//! A guest that closes a published connection without an end of file before has broken it off: its client sees a reset then, as
+//! of a server that it would reach by TCP, and so it does where the guest takes no connection at all.
 
 use std::io;
-use std::net::Shutdown;
-use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::epoll::EventFlags;
+use rustix::fd::OwnedFd;
+use rustix::net::Shutdown;
 use vm_memory::VolatileSlice;
 
 use super::activity::Busy;
@@ -26,8 +31,10 @@ use super::to_host::{BUFFER, ToHost};
 /// A connection.
 #[derive(Debug)]
 pub(super) struct Connection {
-    socket: UnixStream,
+    socket: OwnedFd,
     phase: Phase,
+    /// Of a published port: what the guest gets before what the client sends.
+    preface: Option<Preface>,
     pair: Option<Pair>,
     to_host: ToHost,
     to_guest: ToGuest,
@@ -35,6 +42,8 @@ pub(super) struct Connection {
     owed: Option<Op>,
     /// The client has closed its socket.
     hung_up: bool,
+    /// The guest has closed a published connection without an end of file before.
+    broken_off: bool,
     /// Of one that a client has opened, until that has gone: it keeps the machine from being idle.
     pub(super) busy: Option<Busy>,
     /// It is among those whose turn comes; kept by [`Connections`](super::connections::Connections).
@@ -54,6 +63,13 @@ enum Phase {
     Open,
     /// The guest has forgotten the connection, and the client has not read everything yet.
     Flushing,
+}
+
+/// What the guest gets first.
+#[derive(Debug)]
+struct Preface {
+    bytes: Arc<[u8]>,
+    sent: usize,
 }
 
 /// To the guest. Counters are modulo 2^32.
@@ -103,12 +119,20 @@ pub(super) enum Next {
 
 impl Connection {
     /// A client of the host that has yet to say what it wants.
-    pub(super) fn from_client(socket: UnixStream, deadline: Instant) -> Self {
+    pub(super) fn from_client(socket: OwnedFd, deadline: Instant) -> Self {
         Self::new(socket, Phase::Greeting, Some(deadline))
     }
 
+    /// A client of a published port.
+    pub(super) fn published(socket: OwnedFd, pair: Pair, preface: Arc<[u8]>, deadline: Instant) -> Self {
+        let mut connection = Self::new(socket, Phase::Greeting, Some(deadline));
+        connection.preface = Some(Preface { bytes: preface, sent: 0 });
+        connection.request(pair);
+        connection
+    }
+
     /// The guest asks for `socket` by `header`.
-    pub(super) fn from_guest(socket: UnixStream, header: &Header) -> Self {
+    pub(super) fn from_guest(socket: OwnedFd, header: &Header) -> Self {
         let mut connection = Self::new(socket, Phase::Open, None);
         connection.pair = Some(header.pair_from_guest());
         connection.to_guest.buf_alloc = header.buf_alloc;
@@ -117,17 +141,19 @@ impl Connection {
         connection
     }
 
-    fn new(socket: UnixStream, phase: Phase, deadline: Option<Instant>) -> Self {
+    fn new(socket: OwnedFd, phase: Phase, deadline: Option<Instant>) -> Self {
         let to_guest =
             ToGuest { sent: 0, buf_alloc: 0, fwd_cnt: 0, readable: false, asked: false, end: End::Open };
         Self {
             socket,
             phase,
+            preface: None,
             pair: None,
             to_host: ToHost::default(),
             to_guest,
             owed: None,
             hung_up: false,
+            broken_off: false,
             busy: None,
             queued: false,
             deadline,
@@ -147,7 +173,7 @@ impl Connection {
         self.to_host.kept()
     }
 
-    pub(super) fn socket(&self) -> &UnixStream {
+    pub(super) fn socket(&self) -> &OwnedFd {
         &self.socket
     }
 
@@ -241,7 +267,8 @@ impl Connection {
 
     /// Whether both directions have ended.
     fn is_over(&self) -> bool {
-        let to_host_ended = self.hung_up || (self.to_host.has_ended() && !self.is_buffering());
+        let ended = self.to_host.has_ended() || self.broken_off;
+        let to_host_ended = self.hung_up || (ended && !self.is_buffering());
         to_host_ended && self.to_guest.end != End::Open
     }
 
@@ -262,6 +289,9 @@ impl Connection {
     fn accepted(&mut self) {
         self.phase = Phase::Open;
         self.deadline = None;
+        if self.preface.is_some() {
+            return;
+        }
         let line = format!("OK {}\n", self.pair.map_or(0, |pair| pair.host));
         // The first bytes of a socket have room, unless its client has made that room tiny.
         if !matches!(socket::send(&self.socket, line.as_bytes()), Ok(sent) if sent == line.len()) {
@@ -270,14 +300,20 @@ impl Connection {
     }
 
     fn shut_down(&mut self, flags: u32) {
+        let closed = flags & (SHUTDOWN_RECEIVE | SHUTDOWN_SEND) == SHUTDOWN_RECEIVE | SHUTDOWN_SEND;
+        self.broken_off |= closed && self.preface.is_some() && !self.to_host.has_ended();
         if flags & SHUTDOWN_RECEIVE != 0 && self.to_guest.end != End::Refused {
             self.to_guest.end = End::Refused;
-            // Fails where the client has gone, which is told by an event.
-            let _ = self.socket.shutdown(Shutdown::Read);
+            socket::end(&self.socket, Shutdown::Read);
         }
-        if flags & SHUTDOWN_SEND != 0 {
+        if flags & SHUTDOWN_SEND != 0 && !self.broken_off {
             self.to_host.end(&self.socket);
         }
+    }
+
+    /// The preface, as long as not all of it is sent.
+    fn preface(&self) -> Option<&Preface> {
+        self.preface.as_ref().filter(|preface| preface.sent < preface.bytes.len())
     }
 
     /// How much the guest can take, in bytes. What it says is not trusted to make sense: the least is none.
@@ -293,7 +329,8 @@ impl Connection {
             Phase::Requesting { told } => !told,
             Phase::Open => {
                 let to_guest = &self.to_guest;
-                let readable = to_guest.readable && (self.credit() > 0 || !to_guest.asked);
+                let something = to_guest.readable || self.preface().is_some();
+                let readable = something && (self.credit() > 0 || !to_guest.asked);
                 self.owed.is_some()
                     || self.to_host.owes_credit()
                     || to_guest.end == End::Seen
@@ -341,7 +378,8 @@ impl Connection {
 
     /// Reads what the socket has into `buffers`, and tells what kind of packet it makes.
     fn read(&mut self, buffers: &Buffers<'_>, len: &mut u32) -> Option<Op> {
-        if !self.to_guest.readable || self.to_guest.end != End::Open {
+        let prefaced = self.preface().is_some();
+        if !(self.to_guest.readable || prefaced) || self.to_guest.end != End::Open {
             return None;
         }
         let mut left = self.credit() as usize;
@@ -354,6 +392,15 @@ impl Connection {
             let wanted = left.min(slice.len());
             if wanted == 0 {
                 break;
+            }
+            if let Some(preface) = self.preface.as_mut().filter(|_| prefaced) {
+                let rest = &preface.bytes[preface.sent..];
+                let copied = wanted.min(rest.len());
+                slice.copy_from(&rest[..copied]);
+                preface.sent += copied;
+                total += copied;
+                left -= copied;
+                continue;
             }
             match socket::receive_to_guest(&self.socket, slice, wanted) {
                 Ok(0) => self.to_guest.end = End::Seen,
@@ -376,5 +423,13 @@ impl Connection {
         *len = total as u32;
         self.to_guest.sent = self.to_guest.sent.wrapping_add(total as u32);
         (total > 0).then_some(Op::Data)
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        if self.preface.is_some() && !self.to_host.has_ended() {
+            socket::reset(&self.socket);
+        }
     }
 }

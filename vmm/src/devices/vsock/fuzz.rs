@@ -4,6 +4,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use rustix::event::epoll;
+use rustix::fd::OwnedFd;
 use rustix::net::{AddressFamily, SocketType, socket};
 use virtio_bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use virtio_queue::desc::{RawDescriptor, split::Descriptor};
@@ -54,8 +55,9 @@ pub fn guest(data: &[u8]) {
     };
     device.activate(active, &events).expect("epoll");
     let (client, socket) = pair();
+    let client = OwnedFd::from(client);
     socket.set_nonblocking(true).expect("socket");
-    device.greet(socket, &events);
+    device.greet(socket.into(), &events);
     super::socket::send(&client, b"CONNECT 1024\nand some data").expect("socket");
     let _ = device.ready(TOKENS.start, epoll::EventFlags::IN, &events);
 

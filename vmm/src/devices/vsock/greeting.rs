@@ -1,7 +1,6 @@
 //! The first line of a client of the host: `CONNECT <port>\n`.
 
-use std::os::unix::net::UnixStream;
-
+use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
 
@@ -20,7 +19,7 @@ pub(super) enum Greeting {
 }
 
 /// Looks at what `socket` holds. An incomplete line stays there, so that nothing is kept for clients that say nothing.
-pub(super) fn read(socket: &UnixStream) -> Greeting {
+pub(super) fn read(socket: &OwnedFd) -> Greeting {
     let mut line = [0; MAX_LINE];
     let held = match recv(socket, &mut line, RecvFlags::PEEK) {
         Ok((held, _)) if held > 0 => held,

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   client ──CONNECT 1024──▶ listener ─▶ greeting ─▶ connection ◀──▶ RX and TX queue ◀──▶ guest
+//!   TCP client ─────────────▶ published port ─────────▶ connection, its preface first
 //!   `ready` stream ◀──────── the guest connects to port 1024 of the host
 //! ```
 //!
@@ -19,6 +20,7 @@ mod connections;
 pub mod fuzz;
 mod greeting;
 mod packet;
+mod published;
 mod socket;
 mod to_host;
 mod transport;
@@ -48,11 +50,13 @@ use self::connection::{Connection, Verdict};
 use self::connections::{Connections, MAX_CONNECTIONS, MAX_RESETS, TOKENS};
 use self::greeting::Greeting;
 use self::packet::STREAM;
-use super::State;
+use super::{Setting, State};
+use crate::spec::MAX_PORTS;
 use crate::virtio::{Active, ConfigSpace, Device, DeviceError, Events, Info, Saved};
 
 pub use self::activity::Activity;
 pub use self::connections::{Pair, Reset};
+pub use self::published::Published;
 
 /// The port of the host that the guest's agent connects to once it is ready.
 pub const READY_PORT: u32 = 1024;
@@ -62,6 +66,8 @@ const TX: usize = 1;
 
 const LISTENER: u32 = 0;
 const TIMER: u32 = 1;
+/// Of the first published port; below those of connections.
+const FIRST_PUBLISHED: u32 = 2;
 
 /// How long a client may take for its line, the guest for its answer, and the guest to take what a client that has gone has
 /// left behind. Generous: a guest may be short of CPU.
@@ -77,6 +83,8 @@ pub struct Vsock {
     listener: UnixListener,
     /// What the guest may connect to: by port, one stream for one connection.
     ports: BTreeMap<u32, UnixStream>,
+    /// What clients of the host reach by TCP, by their tokens.
+    published: BTreeMap<u32, Published>,
     timer: OwnedFd,
     /// The timer is running.
     armed: bool,
@@ -139,6 +147,7 @@ impl Vsock {
             config: Arc::new(ConfigSpace::read_only(cid.to_le_bytes().to_vec())),
             listener,
             ports: BTreeMap::from([(READY_PORT, ready)]),
+            published: BTreeMap::new(),
             timer,
             armed: false,
             deaf: false,
@@ -159,7 +168,27 @@ impl Vsock {
         self.armed = false;
         self.deaf = false;
         events.add(&self.listener, LISTENER, EventFlags::IN)?;
+        for (token, port) in &mut self.published {
+            port.deaf = false;
+            events.add(&port.listener, *token, EventFlags::IN)?;
+        }
         events.add(&self.timer, TIMER, EventFlags::IN)
+    }
+
+    /// Takes the clients of one more port from now on; without `events` from the activation on.
+    ///
+    /// # Errors
+    /// There are as many as there may be, or the host has refused.
+    pub fn publish(&mut self, port: Published, events: Option<&Events<'_>>) -> io::Result<()> {
+        let free = |token: &u32| !self.published.contains_key(token);
+        let token = (FIRST_PUBLISHED..).take(MAX_PORTS).find(free);
+        let token =
+            token.ok_or_else(|| io::Error::other(format!("{MAX_PORTS} ports are published already")))?;
+        if let Some(events) = events {
+            events.add(&port.listener, token, EventFlags::IN)?;
+        }
+        self.published.insert(token, port);
+        Ok(())
     }
 
     /// Sees to it that the timer runs.
@@ -186,7 +215,7 @@ impl Vsock {
             let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
             match rustix::net::accept_with(&self.listener, flags) {
                 Ok(_) if self.connections.is_full() => count(&self.counters.refused),
-                Ok(client) => self.greet(client.into(), events),
+                Ok(client) => self.greet(client, events),
                 Err(Errno::INTR | Errno::CONNABORTED) => {}
                 Err(Errno::AGAIN) => return,
                 // No descriptor or no memory, and the client still waits. Others may go meanwhile.
@@ -198,7 +227,45 @@ impl Vsock {
         }
     }
 
-    fn greet(&mut self, socket: UnixStream, events: &Events<'_>) {
+    /// The clients of a published port that wait.
+    fn accept_published(&mut self, token: u32, events: &Events<'_>) {
+        for _ in 0..ACCEPTED_AT_ONCE {
+            let Some(port) = self.published.get_mut(&token) else { return };
+            match rustix::net::accept_with(&port.listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
+                Ok(client) if self.connections.is_full() => {
+                    socket::reset(&client);
+                    count(&self.counters.refused);
+                }
+                Ok(client) => {
+                    let (guest, preface) = (port.guest_port, Arc::clone(&port.preface));
+                    self.connect(client, guest, preface, events);
+                }
+                Err(Errno::AGAIN) => return,
+                Err(Errno::NOMEM | Errno::NOBUFS | Errno::MFILE | Errno::NFILE) => {
+                    port.deaf = events.modify(&port.listener, token, EventFlags::empty()).is_ok();
+                    return self.expect();
+                }
+                // Of the client, which has gone (accept(2)).
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// Joins a client of a published port to the guest's port.
+    fn connect(&mut self, socket: OwnedFd, guest: u32, preface: Arc<[u8]>, events: &Events<'_>) {
+        let token = self.connections.token();
+        let pair = Pair { host: token, guest };
+        let mut connection = Connection::published(socket, pair, preface, Instant::now() + self.patience);
+        connection.busy = Some(self.counters.activity.begin());
+        if events.add(connection.socket(), token, connection.interest()).is_ok() {
+            self.connections.insert(token, connection);
+            self.connections.name(token, pair);
+            self.connections.queue(token);
+            self.expect();
+        }
+    }
+
+    fn greet(&mut self, socket: OwnedFd, events: &Events<'_>) {
         let token = self.connections.token();
         let mut connection = Connection::from_client(socket, Instant::now() + self.patience);
         connection.busy = Some(self.counters.activity.begin());
@@ -282,10 +349,13 @@ impl Vsock {
         if self.deaf {
             self.deaf = events.modify(&self.listener, LISTENER, EventFlags::IN).is_err();
         }
+        for (token, port) in self.published.iter_mut().filter(|(_, port)| port.deaf) {
+            port.deaf = events.modify(&port.listener, *token, EventFlags::IN).is_err();
+        }
         let next = self.connections.iter().filter_map(|(_, connection)| connection.deadline).min();
         if let Some(next) = next {
             self.arm(next.saturating_duration_since(now));
-        } else if self.deaf {
+        } else if self.deaf || self.published.values().any(|port| port.deaf) {
             self.expect();
         }
     }
@@ -315,6 +385,9 @@ impl Device for Vsock {
     fn deactivate(&mut self, events: &Events<'_>) {
         // Each is missing where the activation has failed half-way.
         let _ = events.remove(&self.listener);
+        for port in self.published.values() {
+            let _ = events.remove(&port.listener);
+        }
         let _ = events.remove(&self.timer);
         self.connections.clear();
         self.active = None;
@@ -341,6 +414,7 @@ impl Device for Vsock {
                 self.armed = false;
                 self.sweep(events);
             }
+            token if self.published.contains_key(&token) => self.accept_published(token, events),
             token => self.socket_ready(token, flags, events),
         }
         self.fill(events)?;
@@ -355,6 +429,22 @@ impl Device for Vsock {
                 .map_err(|source| DeviceError::Host { what: "waiting for a client", source })?;
         }
         Ok(())
+    }
+
+    fn configure(&mut self, setting: Setting, events: &Events<'_>) -> Result<(), DeviceError> {
+        match setting {
+            Setting::Publish(port) => {
+                // While it is not active its clients wait.
+                let events = self.active.is_some().then_some(events);
+                self.publish(port, events)
+                    .map_err(|source| DeviceError::Host { what: "publishing a port", source })
+            }
+            Setting::Unpublish(address) => {
+                // Closed, it is no longer waited for. The connections that it has made go on.
+                self.published.retain(|_, port| port.address() != address);
+                Ok(())
+            }
+        }
     }
 
     fn save(&self) -> Saved {

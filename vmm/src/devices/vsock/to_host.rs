@@ -1,9 +1,9 @@
 //! One direction of a connection: what the guest sends, and the credit that it has for it.
 
 use std::io;
-use std::net::Shutdown;
-use std::os::unix::net::UnixStream;
 
+use rustix::fd::OwnedFd;
+use rustix::net::Shutdown;
 use vm_memory::VolatileSlice;
 
 use super::socket;
@@ -64,7 +64,7 @@ impl ToHost {
     ///
     /// # Errors
     /// The socket does not work any more.
-    pub(super) fn receive(&mut self, socket: &UnixStream, payload: &[VolatileSlice<'_>]) -> io::Result<bool> {
+    pub(super) fn receive(&mut self, socket: &OwnedFd, payload: &[VolatileSlice<'_>]) -> io::Result<bool> {
         let len = payload.iter().map(VolatileSlice::len).sum::<usize>() as u32;
         let ahead = self.received.wrapping_sub(self.told);
         // Both are at most 64 KiB.
@@ -91,7 +91,7 @@ impl ToHost {
     ///
     /// # Errors
     /// It does not work any more.
-    pub(super) fn flush(&mut self, socket: &UnixStream) -> io::Result<()> {
+    pub(super) fn flush(&mut self, socket: &OwnedFd) -> io::Result<()> {
         while self.is_buffering() {
             match socket::send(socket, &self.buffer[self.start..]) {
                 Ok(sent) => self.flushed(sent),
@@ -104,7 +104,7 @@ impl ToHost {
     }
 
     /// The guest sends no more.
-    pub(super) fn end(&mut self, socket: &UnixStream) {
+    pub(super) fn end(&mut self, socket: &OwnedFd) {
         if !self.ended {
             self.ended = true;
             self.end_writing(socket);
@@ -118,10 +118,9 @@ impl ToHost {
     }
 
     /// The client's end of file, behind everything that the guest has sent.
-    fn end_writing(&self, socket: &UnixStream) {
+    fn end_writing(&self, socket: &OwnedFd) {
         if self.ended && !self.is_buffering() {
-            // Fails where the client has gone, which is told by an event.
-            let _ = socket.shutdown(Shutdown::Write);
+            socket::end(socket, Shutdown::Write);
         }
     }
 

@@ -87,7 +87,7 @@ impl Vsock {
         }
         let Some(socket) = self.ports.remove(&header.dst_port) else { return false };
         let token = self.connections.token();
-        let connection = Connection::from_guest(socket, header);
+        let connection = Connection::from_guest(socket.into(), header);
         if events.add(connection.socket(), token, connection.interest()).is_err() {
             return false;
         }

@@ -4,4 +4,5 @@ mod data;
 mod guest;
 mod hostile;
 mod life;
+mod published;
 mod random;
