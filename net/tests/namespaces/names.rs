@@ -1,0 +1,109 @@
+//! Names: the gateway's server, and servers by name.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::time::Duration;
+
+use net::engine::Config;
+use rustix::io::Errno;
+
+use super::place::{ALL, OTHER, PUBLIC, Place, config};
+
+/// Where the host's name server is.
+const RESOLVER: &str = "127.0.0.53:53";
+
+/// A query for the IPv4 addresses of `name`.
+fn query(name: &str) -> Vec<u8> {
+    let mut message = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    for label in name.split('.') {
+        message.push(label.len() as u8);
+        message.extend(label.as_bytes());
+    }
+    message.extend([0, 0, 1, 0, 1]);
+    message
+}
+
+fn answer(query: &[u8], address: &str) -> Vec<u8> {
+    let address: std::net::Ipv4Addr = address.parse().unwrap();
+    let end = 12 + query[12..].iter().position(|&byte| byte == 0).unwrap() + 5;
+    let mut message = query[..2].to_vec();
+    message.extend([0x81, 0x80, 0, 1, 0, 1, 0, 0, 0, 0]);
+    message.extend(&query[12..end]);
+    message.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4]);
+    message.extend(address.octets());
+    message
+}
+
+/// What the gateway answers: its code, and the last four bytes.
+fn ask(name: &str) -> (u8, Vec<u8>) {
+    let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    socket.connect("192.0.0.1:53").unwrap();
+    socket.send(&query(name)).unwrap();
+    let mut buffer = vec![0; 4096];
+    let len = socket.recv(&mut buffer).unwrap();
+    (buffer[3] & 0xf, buffer[len - 4..len].to_vec())
+}
+
+/// The host's side: a name server that says of every name that it is at PUBLIC, of `evil.` that it is private; and web servers.
+fn place(policy: &str) -> Option<Place> {
+    let config = Config { resolvers: vec![RESOLVER.parse().unwrap()], ..config(policy) };
+    let place = Place::new(config, ALL)?;
+    let ((), _) = place.host(|ready| {
+        let socket = UdpSocket::bind(RESOLVER).unwrap();
+        ready.send(()).unwrap();
+        loop {
+            let mut buffer = [0; 4096];
+            let (len, from) = socket.recv_from(&mut buffer).unwrap();
+            let evil = buffer[..len].windows(4).any(|part| part == b"evil");
+            let reply = answer(&buffer[..len], if evil { "169.254.169.254" } else { PUBLIC });
+            socket.send_to(&reply, from).unwrap();
+        }
+    });
+    for ip in [PUBLIC, OTHER] {
+        let ((), _) = place.host(move |ready| {
+            let listener = TcpListener::bind((ip, 80)).unwrap();
+            ready.send(()).unwrap();
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                let mut got = [0; 100];
+                if matches!(stream.read(&mut got), Ok(1..)) {
+                    stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").unwrap();
+                }
+            }
+        });
+    }
+    Some(place)
+}
+
+fn get(ip: &str, name: &str) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect((ip, 80))?;
+    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+    write!(stream, "GET / HTTP/1.1\r\nHost: {name}\r\n\r\n")?;
+    let mut got = String::new();
+    stream.read_to_string(&mut got)?;
+    Ok(got)
+}
+
+#[test]
+fn a_name_that_leads_to_a_private_address_leads_nowhere() {
+    let Some(_place) = place("{}") else { return };
+    assert_eq!(ask("www.example.org"), (0, vec![93, 184, 215, 14]));
+    let (_, end) = ask("evil.example.org");
+    assert_ne!(end, [169, 254, 169, 254]);
+}
+
+#[test]
+fn a_server_is_reached_by_an_allowed_name_alone() {
+    let Some(place) = place(r#"{"mode": "allow", "allow": ["www.example.org"]}"#) else { return };
+    assert_eq!(ask("bad.example.org").0, 3);
+    let unknown = get(PUBLIC, "www.example.org").unwrap_err();
+    assert_eq!(unknown.raw_os_error(), Some(Errno::HOSTUNREACH.raw_os_error()));
+    assert_eq!(ask("www.example.org").0, 0);
+    assert!(get(PUBLIC, "www.example.org").unwrap().starts_with("HTTP/1.1 200"));
+    let spoofed = get(PUBLIC, "bad.example.org").unwrap_err();
+    assert_eq!(spoofed.raw_os_error(), Some(Errno::CONNRESET.raw_os_error()));
+    let elsewhere = get(OTHER, "www.example.org").unwrap_err();
+    assert_eq!(elsewhere.raw_os_error(), Some(Errno::HOSTUNREACH.raw_os_error()));
+    assert_eq!(place.denials.lock().unwrap().len(), 4);
+}
