@@ -6,9 +6,10 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use net::policy::{Mode, Policy};
 use rootfs_builder::reference::DEFAULT_IMAGE;
 use rootfs_builder::registry::{RegistryError, check_host};
-use serde::{Deserialize, Deserializer, de::Error as _};
+use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 use vmm::spec::Cpus;
 
 use crate::size::{Memory, Size};
@@ -74,12 +75,32 @@ pub(crate) struct Config {
     pub(crate) cpus: Setting<Cpus>,
     /// The memory of a sandbox.
     pub(crate) memory: Setting<Memory>,
+    /// What sandboxes reach of which nothing is said.
+    pub(crate) network: Setting<Network>,
     /// So many sandboxes may there be in the daemon's care.
     pub(crate) max_sandboxes: Setting<usize>,
     /// So much memory may those that run have together.
     pub(crate) max_memory: Setting<Size>,
     /// A daemon that a command has started leaves when it has had nothing to do for so long; 0: never.
     pub(crate) daemon_idle: Setting<Duration>,
+}
+
+/// What sandboxes reach of which nothing is said.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Network {
+    /// Nothing.
+    None,
+    /// What everybody on the Internet reaches.
+    #[default]
+    Public,
+}
+
+impl Network {
+    /// As a sandbox has it.
+    pub(crate) fn policy(self) -> Policy {
+        Policy::from(if self == Self::None { Mode::None } else { Mode::Public })
+    }
 }
 
 /// The configuration file.
@@ -120,6 +141,7 @@ struct Limits {
 struct Run {
     cpus: Option<Cpus>,
     memory: Option<Memory>,
+    network: Option<Network>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -210,6 +232,7 @@ impl Config {
             kernel,
             cpus: setting(file.run.cpus, Cpus::default()),
             memory: setting(file.run.memory, Memory::default()),
+            network: setting(file.run.network, Network::default()),
             max_sandboxes: setting(file.limits.sandboxes, DEFAULT_SANDBOXES),
             max_memory: setting(file.limits.memory, memory_of_this_machine()),
             daemon_idle: setting(file.daemon.idle_timeout, DEFAULT_IDLE),

@@ -3,13 +3,13 @@
 //! The image may be anything, an empty one too: what is missing is made, on its disk.
 
 use crate::kmsg;
+use crate::network::{self, NetworkError};
 use protocol::Config;
 use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, MountPropagationFlags};
 use rustix::process::{Resource, Rlimit};
 use std::fs;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
@@ -57,6 +57,9 @@ pub enum InitError {
     /// The root disk could not become /.
     #[error("cannot make the root disk /")]
     Root(#[source] Errno),
+    /// The network could not be set up.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     /// The set-up of the process or the machine failed.
     #[error("{what}")]
     System {
@@ -77,8 +80,7 @@ pub fn run() -> Result<(), InitError> {
     sysctls();
     limits()?;
     hostname(&config)?;
-    loopback_up()
-        .map_err(|source| InitError::System { what: "cannot bring the loopback interface up", source })
+    Ok(network::set_up(config.network.as_ref())?)
 }
 
 fn config() -> Result<Config, InitError> {
@@ -178,13 +180,16 @@ fn hostname(config: &Config) -> Result<(), InitError> {
         .map_err(|source| InitError::System { what: "cannot set the host name", source })?;
     fs::create_dir_all(RUN).map_err(|source| InitError::File { path: RUN.into(), source })?;
     bind("hostname", &format!("{name}\n"));
-    bind(
-        "hosts",
-        &format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t{name}\n"),
-    );
+    let mut hosts =
+        format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t{name}\n");
+    hosts.extend(config.hosts.iter().map(|(name, address)| format!("{address}\t{name}\n")));
+    bind("hosts", &hosts);
     if !config.nameservers.is_empty() {
-        let lines: Vec<_> =
+        let mut lines: Vec<_> =
             config.nameservers.iter().map(|server| format!("nameserver {server}\n")).collect();
+        if !config.search.is_empty() {
+            lines.push(format!("search {}\n", config.search.join(" ")));
+        }
         bind("resolv.conf", &lines.concat());
     }
     Ok(())
@@ -209,20 +214,4 @@ fn bind(name: &str, content: &str) {
     if let Err(error) = result {
         kmsg::warning(format_args!("{}: {error}", target.display()));
     }
-}
-
-fn loopback_up() -> Result<(), Errno> {
-    use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
-    let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
-    // SAFETY: a structure of integers and arrays of them, for which zero is valid.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    request.ifr_name[0] = b'l' as libc::c_char;
-    request.ifr_name[1] = b'o' as libc::c_char;
-    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
-    // SAFETY: `request` is an ifreq, as SIOCSIFFLAGS asks for (netdevice(7)), and lives through the call.
-    if unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as libc::Ioctl, &raw const request) } < 0 {
-        let error = std::io::Error::last_os_error();
-        return Err(Errno::from_io_error(&error).unwrap_or(Errno::IO));
-    }
-    Ok(())
 }

@@ -17,6 +17,7 @@ mod files;
 mod forward;
 pub mod init;
 pub mod kmsg;
+pub mod network;
 mod power;
 pub mod process;
 pub mod serve;

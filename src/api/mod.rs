@@ -13,6 +13,7 @@ mod guard;
 mod images;
 mod input;
 mod logs;
+mod network;
 mod openapi;
 mod ports;
 mod problem;
@@ -86,6 +87,7 @@ fn tree() -> OpenApiRouter<Arc<Daemon>> {
         .routes(routes!(sandboxes::resume))
         .routes(routes!(sandboxes::stats))
         .routes(routes!(logs::logs))
+        .routes(routes!(network::denials))
         .routes(routes!(sandboxes::sleep))
         .routes(routes!(sandboxes::wake))
         .routes(routes!(ports::public_urls))

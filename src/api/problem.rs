@@ -138,7 +138,7 @@ fn classify(error: &DaemonError) -> (StatusCode, &'static str) {
         DaemonError::Port { source: PortError::Denied { .. }, .. } => (StatusCode::FORBIDDEN, "portDenied"),
         DaemonError::Port { source: PortError::NoAddress(_), .. } => (WRONG, "invalid"),
         DaemonError::NameTaken { .. } => (StatusCode::CONFLICT, "nameTaken"),
-        DaemonError::State { .. } => (StatusCode::CONFLICT, "wrongState"),
+        DaemonError::State { .. } | DaemonError::NoNetwork(_) => (StatusCode::CONFLICT, "wrongState"),
         DaemonError::TooMany(_)
         | DaemonError::TooManyPulls(_)
         | DaemonError::TooManyWatches { .. }

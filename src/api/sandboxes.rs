@@ -13,14 +13,15 @@ use axum::response::{IntoResponse as _, Response};
 use axum::{Extension, Json};
 use futures_util::StreamExt as _;
 use futures_util::stream::once;
+use net::policy::Policy;
 use vmm::spec::{Cpus, MemoryMib};
 
 use super::answers::{Envelope, Id, Meta, Sandboxes};
 use super::input::{Body, Parameters, Target};
 use super::problem::Problem;
-use super::success;
-use super::types::{Change, Create, ListParameters, NetworkMode, Sandbox, Stop};
-use crate::daemon::{Connection, Daemon, GRACE, ImageWanted, New, Page, Stats};
+use super::types::{Change, Create, ListParameters, Sandbox, Stop};
+use super::{network, success};
+use crate::daemon::{Changes, Connection, Daemon, GRACE, ImageWanted, New, Page, Stats};
 
 const PAGE: usize = 50;
 const LARGEST_PAGE: usize = 1000;
@@ -55,7 +56,7 @@ pub(super) async fn create(
             "a file of this machine can be named over the Unix socket alone",
         ));
     }
-    let new = wanted(body)?;
+    let new = wanted(body, &daemon.config().network.value.policy())?;
     let created =
         |sandbox: &crate::daemon::Sandbox| success("sandbox created", Sandbox::from(sandbox.view()));
     if !new.ephemeral {
@@ -76,12 +77,9 @@ pub(super) async fn create(
     Ok((StatusCode::CREATED, kind, Content::from_stream(answer)).into_response())
 }
 
-/// What the daemon understands of a request.
-fn wanted(body: Create) -> Result<New, Problem> {
+/// What the daemon understands of a request; `network` is what a sandbox may reach of which nothing is said.
+fn wanted(body: Create, network: &Policy) -> Result<New, Problem> {
     let range = |min: u64, max: u64, unit: &str| format!("is not between {min} and {max}{unit}");
-    if body.network.is_some_and(|network| network.mode != NetworkMode::None) {
-        return Err(Problem::not_implemented("network"));
-    }
     if body.auto_sleep == Some(true) {
         return Err(Problem::not_implemented("autoSleep"));
     }
@@ -142,12 +140,15 @@ fn wanted(body: Create) -> Result<New, Problem> {
         return Err(Problem::field("envVars", format!("{length} bytes, where {MAX_ENV} are allowed")));
     }
     let ports = super::ports::wanted(body.ports.unwrap_or_default())?;
+    let network = network::policy(body.network.unwrap_or_default(), network)?;
     Ok(New {
         name: body.name,
         image: ImageWanted { name: body.image, size, pull: body.pull.unwrap_or_default() },
         cpus: cpus.transpose()?,
         memory: memory.transpose()?,
         env,
+        network,
+        hosts: network::hosts(body.hosts.unwrap_or_default())?,
         labels: checked(body.labels.unwrap_or_default())?,
         ttl_ms,
         idle_ms,
@@ -227,7 +228,7 @@ pub(super) async fn get(Target(sandbox): Target) -> Json<Envelope<Sandbox>> {
     success("sandbox", Sandbox::from(sandbox.view()))
 }
 
-/// Gives a sandbox another name or other labels.
+/// Gives a sandbox another name, other labels, or another network policy, at once.
 #[utoipa::path(
     patch, path = "/sandboxes/{id}", operation_id = "changeSandbox", tag = "sandboxes",
     request_body = Change,
@@ -239,7 +240,11 @@ pub(super) async fn change(
     Body(body): Body<Change>,
 ) -> Answer<Sandbox> {
     let labels = body.labels.map(checked).transpose()?;
-    daemon.change(&sandbox, body.name, labels).await?;
+    let network = match body.network {
+        Some(wanted) => Some(network::policy(wanted, &sandbox.view().record.network)?),
+        None => None,
+    };
+    daemon.change(&sandbox, Changes { name: body.name, labels, network }).await?;
     Ok(success("sandbox changed", Sandbox::from(sandbox.view())))
 }
 
@@ -346,6 +351,10 @@ mod tests {
         BTreeMap::from([(key.to_owned(), value.to_owned())])
     }
 
+    fn wanted_of(body: Create) -> Result<New, Problem> {
+        wanted(body, &Policy::default())
+    }
+
     #[test]
     fn what_is_refused_and_what_is_taken() {
         let port = Port {
@@ -367,7 +376,10 @@ mod tests {
                 ports: Some(vec![Port { protocol: PortProtocol::Udp, ..port.clone() }]),
                 ..Create::default()
             },
-            Create { network: Some(Network { mode: NetworkMode::Public }), ..Create::default() },
+            Create {
+                network: Some(Network { host_ports: Some(vec![0]), ..Network::default() }),
+                ..Create::default()
+            },
             Create { auto_sleep: Some(true), ..Create::default() },
             Create { kernel: Some("/vmlinux".into()), ..Create::default() },
             Create { kernel: Some("vmlinux".into()), ephemeral: Some(true), ..Create::default() },
@@ -375,9 +387,9 @@ mod tests {
             Create { env_vars: Some(label("A=B", "")), ..Create::default() },
             Create { labels: Some(label("a", "b,c")), ..Create::default() },
         ] {
-            assert!(wanted(body.clone()).is_err(), "{body:?}");
+            assert!(wanted_of(body.clone()).is_err(), "{body:?}");
         }
-        let new = wanted(Create {
+        let new = wanted_of(Create {
             cpu: Some(2),
             mem: Some(512),
             ttl: Some(3),
@@ -393,7 +405,7 @@ mod tests {
             (2, 512 << 20, Some(3000), None)
         );
         assert_eq!(new.ports[0].to_string(), "127.0.0.1:8080->80");
-        assert_eq!(wanted(Create { ttl: Some(0), ..Create::default() }).unwrap().ttl_ms, None);
+        assert_eq!(wanted_of(Create { ttl: Some(0), ..Create::default() }).unwrap().ttl_ms, None);
     }
 
     #[test]

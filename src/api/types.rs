@@ -71,12 +71,16 @@ pub(crate) struct Create {
     /// is pulled before.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) pull: Option<PullPolicy>,
+    /// What it may reach.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) network: Option<Network>,
+    /// Names and their addresses, which the sandbox's name server answers by itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) hosts: Option<BTreeMap<String, String>>,
     /// Ports of the sandbox that this machine is to reach; at most 64.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) ports: Option<Vec<Port>>,
-    /// Not there yet, as the next two.
-    #[serde(skip_serializing)]
-    pub(crate) network: Option<Network>,
+    /// Not there yet, as the next one.
     #[serde(skip_serializing)]
     pub(crate) auto_sleep: Option<bool>,
     #[serde(skip_serializing)]
@@ -159,17 +163,35 @@ fn url(mut host: SocketAddr) -> String {
 }
 
 /// What a sandbox can reach.
-#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", default)]
 pub(crate) struct Network {
-    pub(crate) mode: NetworkMode,
+    /// `none`: nothing, and a sandbox that is made so has no network device. `public`, which is meant where nothing is said: what
+    /// everybody on the Internet reaches, and nothing private. `allow`: what a rule allows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) mode: Option<NetworkMode>,
+    /// What is reached, as `[tcp:|udp:]PLACE[:PORT[-PORT]]`, where PLACE is `*`, a domain, as `example.org` or `*.example.org`, an
+    /// address or a CIDR. Of the mode `allow`, which is meant where there are such rules and nothing else is said; in the mode
+    /// `public` addresses and CIDRs that are reached as well.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) allow: Option<Vec<String>>,
+    /// What is not, in any mode; looked at before `allow`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) deny: Option<Vec<String>>,
+    /// TCP ports of this machine's loopback that the sandbox reaches, at its gateway: `host.voidrun.internal`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) host_ports: Option<Vec<u16>>,
 }
 
 /// What a sandbox can reach.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ToSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum NetworkMode {
+    /// Nothing
     None,
+    /// What everybody on the Internet reaches, and nothing private
     Public,
+    /// What --allow says
     Allow,
 }
 
@@ -180,6 +202,9 @@ pub(crate) struct Change {
     pub(crate) name: Option<String>,
     /// All of them: those that are not here go.
     pub(crate) labels: Option<BTreeMap<String, String>>,
+    /// What it may reach from now on; a list that is here replaces the one before. What the sandbox has open and may no longer is cut off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) network: Option<Network>,
 }
 
 /// How a sandbox is stopped.
@@ -188,6 +213,33 @@ pub(crate) struct Change {
 pub(crate) struct Stop {
     /// Seconds between SIGTERM and SIGKILL to its processes.
     pub(crate) timeout: Option<u64>,
+}
+
+/// `GET /sandboxes/{id}/network/denials`.
+#[derive(Clone, Debug, Default, Deserialize, IntoParams)]
+#[serde(default)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct DenialParameters {
+    /// The number of the last one that is known.
+    pub(crate) after: Option<u64>,
+}
+
+/// Something that a sandbox was denied.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub(crate) struct Denial {
+    /// They are counted since the machine was started, from 1. The last 512 are kept.
+    pub(crate) number: u64,
+    /// RFC 3339.
+    pub(crate) time: String,
+    /// `tcp`, `udp`, `icmp` or `dns`.
+    pub(crate) protocol: String,
+    /// Address and port, or the name that was asked for.
+    pub(crate) destination: String,
+    /// The name that led there, where one is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) name: Option<String>,
+    /// Which rule it was.
+    pub(crate) rule: String,
 }
 
 /// `GET /sandboxes/{id}/logs`.
@@ -251,6 +303,8 @@ pub(crate) struct Sandbox {
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) auto_sleep: bool,
     pub(crate) ports: Vec<Port>,
+    #[serde(default)]
+    pub(crate) network: Network,
     /// Seconds from each start to its end; none where it is absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) ttl: Option<u64>,
@@ -314,6 +368,7 @@ impl From<View> for Sandbox {
             labels: record.labels,
             auto_sleep: false,
             ports: record.ports.into_iter().map(port).collect(),
+            network: super::network::shown(&record.network),
             ttl: record.ttl_ms.map(|ms| ms.div_ceil(1000)),
             idle_timeout: record.idle_ms.map(|ms| ms.div_ceil(1000)),
         }

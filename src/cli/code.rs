@@ -8,7 +8,7 @@ use protocol::Exit;
 
 use super::Context;
 use super::error::CliError;
-use super::flags::Process;
+use super::flags::{Networking, Process};
 use super::image;
 use super::session::{self, Command, Outcome, Place, Session, Signals, Stdin};
 use crate::api::types::{CodeResult, Create, Exec};
@@ -32,6 +32,7 @@ it has printed, parsed if it is JSON. The exit code is the code's, as for `voidr
 Examples:
   voidrun code script.py
   echo 'console.log(6 * 7)' | voidrun code --language js
+  voidrun code --network none untrusted.py
   voidrun code --sandbox dev -w /app --timeout 30s --json task.ts | jq .results"
 )]
 pub(crate) struct Args {
@@ -44,6 +45,8 @@ pub(crate) struct Args {
     /// The image of the new sandbox [default: default_image in the configuration]
     #[arg(long)]
     image: Option<String>,
+    #[command(flatten)]
+    networking: Networking,
     #[command(flatten)]
     process: Process,
     /// The file with the code; - for standard input
@@ -74,7 +77,9 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, CliError> {
         let name = image.reference.name.to_string();
         let place = format!("the image {name}");
         let kernel = context.kernel()?;
-        let create = Create { image: Some(name), ephemeral: Some(true), kernel, ..Create::default() };
+        let network = args.networking.wanted();
+        let create =
+            Create { image: Some(name), ephemeral: Some(true), kernel, network, ..Create::default() };
         return session::block_on(async |signals| {
             let made = async { Place::make(Client::connect(&context.config).await?, &create).await };
             let made = signals.guard(made, "").await?;
@@ -83,6 +88,11 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, CliError> {
             code
         });
     };
+    if args.networking.wanted().is_some() {
+        let wrong =
+            format!("--network and its rules with --sandbox: `voidrun network {sandbox}` changes its policy");
+        return Err(CliError::Usage(wrong));
+    }
     session::block_on(async |signals| {
         let client = signals.guard(Client::connect(&context.config), "").await?;
         let remote = Remote { client, sandbox: sandbox.clone() };

@@ -37,6 +37,7 @@ pub(super) fn run(context: &Context) -> Result<(), CliError> {
         row("kernel", json!(config.kernel.value), config.kernel.origin),
         row("run.cpus", json!(config.cpus.value), config.cpus.origin),
         row("run.memory", json!(config.memory.value.to_string()), config.memory.origin),
+        plain(row, "run.network", &config.network),
         plain(row, "limits.sandboxes", &config.max_sandboxes),
         row("limits.memory", json!(config.max_memory.value.to_string()), config.max_memory.origin),
         row("daemon.idle_timeout", duration(&config.daemon_idle), config.daemon_idle.origin),

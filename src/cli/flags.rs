@@ -13,7 +13,7 @@ use super::image;
 use super::images::pull::file_system_size;
 use super::session::{wants_terminal, window_size};
 use super::{Context, values};
-use crate::api::types::{Create, Env, Exec};
+use crate::api::types::{Create, Env, Exec, Network, NetworkMode};
 use crate::images::PullPolicy;
 use crate::size::{Memory, Size};
 
@@ -32,6 +32,22 @@ pub(super) struct Machine {
     /// Whether to get the image before
     #[arg(long, value_enum, default_value_t)]
     pull: PullPolicy,
+    #[command(flatten)]
+    networking: Networking,
+    /// A name and its address, which the sandbox's name server answers by itself
+    #[arg(long, value_name = "NAME:ADDRESS", value_parser = host)]
+    add_host: Vec<(String, String)>,
+}
+
+fn host(text: &str) -> Result<(String, String), String> {
+    let pair = text.split_once([':', '=']).filter(|(name, _)| !name.is_empty());
+    let (name, address) = pair.ok_or("expected NAME:ADDRESS")?;
+    // As docker takes them.
+    let address = address.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(address);
+    match address.parse::<std::net::IpAddr>() {
+        Ok(_) => Ok((name.to_owned(), address.to_owned())),
+        Err(_) => Err(format!("{address:?} is no IP address")),
+    }
 }
 
 impl Machine {
@@ -48,8 +64,41 @@ impl Machine {
             image: Some(image.reference.name.to_string()),
             cpu: Some(cpus.get().into()),
             mem: Some(memory.mib().bytes() >> 20),
+            network: self.networking.wanted(),
+            hosts: Some(self.add_host.iter().cloned().collect()),
             ..create
         }
+    }
+}
+
+/// What a sandbox reaches.
+#[derive(Debug, Default, clap::Args)]
+pub(super) struct Networking {
+    /// What it reaches [default: run.network, public; allow where there is an --allow]
+    #[arg(long, value_enum, value_name = "MODE", visible_alias = "net")]
+    network: Option<NetworkMode>,
+    /// Let it reach this alone: a domain, *.DOMAIN, an address or a CIDR, with :PORT or :FROM-TO behind and tcp: or udp: before it
+    #[arg(long, value_name = "RULE")]
+    allow: Vec<String>,
+    /// Do not let it reach this, whatever else is allowed
+    #[arg(long, value_name = "RULE")]
+    deny: Vec<String>,
+    /// Let it reach this TCP port of this machine's loopback, as host.voidrun.internal:PORT
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    allow_host: Vec<u16>,
+}
+
+impl Networking {
+    /// What is said of it, if anything is. Lists that are not there stay as they are.
+    pub(super) fn wanted(&self) -> Option<Network> {
+        let list = |rules: &[String]| (!rules.is_empty()).then(|| rules.to_vec());
+        let network = Network {
+            mode: self.network,
+            allow: list(&self.allow),
+            deny: list(&self.deny),
+            host_ports: (!self.allow_host.is_empty()).then(|| self.allow_host.clone()),
+        };
+        (network != Network::default()).then_some(network)
     }
 }
 

@@ -1,15 +1,23 @@
 //! `voidrun logs`
 
 use std::io::Write as _;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use hyper::Method;
 use serde::Deserialize;
 
 use super::error::CliError;
 use super::session;
 use super::{Context, write_out};
-use crate::client::{Client, Remote};
+use crate::api::types::Denial;
+use crate::client::{Client, Remote, segment};
+
+/// The process of a machine tells nobody of a new denial, so it is asked.
+const AGAIN: Duration = Duration::from_secs(1);
+/// So many denials are kept by the process of a machine.
+const MOST: usize = 512;
 
 /// Show what the command of a sandbox has written, of those that `run --detach` has started
 #[derive(Debug, clap::Args)]
@@ -20,7 +28,8 @@ as long as the sandbox is.
 Examples:
   voidrun logs web
   voidrun logs --follow --tail 20 web
-  voidrun logs --timestamps web 2>/dev/null | grep ERROR"
+  voidrun logs --timestamps web 2>/dev/null | grep ERROR
+  voidrun logs --network --follow dev"
 )]
 pub(crate) struct Args {
     /// Wait for more, until the command has ended
@@ -29,6 +38,9 @@ pub(crate) struct Args {
     /// So many lines at most, the last ones [default: all]
     #[arg(short = 'n', long, value_name = "LINES")]
     tail: Option<usize>,
+    /// What the sandbox was denied by its network policy instead, and by which rule
+    #[arg(long, conflicts_with = "timestamps")]
+    network: bool,
     /// The time before each piece that was written at once
     #[arg(short, long)]
     timestamps: bool,
@@ -50,6 +62,9 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
     session::block_on(async |signals| {
         let shown = async {
             let client = Client::connect(&context.config).await?;
+            if args.network {
+                return denials(&client, args, context.json).await;
+            }
             let remote = Remote { client, sandbox: args.sandbox.clone() };
             let mut lines = remote.logs(args.follow, args.tail).await?;
             let mut at_start = [true, true];
@@ -68,6 +83,39 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
             _ = signals.next() => Ok(()),
         }
     })
+}
+
+/// What was denied, and with --follow what is.
+async fn denials(client: &Client, args: &Args, json: bool) -> Result<(), CliError> {
+    let mut after = 0;
+    let mut kept = Vec::new();
+    let mut tail = args.tail;
+    loop {
+        let path = format!("/sandboxes/{}/network/denials?after={after}", segment(&args.sandbox));
+        let mut denials: Vec<Denial> = client.ask(Method::GET, &path, &()).await?;
+        if kept.len() < MOST
+            && let Some(last) = denials.last()
+        {
+            // There may be more than one answer holds.
+            after = last.number;
+            kept.append(&mut denials);
+            continue;
+        }
+        let shown = tail.take().unwrap_or(kept.len());
+        for denial in &kept[kept.len().saturating_sub(shown)..] {
+            write_out(if json { serde_json::to_string(denial).unwrap_or_default() } else { told(denial) })?;
+        }
+        kept.clear();
+        if !args.follow {
+            return Ok(());
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+fn told(Denial { time, protocol, destination, name, rule, .. }: &Denial) -> String {
+    let name = name.as_ref().map(|name| format!(" ({name})")).unwrap_or_default();
+    format!("{time} {protocol} {destination}{name}: {rule}")
 }
 
 /// Whether somebody reads it. `at_start`: whether a line begins, on either stream.

@@ -22,6 +22,7 @@ mod life;
 mod login;
 mod logout;
 mod logs;
+mod network;
 mod port;
 mod progress;
 mod ps;
@@ -75,6 +76,7 @@ enum Verb {
     Ps(ps::Args),
     Inspect(inspect::Args),
     Logs(logs::Args),
+    Network(network::Args),
     Attach(attach::Args),
     Events(events::Args),
     #[command(subcommand)]
@@ -180,6 +182,7 @@ fn run(cli: Cli) -> Result<u8, CliError> {
         Verb::Create(args) => create::run(*args, &context),
         Verb::Attach(args) => return attach::run(&args, &context),
         Verb::Logs(args) => logs::run(&args, &context),
+        Verb::Network(args) => network::run(&args, &context),
         Verb::Cp(args) => cp::run(&args, &context),
         Verb::Ps(args) => ps::run(&args, &context),
         Verb::Port(verb) => port::run(&verb, &context),

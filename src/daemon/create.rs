@@ -1,11 +1,13 @@
 //! From what a user wants to a sandbox that runs.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
+use net::policy::Policy;
 use rootfs_builder::store::Image;
 use tokio::sync::OwnedMutexGuard;
 use vmm::spec::{Cpus, MemoryMib};
@@ -28,6 +30,10 @@ pub(crate) struct New {
     pub(crate) memory: Option<MemoryMib>,
     pub(crate) env: BTreeMap<String, String>,
     pub(crate) labels: BTreeMap<String, String>,
+    /// What it may reach.
+    pub(crate) network: Policy,
+    /// Names that its name server answers by itself.
+    pub(crate) hosts: BTreeMap<String, IpAddr>,
     /// The machine ends so many ms after each start.
     pub(crate) ttl_ms: Option<u64>,
     /// It ends when nothing is done in it for so many ms.
@@ -135,6 +141,8 @@ impl Daemon {
         record.ephemeral = new.ephemeral;
         record.env = new.env;
         record.labels = new.labels;
+        record.network = new.network;
+        record.hosts = new.hosts;
         record.ttl_ms = new.ttl_ms;
         record.idle_ms = new.idle_ms;
         record.ports = new.ports;

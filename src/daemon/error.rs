@@ -52,6 +52,10 @@ pub(crate) enum DaemonError {
     NoPort { port: u16, name: String },
     #[error("the sandbox {name} has {limit} ports, which is the limit: remove one of them")]
     TooManyPorts { limit: usize, name: String },
+    #[error(
+        "the sandbox {0} was started without a network, and has no device for one: stop it, change its network, start it"
+    )]
+    NoNetwork(String),
     #[error("there is no terminal {id} in the sandbox {sandbox}, or it has ended")]
     NoTerminal { id: String, sandbox: String },
     #[error("the sandbox {sandbox} has {limit} terminals, which is the limit: end one of them")]

@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use net::policy::Policy;
 use protocol::Hello;
 use serde::Serialize;
 use vmm::control::{Client, ControlError, Metrics};
@@ -28,6 +29,14 @@ const UNLOCK: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(10);
 /// What cannot be removed is tried again so often at least.
 const AGAIN: Duration = Duration::from_mins(1);
+
+/// What is to be another way; what is absent stays.
+#[derive(Debug, Default)]
+pub(crate) struct Changes {
+    pub(crate) name: Option<String>,
+    pub(crate) labels: Option<BTreeMap<String, String>>,
+    pub(crate) network: Option<Policy>,
+}
 
 /// What a machine has cost.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
@@ -256,26 +265,21 @@ impl Daemon {
         self.boot(sandbox, lock, kernel, "").await
     }
 
-    /// Gives a sandbox other labels, or another name.
+    /// Makes of a sandbox what `changes` say.
     pub(crate) async fn change(
         self: &Arc<Self>,
         sandbox: &Arc<Sandbox>,
-        name: Option<String>,
-        labels: Option<BTreeMap<String, String>>,
+        changes: Changes,
     ) -> Result<(), DaemonError> {
-        if let Some(name) = &name {
+        if let Some(name) = &changes.name {
             name::check(name)?;
         }
         let (daemon, sandbox) = (Arc::clone(self), Arc::clone(sandbox));
-        self.to_its_end(async move { daemon.change_now(&sandbox, name, labels).await }).await
+        self.to_its_end(async move { daemon.change_now(&sandbox, changes).await }).await
     }
 
-    async fn change_now(
-        &self,
-        sandbox: &Arc<Sandbox>,
-        name: Option<String>,
-        labels: Option<BTreeMap<String, String>>,
-    ) -> Result<(), DaemonError> {
+    async fn change_now(&self, sandbox: &Arc<Sandbox>, changes: Changes) -> Result<(), DaemonError> {
+        let Changes { name, labels, network } = changes;
         let _turn = sandbox.turn.lock().await;
         let before = {
             let table = self.table();
@@ -289,16 +293,24 @@ impl Daemon {
             let before = record.clone();
             record.name = name.unwrap_or_else(|| before.name.clone());
             record.labels = labels.unwrap_or_else(|| before.labels.clone());
+            record.network = network.clone().unwrap_or_else(|| before.network.clone());
             before
         };
-        let written = sandbox.write_record().await;
-        if written.is_ok() {
+        let result = match (sandbox.write_record().await, network) {
+            (Ok(()), Some(policy)) => sandbox.enforce(policy).await,
+            (written, _) => written,
+        };
+        if result.is_ok() {
             sandbox.tell(Kind::Changed, None);
         } else {
-            let mut record = sandbox.record();
-            (record.name, record.labels) = (before.name, before.labels);
+            {
+                let mut record = sandbox.record();
+                (record.name, record.labels, record.network) = (before.name, before.labels, before.network);
+            }
+            // Where the disk is full it is the old one still.
+            let _ = sandbox.write_record().await;
         }
-        written
+        result
     }
 
     /// Removes a sandbox: nobody finds it any more when this returns, and what it has is released in the background.

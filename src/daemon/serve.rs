@@ -16,6 +16,7 @@ use tokio_util::task::TaskTracker;
 
 use super::collect::collect;
 use super::listen::Socket;
+use super::network::follow_resolvers;
 use super::stream::Stream;
 use super::tcp::{Door, KeyError};
 use super::{Connection, Daemon, Key, OpenError, Tcp, chain};
@@ -80,8 +81,10 @@ pub(crate) async fn run(
         let _ = ready.write_all(b"ready\n");
     }
     let collecting = tokio::spawn(collect(Arc::clone(&daemon)));
+    let following = tokio::spawn(follow_resolvers(Arc::clone(&daemon)));
     let result = serve(&daemon, socket, door, auto).await;
     collecting.abort();
+    following.abort();
     daemon.finish().await;
     tracing::info!("ends");
     result

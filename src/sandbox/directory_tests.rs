@@ -160,3 +160,14 @@ fn records_are_what_the_stores_collection_reads() {
     assert_eq!(json["image"], Digest::of(b"image").to_string());
     assert_eq!((&json["cpus"], &json["memoryMib"]), (&1.into(), &1024.into()));
 }
+
+#[test]
+fn a_sandbox_from_before_there_was_a_network_has_none() {
+    use net::policy::{Mode, Policy};
+
+    let mut old = record(false);
+    assert_eq!(old.network, Mode::None.into());
+    old.network = Policy::default();
+    let json = serde_json::to_vec(&old).unwrap();
+    assert_eq!(Record::parse(&json).unwrap(), old);
+}

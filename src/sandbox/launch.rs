@@ -16,6 +16,7 @@ use super::directory::{Directory, DirectoryError};
 use super::frames::{FrameReader, StreamError};
 use super::handle::{CONTROL, EXIT, Ending, Handle, LOG, VSOCK};
 use super::kernel::Kernel;
+use super::network;
 use super::port::Listener;
 use super::process::{Descriptors, Process, spawn};
 use super::record::Record;
@@ -142,7 +143,8 @@ fn start(
 ) -> Result<Started, LaunchError> {
     let record = launch.record;
     let base = launch.rootfs.try_clone().map_err(host("open the image again"))?;
-    let config = Config { hostname: directory.id().to_string(), ..Config::default() };
+    let mut config = Config { hostname: directory.id().to_string(), ..Config::default() };
+    let network = network::of(&record.network, &record.hosts, &mut config);
     let initramfs = in_memory("initramfs", &agent::initramfs(&config))?;
     // A sandbox that is kept outlives us.
     let owner = if record.ephemeral { Some(StdUnixStream::pair()) } else { None };
@@ -175,6 +177,7 @@ fn start(
         memory: record.memory_mib,
         cmdline: [&CMDLINE.join(" "), launch.cmdline].join(" ").trim_end().to_owned(),
         fds,
+        network,
         boot_timeout_ms: BOOT_TIMEOUT.as_millis() as u64,
         ttl_ms: record.ttl_ms,
         idle_ms: record.idle_ms,

@@ -1,9 +1,11 @@
 //! `spec.json`: what a sandbox was made of, and what it is called. The store's garbage collection reads `image`.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use net::policy::{Mode, Policy};
 use protocol::{Exec, Exit};
 use rootfs_builder::image::{Digest, ImageConfig};
 use rootfs_builder::store::Image;
@@ -44,6 +46,12 @@ pub(crate) struct Record {
     pub(crate) env: BTreeMap<String, String>,
     #[serde(default)]
     pub(crate) labels: BTreeMap<String, String>,
+    /// What it may reach.
+    #[serde(default = "unconnected")]
+    pub(crate) network: Policy,
+    /// Names that its name server answers by itself.
+    #[serde(default)]
+    pub(crate) hosts: BTreeMap<String, IpAddr>,
     /// Its machine ends so many ms after each start.
     #[serde(default)]
     pub(crate) ttl_ms: Option<u64>,
@@ -58,6 +66,11 @@ pub(crate) struct Record {
     /// What it is there for, if that is one command.
     #[serde(default)]
     pub(crate) job: Option<Job>,
+}
+
+/// The releases without a network have written nothing of it.
+fn unconnected() -> Policy {
+    Policy::from(Mode::None)
 }
 
 /// The command that a sandbox is there for: it starts with the machine, which stops when it has ended.
@@ -110,6 +123,8 @@ impl Record {
             name: String::new(),
             env: BTreeMap::new(),
             labels: BTreeMap::new(),
+            network: Policy::default(),
+            hosts: BTreeMap::new(),
             ttl_ms: None,
             idle_ms: None,
             ports: Vec::new(),

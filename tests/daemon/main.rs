@@ -18,6 +18,7 @@ mod kills;
 mod life;
 mod load;
 mod lost;
+mod network;
 #[path = "../support/patched.rs"]
 mod patched;
 mod ports;

@@ -87,6 +87,7 @@ impl Guest {
             memory: MemoryMib::try_from(mib).unwrap(),
             cmdline: CMDLINE.to_owned(),
             fds,
+            network: None,
             boot_timeout_ms: ANSWER.as_millis() as u64,
             ttl_ms: None,
             idle_ms: None,

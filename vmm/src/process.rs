@@ -116,7 +116,8 @@ fn start(spec: &MachineSpec, mut steps: Steps) -> Result<(Machine, Server), Star
     let greeting = Greeting { version: VERSION, id: spec.id.clone() };
     let control = Server::new(owned(spec.fds.control)?, pidfd, &greeting).map_err(StartError::Descriptors)?;
     let own = [&control.fds()[..], &report.fds()].concat();
-    let layers = jail::enter_process(&[numbers(&spec.fds), own, vec![libc::STDERR_FILENO]].concat())?;
+    let keep = [numbers(&spec.fds), own, vec![libc::STDERR_FILENO]].concat();
+    let layers = jail::enter_process(&keep, spec.network.is_some())?;
     steps.done("jail");
     let machine = Machine::build(spec, parts, layers, report, steps)?;
     Ok((machine, control))

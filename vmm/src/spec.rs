@@ -30,6 +30,9 @@ pub struct MachineSpec {
     pub cmdline: String,
     /// Open files.
     pub fds: Fds,
+    /// The guest's network; none where it has no network device.
+    #[serde(default)]
+    pub network: Option<net::engine::Config>,
     /// The agent has to come up within so many ms.
     pub boot_timeout_ms: u64,
     /// The machine ends after so many ms.

@@ -90,7 +90,12 @@ fn become_nobody() {
 }
 
 fn enter(keep: &[RawFd]) -> Layers {
-    enter_process(keep).unwrap_or_else(|error| panic!("{error}: {:?}", std::error::Error::source(&error)))
+    enter_with(keep, false)
+}
+
+fn enter_with(keep: &[RawFd], network: bool) -> Layers {
+    enter_process(keep, network)
+        .unwrap_or_else(|error| panic!("{error}: {:?}", std::error::Error::source(&error)))
 }
 
 /// Work that every kind of thread must be able to do.
@@ -165,7 +170,8 @@ fn the_process_has_given_up_what_it_says() {
                 let null = rustix::fs::fstat(unsafe_borrow(fd)).unwrap();
                 assert_eq!(null.st_rdev, rustix::fs::makedev(1, 3), "descriptor {fd} is not /dev/null");
             }
-            assert_eq!(layers.seccomp.len(), Thread::ALL.len());
+            // The network's thread is none of a machine without a network.
+            assert_eq!(layers.seccomp.len(), Thread::ALL.len() - 1);
             out.write_all(serde_json::to_string(&layers).unwrap().as_bytes()).unwrap();
         });
         ended.well();
@@ -241,13 +247,18 @@ fn what_no_thread_may_do_ends_the_process() {
         ("becoming dumpable", || syscall(libc::SYS_prctl, [i64::from(libc::PR_SET_DUMPABLE), 1, 0])),
         ("F_SETOWN", || syscall(libc::SYS_fcntl, [0, i64::from(libc::F_SETOWN), 1])),
         ("io_uring", || syscall(libc::SYS_io_uring_setup, [0, 0, 0])),
-        ("connect", || syscall(libc::SYS_connect, [0, 0, 0])),
+        ("bind", || syscall(libc::SYS_bind, [0, 0, 0])),
+        ("listen", || syscall(libc::SYS_listen, [0, 0, 0])),
+        ("socketpair", || drop(std::os::unix::net::UnixStream::pair())),
         ("stat", || syscall(libc::SYS_stat, [0, 0, 0])),
     ];
     for thread in Thread::ALL {
         for (name, call) in forbidden {
             assert_killed(thread, name, *call);
         }
+    }
+    for thread in Thread::ALL.into_iter().filter(|thread| *thread != Thread::Net) {
+        assert_killed(thread, "connect", || syscall(libc::SYS_connect, [0, 0, 0]));
     }
     assert_killed(Thread::Io, "sendto an address", || {
         // SAFETY: the address is not looked at: the process has ended.
@@ -258,19 +269,98 @@ fn what_no_thread_may_do_ends_the_process() {
 #[test]
 fn what_belongs_to_main_ends_the_others() {
     let create_vm = i64::from(rustix::ioctl::opcode::none(0xae, 1));
-    for thread in [Thread::Vcpu, Thread::Disk, Thread::Io] {
+    for thread in [Thread::Vcpu, Thread::Disk, Thread::Io, Thread::Net] {
         assert_killed(thread, "KVM_CREATE_VM", || syscall(libc::SYS_ioctl, [-1, create_vm, 0]));
         assert_killed(thread, "a thread", || drop(std::thread::Builder::new().spawn(|| ())));
         assert_killed(thread, "fork", || syscall(libc::SYS_fork, [0, 0, 0]));
         assert_killed(thread, "a kick", || syscall(libc::SYS_tgkill, [0, 0, i64::from(KICK_SIGNAL)]));
     }
-    for thread in [Thread::Vcpu, Thread::Disk] {
+    for thread in [Thread::Vcpu, Thread::Disk, Thread::Net] {
         assert_killed(thread, "accept4", || syscall(libc::SYS_accept4, [-1, 0, 0]));
     }
-    for thread in [Thread::Disk, Thread::Io] {
+    for thread in [Thread::Disk, Thread::Io, Thread::Net] {
         let run = i64::from(rustix::ioctl::opcode::none(0xae, 0x80));
         assert_killed(thread, "KVM_RUN", || syscall(libc::SYS_ioctl, [-1, run, 0]));
     }
+}
+
+/// Connects by TCP and UDP, as the network does, and tells what came of it.
+fn connect(address: std::net::SocketAddr) -> Result<(), rustix::io::Errno> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
+    for kind in [SocketType::STREAM, SocketType::DGRAM] {
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        let socket = rustix::net::socket_with(AddressFamily::INET, kind, flags, None)?;
+        match rustix::net::connect(&socket, &address) {
+            Ok(()) | Err(rustix::io::Errno::INPROGRESS) => sockopt::socket_error(&socket)??,
+            Err(errno) => return Err(errno),
+        }
+        rustix::net::getsockname(&socket)?;
+        let _ = rustix::net::shutdown(&socket, rustix::net::Shutdown::Both);
+    }
+    Ok(())
+}
+
+#[test]
+fn the_network_connects_and_nobody_else() {
+    for &user in users() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let ended = forked(user, |out| {
+            let layers = enter_with(&[out.as_raw_fd()], true);
+            layers.require().unwrap();
+            assert_eq!(layers.seccomp.len(), Thread::ALL.len());
+            // LANDLOCK_ACCESS_NET_BIND_TCP alone.
+            let landlock = layers.landlock.expect("this kernel has no Landlock");
+            assert_eq!(landlock.net, u64::from(landlock.abi >= 4));
+            if landlock.abi >= 4 {
+                let error = TcpListener::bind("127.0.0.1:0").unwrap_err();
+                assert_eq!(error.raw_os_error(), Some(libc::EACCES));
+            }
+            assert!(layers.limits.open_files <= 16384);
+            let mut clone = out.try_clone().unwrap();
+            let thread = std::thread::spawn(move || {
+                enter_thread(Thread::Net).unwrap();
+                ordinary_work(&mut clone);
+                connect(address)
+            });
+            enter_thread(Thread::Main).unwrap();
+            assert_eq!(thread.join().unwrap(), Ok(()));
+        });
+        ended.well();
+        assert_eq!(ended.said, ".");
+        // Without a network Landlock denies it, should the thread exist by mistake.
+        forked(user, |out| {
+            if enter(&[out.as_raw_fd()]).landlock.expect("this kernel has no Landlock").abi >= 4 {
+                enter_thread(Thread::Net).unwrap();
+                assert_eq!(connect(address), Err(rustix::io::Errno::ACCESS));
+            }
+        })
+        .well();
+    }
+}
+
+#[test]
+fn the_network_has_no_other_sockets() {
+    let sockets: &[(&str, [i32; 3])] = &[
+        ("a Unix stream", [libc::AF_UNIX, libc::SOCK_STREAM, 0]),
+        ("Unix datagrams", [libc::AF_UNIX, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0]),
+        ("netlink", [libc::AF_NETLINK, libc::SOCK_RAW, 0]),
+        ("packets", [libc::AF_PACKET, libc::SOCK_DGRAM, 0]),
+        ("vsock", [libc::AF_VSOCK, libc::SOCK_STREAM, 0]),
+        ("raw IPv4", [libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_ICMP]),
+        ("raw IPv6", [libc::AF_INET6, libc::SOCK_RAW | libc::SOCK_NONBLOCK, libc::IPPROTO_ICMPV6]),
+        ("SCTP", [libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_SCTP]),
+        ("MPTCP", [libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_MPTCP]),
+        ("ICMP of the other family", [libc::AF_INET6, libc::SOCK_DGRAM, libc::IPPROTO_ICMP]),
+        ("a type with a bit too many", [libc::AF_INET, libc::SOCK_STREAM | 1 << 20, 0]),
+    ];
+    for &(name, arguments) in sockets {
+        assert_killed(Thread::Net, name, || syscall(libc::SYS_socket, arguments.map(i64::from)));
+    }
+    assert_killed(Thread::Net, "an option of netfilter", || {
+        // SAFETY: the process has ended before anything is looked at.
+        unsafe { libc::syscall(libc::SYS_setsockopt, 0, 256, 64, 0, 0) };
+    });
 }
 
 /// glibc's malloc itself tries to open a file, and must come to no harm by it.
@@ -494,14 +584,14 @@ fn the_length_of_a_file_is_not_needed_to_read_it() {
 #[test]
 fn a_jail_that_would_leak_is_refused() {
     forked(User::Same, |_| {
-        let error = enter_process(&[999]).unwrap_err();
+        let error = enter_process(&[999], false).unwrap_err();
         assert!(matches!(error, JailError::NotOpen { fd: 999, .. }), "{error:?}");
     })
     .well();
     forked(User::Same, |out| {
         let (end, ended) = std::sync::mpsc::channel::<()>();
         let thread = std::thread::spawn(move || ended.recv().is_err());
-        let error = enter_process(&[out.as_raw_fd()]).unwrap_err();
+        let error = enter_process(&[out.as_raw_fd()], false).unwrap_err();
         assert!(matches!(error, JailError::Threads { threads: 2 }), "{error:?}");
         drop(end);
         assert!(thread.join().unwrap());

@@ -11,9 +11,29 @@ import { Pty } from "./pty.js";
 
 /** What the guest may reach. */
 export interface Network {
-  mode: "none" | "public" | "allow";
+  /** `public` where it is absent: what everybody on the Internet reaches; `allow` where there are such rules. */
+  mode?: "none" | "public" | "allow";
+  /** Rules, as `*.example.org:443`, `udp:10.0.0.0/8:53` or `*`. */
   allow?: string[];
+  /** What is not reached, in any mode. */
   deny?: string[];
+  /** TCP ports of the host's loopback that the guest reaches, at `host.voidrun.internal`. */
+  hostPorts?: number[];
+}
+
+/** Something that the network policy has denied. */
+export interface Denial {
+  /** Counted since the machine was started, from 1. */
+  number: number;
+  /** RFC 3339. */
+  time: string;
+  protocol: "tcp" | "udp" | "icmp" | "dns";
+  /** Address and port, or the name that was asked for. */
+  destination: string;
+  /** The name that led there, where one is known. */
+  name?: string;
+  /** Which rule it was. */
+  rule: string;
 }
 
 /** What can be said of a new sandbox; what is absent is the daemon's default. */
@@ -34,6 +54,8 @@ export interface CreateOptions extends CallOptions {
   /** Ports of its loopback that this machine is to reach. */
   ports?: PortRequest[] | undefined;
   network?: Network | undefined;
+  /** Names and their addresses, which the guest's name server answers by itself. */
+  hosts?: Record<string, string> | undefined;
   /** Seconds until the sandbox is ended. */
   ttl?: number | undefined;
   /** Seconds without use until it is ended. */
@@ -65,6 +87,7 @@ export interface SandboxInfo {
   envVars?: Record<string, string>;
   labels?: Record<string, string>;
   ports?: Port[];
+  network?: Network;
   autoSleep?: boolean;
 }
 
@@ -156,6 +179,18 @@ export class Sandbox {
 
   resume(options: CallOptions = {}): Promise<void> {
     return this.#turn("resume", options);
+  }
+
+  /** Changes what it may reach, at once; a list that is given replaces the one before. */
+  async setNetwork(network: Network, { signal }: CallOptions = {}): Promise<void> {
+    const answer = await this.#api.call<SandboxAnswer>("PATCH", this.#path, { json: { network }, signal });
+    this.#info = withoutNulls(answer.data);
+  }
+
+  /** What it was denied, behind the denial with the number `after`; the last 512 are kept. */
+  async denials({ after, signal }: CallOptions & { after?: number | undefined } = {}): Promise<Denial[]> {
+    const call = { query: { after }, signal };
+    return (await this.#api.call<{ data: Denial[] }>("GET", `${this.#path}/network/denials`, call)).data;
   }
 
   /** Ends it and removes its disk. */

@@ -29,6 +29,8 @@ test("the addresses of all calls", async () => {
   );
   await using _ = wire;
   await sandbox.start();
+  await sandbox.setNetwork({ allow: ["*.example.org"] });
+  await sandbox.denials({ after: 7 });
   await sandbox.commands.run({ command: "true" });
   await sandbox.commands.list();
   await sandbox.commands.wait(7);
@@ -67,6 +69,8 @@ test("the addresses of all calls", async () => {
     [
       "POST /start",
       "GET",
+      'PATCH  {"network":{"allow":["*.example.org"]}}',
+      "GET /network/denials?after=7",
       'POST /commands/run {"command":"true"}',
       "GET /commands/list",
       'POST /commands/wait {"pid":7}',

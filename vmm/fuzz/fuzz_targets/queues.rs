@@ -2,21 +2,26 @@
 //! no memory but the buffers and the used ring that the driver has given it, and can be saved and restored afterwards.
 //!
 //! The first byte of the input chooses the device, the second what the driver has accepted, and the rest is the memory from
-//! address 0 on: a queue of 8 with its descriptors at 0, the available ring at 0x80 and the used ring at 0xa0.
+//! address 0 on: a queue of 8 with its descriptors at 0, the available ring at 0x80 and the used ring at 0xa0. Of the network device it
+//! is the one of the two queues, and the other is not used.
 #![no_main]
 
 use std::fs::File;
 use std::ops::Range;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, LazyLock};
 
 use libfuzzer_sys::{Corpus, fuzz_target};
+use net::engine::{Config, Counters, Engine};
+use net::wire::{Checksum, Features, MAX_FRAME, Offload, Wire};
 use rustix::fs::{MemfdFlags, memfd_create};
 use virtio_queue::Queue;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm::GuestMemory;
-use vmm::devices::{Block, Rng, Worker};
-use vmm::virtio::{Active, Device, Interrupt, QueueState};
+use vmm::devices::net::Network;
+use vmm::devices::{Block, Net, Rng, Setting, Worker};
+use vmm::virtio::{Active, Device, DeviceError, Interrupt, QueueState};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// Two pieces of memory, with a gap between them.
@@ -28,9 +33,12 @@ const USED: Range<usize> = 0xa0..0xe8;
 const WRITE: u16 = 2;
 const INDIRECT: u16 = 4;
 
-/// Features of all devices by the bits of the second byte: EVENT_IDX, and FLUSH of a block device.
+/// Features of all devices by the bits of the second byte: EVENT_IDX, FLUSH of a block device, and of a network device all that is
+/// about checksums and segments, and MRG_RXBUF.
 const EVENT_IDX: u64 = 1 << 29;
 const FLUSH: u64 = 1 << 9;
+const OFFLOAD: u64 = 1 | 1 << 1 | 1 << 7 | 1 << 8 | 1 << 11 | 1 << 12;
+const MRG_RXBUF: u64 = 1 << 15;
 
 const BASE: [u8; 0x4000] = [7; 0x4000];
 
@@ -51,6 +59,8 @@ fuzz_target!(|input: &[u8]| -> Corpus {
         Some(match device {
             0 => Box::new(Rng::new()),
             1 => Box::new(block()),
+            2 => Box::new(Net::new(Engine::new(Config::default(), Box::new(|_| {})).unwrap())),
+            3 => Box::new(Net::new(Flood(EventFd::new(EFD_NONBLOCK).unwrap()))),
             _ => return None,
         })
     };
@@ -66,7 +76,10 @@ fuzz_target!(|input: &[u8]| -> Corpus {
         MEMORY.write_slice(&before[piece.clone()], GuestAddress(piece.start as u64)).unwrap();
     }
 
-    let features = u64::from(accepted & 1) * EVENT_IDX | u64::from(accepted >> 1 & 1) * FLUSH;
+    let features = u64::from(accepted & 1) * EVENT_IDX
+        + u64::from(accepted >> 1 & 1) * FLUSH
+        + u64::from(accepted >> 2 & 1) * OFFLOAD
+        + u64::from(accepted >> 3 & 1) * MRG_RXBUF;
     let queue = QueueState {
         max_size: QUEUE_SIZE,
         size: QUEUE_SIZE,
@@ -78,8 +91,14 @@ fuzz_target!(|input: &[u8]| -> Corpus {
         avail_ring: 0x80,
         used_ring: 0xa0,
     };
+    let unused = QueueState { ready: false, ..queue };
+    let queues = match device {
+        2 => vec![unused, queue],
+        3 => vec![queue, unused],
+        _ => vec![queue],
+    };
     let worker = spawn(first);
-    worker.activate(0, active(&[queue], features)).unwrap();
+    worker.activate(0, active(&queues, features)).unwrap();
     worker.pause().unwrap();
     let saved = worker.save(0).unwrap();
     drop(worker);
@@ -98,6 +117,39 @@ fuzz_target!(|input: &[u8]| -> Corpus {
     }
     Corpus::Keep
 });
+
+/// A network with frames for the guest whenever it is looked at.
+struct Flood(EventFd);
+
+impl Network for Flood {
+    fn fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the descriptor is open for as long as `self` is borrowed.
+        unsafe { BorrowedFd::borrow_raw(self.0.as_raw_fd()) }
+    }
+
+    fn counters(&self) -> Arc<Counters> {
+        Arc::default()
+    }
+
+    fn attach(&mut self, _: Features) {}
+
+    fn detach(&mut self) {}
+
+    fn receive(&mut self, _: &[u8], _: Offload) {}
+
+    fn run(&mut self, wire: &mut dyn Wire) {
+        let frame = [7; MAX_FRAME];
+        for len in [60, 1514, 1, 4000, MAX_FRAME] {
+            if wire.has_room(len) {
+                wire.send(&frame[..len], Offload { checksum: Checksum::Valid, gso: None });
+            }
+        }
+    }
+
+    fn configure(&mut self, _: Setting) -> Result<(), DeviceError> {
+        Ok(())
+    }
+}
 
 fn block() -> Block {
     let [base, diff] = [&FILES[0], &FILES[1]].map(|file| file.try_clone().unwrap());

@@ -7,12 +7,14 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use net::policy::Policy;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, recvmsg, sendmsg,
 };
 
 use super::{Greeting, MAX_LINE, Metrics, Request, Response, Status};
+use crate::devices::net::NumberedDenial;
 use crate::spec::{Target, VERSION};
 
 /// A connection to a machine's control socket.
@@ -128,6 +130,24 @@ impl Client {
     pub fn metrics(&mut self) -> Result<Metrics, ControlError> {
         match self.ask(&Request::Metrics)? {
             Response::Metrics(metrics) => Ok(metrics),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// Gives it another network policy; flows that it does not allow are ended.
+    pub fn set_network(&mut self, policy: Policy) -> Result<(), ControlError> {
+        self.done(&Request::SetNetwork { policy })
+    }
+
+    /// Tells it of the host's name servers.
+    pub fn set_resolvers(&mut self, resolvers: Vec<SocketAddr>) -> Result<(), ControlError> {
+        self.done(&Request::SetResolvers { resolvers })
+    }
+
+    /// What its network policy has denied after number `after`, oldest first; not all of it where it is much.
+    pub fn denials(&mut self, after: u64) -> Result<Vec<NumberedDenial>, ControlError> {
+        match self.ask(&Request::Denials { after })? {
+            Response::Denials { denials } => Ok(denials),
             other => Err(unexpected(other)),
         }
     }

@@ -13,9 +13,12 @@ pub(crate) use server::Server;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use net::policy::Policy;
 use serde::{Deserialize, Serialize};
 
+use crate::devices::net::NumberedDenial;
 use crate::jail::Layers;
 use crate::spec::Target;
 
@@ -53,6 +56,21 @@ pub enum Request {
         /// Where it listens.
         address: SocketAddr,
     },
+    /// Another network policy: it holds, and flows that it does not allow are ended, when [`Response::Done`] comes.
+    SetNetwork {
+        /// The policy. One of mode `none` takes no device away, and allows nothing.
+        policy: Policy,
+    },
+    /// The host has other name servers. [`Response::Done`].
+    SetResolvers {
+        /// All of them.
+        resolvers: Vec<SocketAddr>,
+    },
+    /// What the network policy has denied: [`Response::Denials`].
+    Denials {
+        /// The number of the last one that the client knows, 0 at first.
+        after: u64,
+    },
     /// Ends the machine at once. [`Response::Done`], and then the end of the stream.
     Kill,
 }
@@ -69,6 +87,11 @@ pub enum Response {
     Ports {
         /// Where its listeners listen.
         addresses: Vec<SocketAddr>,
+    },
+    /// To [`Request::Denials`].
+    Denials {
+        /// The oldest first; not all of them where they are many.
+        denials: Vec<NumberedDenial>,
     },
     /// What was asked for is done.
     Done,
@@ -101,6 +124,9 @@ pub struct Metrics {
     pub exits: BTreeMap<String, u64>,
     /// Notifications and interrupts by device.
     pub devices: BTreeMap<String, DeviceMetrics>,
+    /// What the network has done; none where the machine has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkMetrics>,
     /// Steps of the start, in order: their names, and when they were done, in µs since the process began.
     pub start: Vec<(String, u64)>,
     /// The proportional set size of the process in KiB, guest RAM included.
@@ -119,4 +145,33 @@ pub struct DeviceMetrics {
     pub notifications: u64,
     /// So many interrupts were raised.
     pub interrupts: u64,
+}
+
+/// What a machine's network has done.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct NetworkMetrics {
+    /// Bytes of IP packets from the guest.
+    pub sent_bytes: u64,
+    /// And to it.
+    pub received_bytes: u64,
+    /// TCP connections of the guest that were established.
+    pub connections: u64,
+    /// Flows and names that the policy has denied.
+    pub denied: u64,
+    /// Frames and packets that were dropped.
+    pub dropped: u64,
+}
+
+impl NetworkMetrics {
+    pub(crate) fn of(counters: &net::engine::Counters) -> Self {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Self {
+            sent_bytes: read(&counters.sent_bytes),
+            received_bytes: read(&counters.received_bytes),
+            connections: read(&counters.connections),
+            denied: read(&counters.denied),
+            dropped: read(&counters.dropped),
+        }
+    }
 }

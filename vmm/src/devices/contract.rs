@@ -9,7 +9,7 @@ use std::os::unix::net::UnixStream;
 use rustix::net::{AddressFamily, SocketType};
 
 use super::driver::{Buffer, Driver};
-use super::{Block, Rng, Vsock, Worker};
+use super::{Block, Net, Rng, Vsock, Worker};
 use crate::virtio::{Device, Saved};
 
 /// A device as this test sees it.
@@ -64,6 +64,21 @@ fn vsock() {
         queue: 1,
         // A packet of nobody: it is taken, and nothing is written to what a packet to send has no use for.
         request: vec![Buffer::Out(&[0; 44]), Buffer::In(1)],
+        right: |len, bytes| len == 0 && bytes == [0xa5],
+    });
+}
+
+#[test]
+fn net() {
+    let new = || -> Box<dyn Device> {
+        let journal = super::net::Denials::default().journal();
+        Box::new(Net::new(::net::engine::Engine::new(::net::engine::Config::default(), journal).unwrap()))
+    };
+    keeps_the_contract(Subject {
+        new: Box::new(new),
+        queue: 1,
+        // A frame of no protocol: it is taken, and nothing is written to what a frame to send has no use for.
+        request: vec![Buffer::Out(&[0; 72]), Buffer::In(1)],
         right: |len, bytes| len == 0 && bytes == [0xa5],
     });
 }

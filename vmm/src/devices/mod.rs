@@ -2,6 +2,7 @@
 
 pub mod block;
 mod console;
+pub mod net;
 mod rng;
 pub mod vsock;
 mod worker;
@@ -13,6 +14,7 @@ mod driver;
 
 pub use block::{Block, BlockState};
 pub use console::{Console, SerialPort};
+pub use net::{Net, NetState};
 pub use rng::{Rng, RngState};
 pub use vsock::{Vsock, VsockState};
 pub use worker::Worker;
@@ -20,6 +22,7 @@ pub(crate) use worker::borrow;
 
 use std::net::SocketAddr;
 
+use ::net::policy::Policy;
 use serde::{Deserialize, Serialize};
 
 /// The state of any device, as it is saved.
@@ -27,6 +30,8 @@ use serde::{Deserialize, Serialize};
 pub enum State {
     /// Of [`Block`].
     Block(BlockState),
+    /// Of [`Net`].
+    Net(NetState),
     /// Of [`Rng`].
     Rng(RngState),
     /// Of [`Vsock`].
@@ -40,4 +45,8 @@ pub enum Setting {
     Publish(vsock::Published),
     /// Of [`Vsock`]: one port of the host less. What is connected stays so.
     Unpublish(SocketAddr),
+    /// Of [`Net`]: what the guest may reach.
+    Policy(Policy),
+    /// Of [`Net`]: the host's name servers.
+    Resolvers(Vec<SocketAddr>),
 }

@@ -206,6 +206,9 @@ impl Loop {
                     self.deactivate(device);
                     let _ = done.send(Ok(()));
                 }
+                Command::Configure { device, setting, done } => {
+                    let _ = done.send(self.configure(device, setting));
+                }
                 Command::Pause { done } => {
                     self.paused = true;
                     let _ = done.send(self.devices.iter_mut().try_for_each(|place| place.device.pause()));
@@ -213,10 +216,6 @@ impl Loop {
                 Command::Resume { done } => {
                     self.paused = false;
                     let _ = done.send(self.resume());
-                }
-                Command::Configure { device, setting, done } => {
-                    let events = Events::new(&self.epoll, device as u32);
-                    let _ = done.send(self.devices[device].device.configure(setting, &events));
                 }
                 Command::Save { device, done } => {
                     let _ = done.send(self.devices[device].device.save());
@@ -277,6 +276,17 @@ impl Loop {
             }
             place.device.deactivate(&events);
         }
+    }
+
+    fn configure(&mut self, device: usize, setting: Setting) -> Result<(), DeviceError> {
+        let events = Events::new(&self.epoll, device as u32);
+        let place = &mut self.devices[device];
+        place.device.configure(setting, &events)?;
+        let queues = place.active.as_ref().map_or(0, |active| active.notifiers.len());
+        if !self.paused {
+            self.look_at_queues(device, queues);
+        }
+        Ok(())
     }
 
     fn restore(&mut self, device: usize, state: State, active: Option<Active>) -> Result<(), DeviceError> {

@@ -30,9 +30,10 @@ pub fn enter_thread(thread: Thread) -> Result<(), JailError> {
     seccompiler::apply_filter(&filter(thread)?).map_err(|source| JailError::Seccomp { thread, source })
 }
 
-/// The SHA-256 of every filter, in hexadecimal.
-pub(super) fn digests() -> Result<BTreeMap<Thread, String>, JailError> {
-    Thread::ALL.into_iter().map(|thread| Ok((thread, digest(&filter(thread)?)))).collect()
+/// The SHA-256 of every filter that a machine uses, with a network or without, in hexadecimal.
+pub(super) fn digests(network: bool) -> Result<BTreeMap<Thread, String>, JailError> {
+    let used = |thread: &Thread| network || *thread != Thread::Net;
+    Thread::ALL.into_iter().filter(used).map(|thread| Ok((thread, digest(&filter(thread)?)))).collect()
 }
 
 fn digest(program: &BpfProgram) -> String {
@@ -121,6 +122,22 @@ impl When {
                 let null = SeccompCondition::new(argument, SeccompCmpArgLen::Qword, SeccompCmpOp::Eq, 0)?;
                 Ok(vec![SeccompRule::new(vec![null])?])
             }
+            Self::Socket(kinds) => kinds
+                .iter()
+                .map(|&(family, kind, protocol)| {
+                    // The kernel takes the rest of these bits for nothing but flags of the descriptor.
+                    let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+                    let arguments = [
+                        (SeccompCmpOp::Eq, family),
+                        (SeccompCmpOp::MaskedEq(u64::from(!(flags as u32))), kind),
+                        (SeccompCmpOp::Eq, protocol),
+                    ];
+                    let conditions = (0..).zip(arguments).map(|(argument, (operator, value))| {
+                        SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value as u64)
+                    });
+                    SeccompRule::new(conditions.collect::<Result<_, _>>()?)
+                })
+                .collect(),
         }
     }
 }

@@ -9,6 +9,12 @@
 //! starts it, and the kernel then asks both; so that a forked machine can start its threads, the filter of
 //! [`Thread::Main`] allows whatever the others may do. It pays to start the threads before Main enters its own.
 //!
+//! The one exception is [`Thread::Net`], the only thread that may make sockets, of TCP, UDP and ICMP echo: that is more than
+//! Main is to have for life, and its thread has to be started before Main enters its filter. A live fork, of which only
+//! the forking thread survives, cannot start it from Main. It will have to be made by a thread of its own, which waits for
+//! nothing but that order, under the filters of Main and Net united; that thread becomes the child's first one, starts its
+//! network thread, and enters Main's filter then.
+//!
 //! A call that a filter does not allow ends the process by SIGSYS, with a record in the kernel's audit log.
 
 mod filter;
@@ -40,11 +46,13 @@ pub enum Thread {
     Disk,
     /// Moves the bytes of vsock and of the entropy device.
     Io,
+    /// Is the guest's network, by sockets of the host.
+    Net,
 }
 
 impl Thread {
     /// Every kind.
-    pub const ALL: [Self; 4] = [Self::Main, Self::Vcpu, Self::Disk, Self::Io];
+    pub const ALL: [Self; 5] = [Self::Main, Self::Vcpu, Self::Disk, Self::Io, Self::Net];
 }
 
 /// The layers of the jail, as the kernel answered when they were asked for.
@@ -63,7 +71,7 @@ pub struct Layers {
     pub limits: Limits,
     /// Whether the process has namespaces of its own.
     pub namespaces: bool,
-    /// The SHA-256, in hexadecimal, of the filter of each kind of thread. A thread that cannot enter its filter ends.
+    /// The SHA-256, in hexadecimal, of the filter of each kind of thread; of [`Thread::Net`] where the machine has a network. A thread that cannot enter its filter ends.
     pub seccomp: BTreeMap<Thread, String>,
 }
 
@@ -75,7 +83,7 @@ pub struct Landlock {
     pub abi: u32,
     /// Handled rights to files, `LANDLOCK_ACCESS_FS_*`.
     pub files: u64,
-    /// Handled rights to the network, `LANDLOCK_ACCESS_NET_*`.
+    /// Handled rights to the network, `LANDLOCK_ACCESS_NET_*`. A machine with a network may connect, and not listen.
     pub net: u64,
     /// What ends at the process and its forks, `LANDLOCK_SCOPE_*`.
     pub scope: u64,
@@ -105,12 +113,17 @@ impl Layers {
             ("undumpable memory", !self.dumpable),
             ("an empty capability set", self.capabilities == 0),
             ("Landlock", self.landlock.is_some()),
-            ("seccomp", Thread::ALL.iter().all(|thread| self.seccomp.contains_key(thread))),
+            ("seccomp", Thread::ALL.iter().all(|&thread| self.has_filter(thread))),
         ];
         match layers.into_iter().find(|(_, there)| !there) {
             Some((layer, _)) => Err(JailError::Missing { layer }),
             None => Ok(()),
         }
+    }
+
+    /// A thread that the machine has not needs none.
+    fn has_filter(&self, thread: Thread) -> bool {
+        thread == Thread::Net || self.seccomp.contains_key(&thread)
     }
 }
 

@@ -16,16 +16,20 @@ use super::{JailError, Landlock, Layers, Limits};
 
 /// 1,023 connections on vsock and as many that have not yet said to which port, some eventfds a device, 32 vCPUs.
 const OPEN_FILES: u64 = 4096;
+/// With a network: a descriptor for each of its connections as well.
+const OPEN_FILES_WITH_NETWORK: u64 = 16384;
 
 /// Takes from the process whatever a machine does not need; see the module. Descriptors that are not in `keep` are closed, and
 /// no value that owns one of them may be used afterwards; of 0, 1 and 2, those not in `keep` become `/dev/null`, so that
 /// no later file gets the number that messages are written to. The environment is cleared: the launcher passes none.
 ///
+/// `network`: the machine has one, so that its process must be able to connect by TCP, and to have more descriptors.
+///
 /// RLIMIT_NPROC stays: it counts all threads of the user, not those of this process.
 ///
 /// # Errors
 /// A step failed. Landlock alone may be missing; [`Layers`] says so.
-pub fn enter_process(keep: &[RawFd]) -> Result<Layers, JailError> {
+pub fn enter_process(keep: &[RawFd], network: bool) -> Result<Layers, JailError> {
     one_thread()?;
     // SAFETY: no other thread exists that could read the environment meanwhile.
     if unsafe { libc::clearenv() } != 0 {
@@ -33,10 +37,10 @@ pub fn enter_process(keep: &[RawFd]) -> Result<Layers, JailError> {
     }
     let _ = rustix::process::umask(Mode::from_raw_mode(0o077));
     close_all_but(keep)?;
-    let limits = set_limits()?;
+    let limits = set_limits(if network { OPEN_FILES_WITH_NETWORK } else { OPEN_FILES })?;
     drop_capabilities()?;
     rustix::thread::set_no_new_privs(true).map_err(step("no_new_privs"))?;
-    let landlock = grant_nothing()?;
+    let landlock = grant_nothing(network)?;
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .map_err(step("clearing dumpable"))?;
     Ok(Layers {
@@ -47,7 +51,7 @@ pub fn enter_process(keep: &[RawFd]) -> Result<Layers, JailError> {
         landlock,
         limits,
         namespaces: false,
-        seccomp: digests()?,
+        seccomp: digests(network)?,
     })
 }
 
@@ -111,7 +115,7 @@ fn stand_in(keep: &[RawFd]) -> Result<(), JailError> {
     Ok(())
 }
 
-fn set_limits() -> Result<Limits, JailError> {
+fn set_limits(open_files: u64) -> Result<Limits, JailError> {
     let set = |resource, wanted: Option<u64>| {
         let maximum = rustix::process::getrlimit(resource).maximum;
         // No limit, or no more than there is: an ordinary user cannot raise it.
@@ -121,7 +125,7 @@ fn set_limits() -> Result<Limits, JailError> {
     };
     Ok(Limits {
         core: set(Resource::Core, Some(0)).map_err(step("limiting core files"))?.unwrap_or(u64::MAX),
-        open_files: set(Resource::Nofile, Some(OPEN_FILES))
+        open_files: set(Resource::Nofile, Some(open_files))
             .map_err(step("limiting open files"))?
             .unwrap_or(u64::MAX),
         // A disk may be larger than a soft limit that some login shell has set.
@@ -156,12 +160,18 @@ fn capabilities_left() -> Result<u64, JailError> {
     Ok((left.effective | left.permitted | left.inheritable).bits())
 }
 
-/// Denies all that the newest interface known to the crate and to the kernel can deny.
-fn grant_nothing() -> Result<Option<Landlock>, JailError> {
+/// Denies all that the newest interface known to the crate and to the kernel can deny; with a network all but what it takes to
+/// connect. Without one, no thread could be given a connection by any mistake in the filters.
+fn grant_nothing(network: bool) -> Result<Option<Landlock>, JailError> {
     let newest = ABI::V10;
+    let denied = |abi| {
+        let all = AccessNet::from_all(abi);
+        // A datagram socket that is connected is bound with it.
+        if network { all & AccessNet::BindTcp } else { all }
+    };
     let status = Ruleset::default()
         .handle_access(AccessFs::from_all(newest))
-        .and_then(|rules| rules.handle_access(AccessNet::from_all(newest)))
+        .and_then(|rules| rules.handle_access(denied(newest)))
         .and_then(|rules| rules.scope(Scope::from_all(newest)))
         .and_then(Ruleset::create)
         .and_then(landlock::RulesetCreated::restrict_self)
@@ -173,7 +183,7 @@ fn grant_nothing() -> Result<Option<Landlock>, JailError> {
     Ok(Some(Landlock {
         abi: abi as u32,
         files: AccessFs::from_all(abi).bits(),
-        net: AccessNet::from_all(abi).bits(),
+        net: denied(abi).bits(),
         scope: Scope::from_all(abi).bits(),
     }))
 }

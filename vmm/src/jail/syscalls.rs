@@ -1,22 +1,23 @@
 //! Which system calls each kind of thread may make, and why where the name does not tell.
 //!
-//! What is not here on purpose: anything with a path; `socket`, `connect`, `bind` (all sockets come by descriptor, and a Unix
-//! socket with a path leads to the services of the user, where Landlock does not look yet); `execve`; `kill`.
+//! What is not here on purpose: anything with a path; `bind` and `listen`; `socket` and `connect`, but for the thread of the network
+//! (all other sockets come by descriptor, and a Unix socket with a path leads to the services of the user, where Landlock
+//! does not look yet: that thread can make none); `execve`; `kill`.
 
 use kvm_bindings as kvm;
 use libc::{
     SYS_accept4, SYS_brk, SYS_clock_gettime, SYS_clock_nanosleep, SYS_clone, SYS_clone3, SYS_close,
-    SYS_close_range, SYS_dup, SYS_epoll_create1, SYS_epoll_ctl, SYS_epoll_pwait, SYS_epoll_pwait2,
-    SYS_epoll_wait, SYS_eventfd2, SYS_exit, SYS_exit_group, SYS_fallocate, SYS_fcntl, SYS_fdatasync,
-    SYS_fork, SYS_fstat, SYS_fsync, SYS_ftruncate, SYS_futex, SYS_getdents64, SYS_getpid, SYS_getrandom,
-    SYS_getsockname, SYS_getsockopt, SYS_gettid, SYS_ioctl, SYS_lseek, SYS_madvise, SYS_mmap, SYS_mprotect,
-    SYS_mremap, SYS_munmap, SYS_nanosleep, SYS_newfstatat, SYS_pidfd_open, SYS_pipe2, SYS_poll, SYS_ppoll,
-    SYS_prctl, SYS_pread64, SYS_preadv, SYS_pwrite64, SYS_pwritev, SYS_read, SYS_readv, SYS_recvfrom,
-    SYS_recvmsg, SYS_restart_syscall, SYS_rseq, SYS_rt_sigaction, SYS_rt_sigprocmask, SYS_rt_sigreturn,
-    SYS_sched_getaffinity, SYS_sched_yield, SYS_seccomp, SYS_sendmsg, SYS_sendto, SYS_set_robust_list,
-    SYS_set_tid_address, SYS_setsockopt, SYS_shutdown, SYS_sigaltstack, SYS_statx, SYS_tgkill,
-    SYS_timerfd_create, SYS_timerfd_settime, SYS_tkill, SYS_wait4, SYS_waitid, SYS_write, SYS_writev, c_int,
-    c_long,
+    SYS_close_range, SYS_connect, SYS_dup, SYS_epoll_create1, SYS_epoll_ctl, SYS_epoll_pwait,
+    SYS_epoll_pwait2, SYS_epoll_wait, SYS_eventfd2, SYS_exit, SYS_exit_group, SYS_fallocate, SYS_fcntl,
+    SYS_fdatasync, SYS_fork, SYS_fstat, SYS_fsync, SYS_ftruncate, SYS_futex, SYS_getdents64, SYS_getpid,
+    SYS_getrandom, SYS_getsockname, SYS_getsockopt, SYS_gettid, SYS_ioctl, SYS_lseek, SYS_madvise, SYS_mmap,
+    SYS_mprotect, SYS_mremap, SYS_munmap, SYS_nanosleep, SYS_newfstatat, SYS_pidfd_open, SYS_pipe2, SYS_poll,
+    SYS_ppoll, SYS_prctl, SYS_pread64, SYS_preadv, SYS_pwrite64, SYS_pwritev, SYS_read, SYS_readv,
+    SYS_recvfrom, SYS_recvmsg, SYS_restart_syscall, SYS_rseq, SYS_rt_sigaction, SYS_rt_sigprocmask,
+    SYS_rt_sigreturn, SYS_sched_getaffinity, SYS_sched_yield, SYS_seccomp, SYS_sendmsg, SYS_sendto,
+    SYS_set_robust_list, SYS_set_tid_address, SYS_setsockopt, SYS_shutdown, SYS_sigaltstack, SYS_socket,
+    SYS_statx, SYS_tgkill, SYS_timerfd_create, SYS_timerfd_settime, SYS_tkill, SYS_wait4, SYS_waitid,
+    SYS_write, SYS_writev, c_int, c_long,
 };
 use rustix::ioctl::opcode::{none, read, read_write, write};
 
@@ -42,17 +43,20 @@ pub(super) enum When {
     Null(u8),
     /// Each of these arguments has its value.
     Both([(u8, u32); 2]),
+    /// The three arguments of `socket`, without the flags of the descriptor, are one of these.
+    Socket(&'static [(c_int, c_int, c_int)]),
 }
-use When::{Always, Both, Null, OneOf, Without};
+use When::{Always, Both, Null, OneOf, Socket, Without};
 
 /// What together makes up the rules of a kind of thread.
 pub(super) fn tables(thread: Thread) -> &'static [&'static [Call]] {
     match thread {
-        // With the tables of all the others: a forked machine starts its threads from under the filter of Main.
+        // With the tables of all the others but Net: a forked machine starts its threads from under the filter of Main.
         Thread::Main => &[EVERY, VCPU, WORKER, DISK, IO, MAIN],
         Thread::Vcpu => &[EVERY, VCPU],
         Thread::Disk => &[EVERY, WORKER, DISK],
         Thread::Io => &[EVERY, WORKER, IO],
+        Thread::Net => &[EVERY, WORKER, NET],
     }
 }
 
@@ -168,6 +172,46 @@ const IO: &[Call] = &[
     (SYS_fcntl, OneOf(1, &[libc::F_GETFL as u32, libc::F_SETFL as u32])), // rustix's
     (SYS_timerfd_create, Always),
     (SYS_timerfd_settime, Always),
+];
+
+/// The sockets of the host that a guest's packets become. Everything that they are connected to has gone through the policy, and
+/// none of them listens.
+const NET: &[Call] = &[
+    (SYS_socket, Socket(NET_SOCKETS)),
+    // Of a Unix socket it can only be one that came by descriptor, and those are connected already.
+    (SYS_connect, Always),
+    (SYS_getsockname, Always),
+    (SYS_setsockopt, OneOf(1, NET_LEVELS)),
+    (SYS_getsockopt, OneOf(1, NET_LEVELS)),
+    (SYS_recvfrom, Always),
+    (SYS_recvmsg, Always),
+    (SYS_sendto, Always),
+    (SYS_sendmsg, Always),
+    (SYS_shutdown, Always),
+    (SYS_timerfd_settime, Always), // the next deadline
+];
+
+/// Family, type and protocol. ICMP by datagrams is echo alone (ping_group_range in icmp(7)).
+const NET_SOCKETS: &[(c_int, c_int, c_int)] = &[
+    (libc::AF_INET, libc::SOCK_STREAM, 0),
+    (libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_TCP),
+    (libc::AF_INET, libc::SOCK_DGRAM, 0),
+    (libc::AF_INET, libc::SOCK_DGRAM, libc::IPPROTO_UDP),
+    (libc::AF_INET, libc::SOCK_DGRAM, libc::IPPROTO_ICMP),
+    (libc::AF_INET6, libc::SOCK_STREAM, 0),
+    (libc::AF_INET6, libc::SOCK_STREAM, libc::IPPROTO_TCP),
+    (libc::AF_INET6, libc::SOCK_DGRAM, 0),
+    (libc::AF_INET6, libc::SOCK_DGRAM, libc::IPPROTO_UDP),
+    (libc::AF_INET6, libc::SOCK_DGRAM, libc::IPPROTO_ICMPV6),
+];
+
+/// Levels of socket options.
+const NET_LEVELS: &[u32] = &[
+    libc::SOL_SOCKET as u32,
+    libc::IPPROTO_IP as u32,
+    libc::IPPROTO_IPV6 as u32,
+    libc::IPPROTO_TCP as u32,
+    libc::IPPROTO_UDP as u32,
 ];
 
 const MAIN: &[Call] = &[

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 
+use ::net::engine::Engine;
 use kvm_ioctls::{IoEventAddress, VmFd};
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 use virtio_bindings::virtio_mmio::VIRTIO_MMIO_QUEUE_NOTIFY;
@@ -15,14 +16,15 @@ use super::ending::Ending;
 use super::ports::Ports;
 use super::published::PublishedPorts;
 use super::vcpu::Vcpus;
-use super::{Machine, Steps};
+use super::{Machine, Network, Steps};
 use crate::arch::x86_64::{
     self as arch, ArchError, Kernel, KernelError, MmioSlot, Vm,
     boot::{self, BootError},
 };
 use crate::devices::block::{Block, DiskError};
+use crate::devices::net::Denials;
 use crate::devices::vsock::Published;
-use crate::devices::{Console, Rng, SerialPort, Vsock, Worker};
+use crate::devices::{Console, Net, Rng, SerialPort, Vsock, Worker};
 use crate::jail::{self, JailError, Layers, SelfReport, Thread};
 use crate::memory::{self, MemoryError};
 use crate::spec::MachineSpec;
@@ -110,10 +112,19 @@ impl Machine {
             disk.push(Box::new(Block::new(files.base, files.diff)?));
         }
         let io: Vec<Box<dyn Device>> = vec![Box::new(vsock), Box::new(Rng::new())];
+        let mut kinds = vec![("disk", Thread::Disk, disk), ("io", Thread::Io, io)];
+        let denials = Denials::default();
+        let mut counters = None;
+        if let Some(config) = &spec.network {
+            let engine =
+                Engine::new(config.clone(), denials.journal()).map_err(host("preparing the network"))?;
+            counters = Some(engine.counters());
+            kinds.push(("net", Thread::Net, vec![Box::new(Net::new(engine))]));
+        }
         let mut transports = Vec::new();
         let mut workers = Vec::new();
         let mut vsock_place = None;
-        for (name, thread, devices) in [("disk", Thread::Disk, disk), ("io", Thread::Io, io)] {
+        for (name, thread, devices) in kinds {
             let faces: Vec<Face> = devices.iter().map(|device| Face::of(&**device)).collect();
             let worker =
                 Worker::spawn(name, devices, move || jail::enter_thread(thread).map_err(io::Error::other));
@@ -127,6 +138,12 @@ impl Machine {
             }
             workers.push(worker);
         }
+        // The last worker is the network's, where there is one.
+        let network = counters.zip(workers.last()).map(|(counters, worker)| Network {
+            worker: Arc::clone(worker),
+            counters,
+            denials,
+        });
         let mut slots = Vec::new();
         for (number, transport) in transports.iter().enumerate() {
             let slot =
@@ -157,6 +174,7 @@ impl Machine {
             vcpus,
             bus,
             workers,
+            network,
             interrupts,
             _vm: vm,
             console,

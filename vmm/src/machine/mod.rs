@@ -3,7 +3,7 @@
 //! ```text
 //!   main thread     control socket, deadlines, the end          (this module)
 //!   vcpu0..n        KVM_RUN, ports and registers                (vcpu)
-//!   disk, io        the devices, each on the thread it lives on (crate::devices::Worker)
+//!   disk, io, net   the devices, each on the thread it lives on (crate::devices::Worker)
 //! ```
 //!
 //! The main thread waits for the others, and they never for it: what they have to say is in [`Ending`].
@@ -30,9 +30,10 @@ use rustix::event::Timespec;
 use rustix::event::epoll::{self, EventData, EventFlags};
 
 use crate::arch::x86_64::Vm;
-use crate::control::{DeviceMetrics, Metrics, Request, Response, Server, Status};
+use crate::control::{DeviceMetrics, Metrics, NetworkMetrics, Request, Response, Server, Status};
+use crate::devices::net::Denials;
 use crate::devices::vsock::Counters;
-use crate::devices::{Console, Worker, borrow};
+use crate::devices::{Console, Setting, Worker, borrow};
 use crate::exit::{Exit, ExitReason};
 use crate::jail::{Layers, SelfReport};
 use crate::spec::MachineSpec;
@@ -57,6 +58,7 @@ pub(crate) struct Machine {
     vcpus: Vcpus,
     bus: Arc<Bus>,
     workers: Vec<Arc<Worker>>,
+    network: Option<Network>,
     /// Of each device, by its name. Its transport is not asked: a vCPU may hold that for as long as the device takes to reset,
     /// and at once again.
     interrupts: Vec<(&'static str, Interrupt)>,
@@ -77,6 +79,15 @@ pub(crate) struct Machine {
     owner: Option<UnixStream>,
     /// The sandbox's lock, held to the end of the process.
     _lock: Option<File>,
+}
+
+/// The network of a machine that has one.
+#[derive(Debug)]
+struct Network {
+    /// Its device is the first, and only, one there.
+    worker: Arc<Worker>,
+    counters: Arc<net::engine::Counters>,
+    denials: Denials,
 }
 
 /// How long a machine may do what.
@@ -125,10 +136,11 @@ impl Machine {
 
     /// A reset is a panic where the console says so: the kernel resets the machine after one (`panic=-1`).
     fn exit(self, reason: ExitReason) -> Exit {
-        let Self { vcpus, bus, workers, console, .. } = self;
+        let Self { vcpus, bus, workers, network, console, .. } = self;
         drop(vcpus);
         drop(bus);
         drop(workers);
+        drop(network);
         let reason = match (reason, console.panic()) {
             (ExitReason::Reset, Some(message)) => ExitReason::KernelPanic { message },
             (reason, _) => reason,
@@ -212,6 +224,12 @@ impl Machine {
             }
             Request::AddPort(target) => self.published.add(descriptor, &target),
             Request::RemovePort { address } => self.published.remove(address),
+            Request::SetNetwork { policy } => self.configure(Setting::Policy(policy)),
+            Request::SetResolvers { resolvers } => self.configure(Setting::Resolvers(resolvers)),
+            Request::Denials { after } => {
+                let denials = self.network.as_ref().map(|network| network.denials.after(after));
+                return Response::Denials { denials: denials.unwrap_or_default() };
+            }
             Request::Pause => self.pause(),
             Request::Resume => self.resume(),
             Request::Kill => {
@@ -233,6 +251,16 @@ impl Machine {
             self.workers.iter().try_for_each(|worker| worker.pause())?;
         }
         Ok(())
+    }
+
+    fn configure(&self, setting: Setting) -> Result<(), DeviceError> {
+        match &self.network {
+            Some(network) => network.worker.configure(0, setting),
+            None => Err(DeviceError::Host {
+                what: "the machine has no network",
+                source: io::ErrorKind::Unsupported.into(),
+            }),
+        }
     }
 
     fn resume(&mut self) -> Result<(), DeviceError> {
@@ -266,6 +294,7 @@ impl Machine {
         Ok(Metrics {
             exits: self.vcpus.exits(),
             devices: devices.collect(),
+            network: self.network.as_ref().map(|network| NetworkMetrics::of(&network.counters)),
             start: self.steps.done.clone(),
             pss_kib: self.report.pss_kib()?,
             own_kib: self.report.own_kib(&self.ram)?,

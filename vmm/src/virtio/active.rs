@@ -1,9 +1,10 @@
 //! What a device works with while its driver is ready.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+use vm_memory::{Bytes as _, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{DeviceError, Interrupt, QueueState};
@@ -56,6 +57,50 @@ impl Active {
     /// The driver has broken the queue.
     pub fn push(&mut self, queue: usize, head: u16, written: u32) -> Result<(), DeviceError> {
         Ok(self.queues[queue].add_used(&*self.memory, head, written)?)
+    }
+
+    /// Gives several chains back at once, with so many bytes in each: the driver sees all of them as used or none, as those of
+    /// one frame must be (section 5.1.6.4).
+    ///
+    /// The driver is told where [`wants_interrupt`](Self::wants_interrupt), not by [`signal`](Self::signal).
+    ///
+    /// # Errors
+    /// The driver has broken the queue.
+    pub fn push_together(&mut self, queue: usize, chains: &[(u16, u32)]) -> Result<(), DeviceError> {
+        let Some(((last, written), others)) = chains.split_last() else { return Ok(()) };
+        let queue = &mut self.queues[queue];
+        let first = queue.next_used();
+        for (index, (head, written)) in (0..).zip(others) {
+            // A used element (section 2.7.8) is the head, then the length, 32 bits each, behind flags and index.
+            let slot = u64::from(first.wrapping_add(index) % queue.size());
+            let place = GuestAddress(queue.used_ring().wrapping_add(4 + slot * 8));
+            let element = u64::from(*head) | u64::from(*written) << 32;
+            self.memory.write_obj(element.to_le(), place).map_err(virtio_queue::Error::GuestMemory)?;
+        }
+        queue.set_next_used(first.wrapping_add(others.len() as u16));
+        // Writes the last element, and then the index.
+        Ok(queue.add_used(&*self.memory, *last, *written)?)
+    }
+
+    /// Whether the driver wants an interrupt for what was given back since the used ring's position was `told` (section 2.7.7).
+    ///
+    /// # Errors
+    /// The driver has broken the queue.
+    pub fn wants_interrupt(&self, queue: usize, told: u16) -> Result<bool, DeviceError> {
+        let queue = &self.queues[queue];
+        if !queue.event_idx_enabled() {
+            return Ok(true);
+        }
+        let place = GuestAddress(queue.avail_ring().wrapping_add(4 + 2 * u64::from(queue.size())));
+        // The index of the used ring is written before the driver's wish is read.
+        fence(Ordering::SeqCst);
+        let event: u16 = self
+            .memory
+            .load(place, Ordering::Relaxed)
+            .map(u16::from_le)
+            .map_err(virtio_queue::Error::GuestMemory)?;
+        let used = queue.next_used();
+        Ok(used.wrapping_sub(event).wrapping_sub(1) < used.wrapping_sub(told))
     }
 
     /// Raises the interrupt where the driver wants one for what was given back (section 2.7.7).

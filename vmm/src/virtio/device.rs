@@ -65,6 +65,16 @@ pub trait Device: Send {
         Ok(())
     }
 
+    /// Something about the device is to be another from now on; also while it is paused or not active. The worker calls
+    /// [`notified`](Self::notified) for each queue afterwards, or at the next [`resume`](Self::resume).
+    ///
+    /// # Errors
+    /// The device has no such setting, or it cannot be changed.
+    fn configure(&mut self, setting: Setting, events: &Events<'_>) -> Result<(), DeviceError> {
+        let _ = (setting, events);
+        Err(DeviceError::NoSetting)
+    }
+
     /// Finishes or gives up what is in flight.
     ///
     /// # Errors
@@ -77,15 +87,6 @@ pub trait Device: Send {
     fn resume(&mut self, events: &Events<'_>) -> Result<(), DeviceError> {
         let _ = events;
         Ok(())
-    }
-
-    /// Something about the device is to be another from now on; also while it is paused or not active.
-    ///
-    /// # Errors
-    /// The device has no such setting, or it cannot be changed.
-    fn configure(&mut self, setting: Setting, events: &Events<'_>) -> Result<(), DeviceError> {
-        let _ = (setting, events);
-        Err(DeviceError::Host { what: "changing a device", source: io::ErrorKind::Unsupported.into() })
     }
 
     /// The state of the paused device and of its queues; no queues when it is not active.
@@ -227,6 +228,9 @@ pub enum DeviceError {
         /// Why it failed.
         source: io::Error,
     },
+    /// It has no such setting.
+    #[error("the device has no such setting")]
+    NoSetting,
     /// A state that is not this device's, or that is not sound.
     #[error("the saved state of {device} cannot be used: {why}")]
     State {

@@ -119,7 +119,7 @@ impl Remote {
 /// The process of the first machine.
 fn run_first(kvm_file: OwnedFd, sockets: Vec<UnixStream>) {
     let keep: Vec<RawFd> = sockets.iter().map(AsRawFd::as_raw_fd).chain([2, kvm_file.as_raw_fd()]).collect();
-    jail::enter_process(&keep).unwrap();
+    jail::enter_process(&keep, false).unwrap();
     let kvm = kvm(kvm_file).unwrap();
     let memory = memory::allocate(MemoryMib::try_from(128).unwrap()).unwrap();
     let vm = Vm::new(&kvm, &memory).unwrap();

@@ -91,6 +91,7 @@ impl Launch<'_> {
                 owner: Some(9),
                 ports: Vec::new(),
             },
+            network: Some(net::engine::Config::default()),
             boot_timeout_ms: self.boot_timeout.as_millis() as u64,
             ttl_ms: self.ttl.map(|ttl| ttl.as_millis() as u64),
             idle_ms: None,

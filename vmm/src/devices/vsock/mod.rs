@@ -444,6 +444,7 @@ impl Device for Vsock {
                 self.published.retain(|_, port| port.address() != address);
                 Ok(())
             }
+            Setting::Policy(_) | Setting::Resolvers(_) => Err(DeviceError::NoSetting),
         }
     }
 

@@ -35,6 +35,7 @@ pub const VERSION_1: u64 = 1 << 32;
 pub const VSOCK: u32 = 19;
 pub const RNG: u32 = 4;
 pub const BLOCK: u32 = 2;
+pub const NET: u32 = 1;
 
 #[derive(Clone, Copy)]
 pub struct Device {
@@ -77,6 +78,7 @@ impl Device {
     pub fn queues(self) -> u32 {
         match self.id() {
             VSOCK => 3,
+            NET => 2,
             _ => 1,
         }
     }
@@ -195,6 +197,14 @@ pub fn descriptor(at: u64, address: u64, len: u32, flags: u16, next: u16) {
     poke(at + 14, next);
 }
 
+/// An Ethernet frame with an ARP request of 192.0.0.2 for 192.0.0.1.
+const WHO_IS_THE_GATEWAY: [u8; 42] = [
+    0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0x76, 0x6f, 0x69, 0x64, 2, 8, 6, // to all, from the guest
+    0, 1, 8, 0, 6, 4, 0, 1, // Ethernet, IPv4, a request
+    2, 0x76, 0x6f, 0x69, 0x64, 2, 192, 0, 0, 2, // of the guest
+    0, 0, 0, 0, 0, 0, 192, 0, 0, 1,
+];
+
 /// Each device works for a driver that keeps the rules, whatever was done to it before.
 pub fn check_all() {
     devices().for_each(check);
@@ -220,6 +230,23 @@ pub fn check(device: Device) {
             first.offer(&[(buffer, 16, false), (buffer + 64, 20, true), (buffer + 128, 1, true)]);
             first.wait();
             assert!(&peek::<[u8; 8]>(buffer + 64) == b"voidrun\0", "another ID");
+        }
+        NET => {
+            let (sent, received) = (buffer, buffer + 0x400);
+            poke(sent, [0_u8; 12]);
+            poke(sent + 12, WHO_IS_THE_GATEWAY);
+            if let Some(second) = second {
+                second.offer(&[(sent, 12 + WHO_IS_THE_GATEWAY.len() as u32, false)]);
+            }
+            // What else there is to say comes in between: an answer is of type ARP, and its operation 2.
+            loop {
+                first.offer(&[(received, 0x800, true)]);
+                first.wait();
+                let (kind, operation): ([u8; 2], [u8; 2]) = (peek(received + 24), peek(received + 32));
+                if kind == [8, 6] && operation == [0, 2] {
+                    break;
+                }
+            }
         }
         _ => {
             // A connection to a port that is nobody's is refused. What clients of the host want comes in between.

@@ -1,0 +1,158 @@
+//! `network`: what a sandbox may reach, and what it was denied.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use axum::Json;
+use net::policy::{Mode, Parts, Policy, Rule};
+use vmm::devices::net::NumberedDenial;
+
+use super::answers::Envelope;
+use super::input::{Parameters, Target};
+use super::problem::Problem;
+use super::success;
+use super::types::{Denial, DenialParameters, Network, NetworkMode, time};
+
+/// Names of `hosts`.
+const MAX_HOSTS: usize = 64;
+
+/// The policy that a request asks for; what it does not say is as in `before`, but for rules of the mode `allow`, which go with it.
+pub(super) fn policy(network: Network, before: &Policy) -> Result<Policy, Problem> {
+    let rules = |field: &str, given: Vec<String>| -> Result<Vec<Rule>, Problem> {
+        let rule = |(index, text)| {
+            Rule::try_from(text).map_err(|error| Problem::field(&format!("network.{field}[{index}]"), error))
+        };
+        given.into_iter().enumerate().map(rule).collect()
+    };
+    let before = Parts::from(before.clone());
+    let has_rules = network.allow.as_ref().is_some_and(|allow| !allow.is_empty());
+    let mode = match network.mode {
+        Some(NetworkMode::None) => Mode::None,
+        Some(NetworkMode::Public) => Mode::Public,
+        Some(NetworkMode::Allow) => Mode::Allow,
+        None if has_rules => Mode::Allow,
+        None => before.mode,
+    };
+    let allow = match network.allow {
+        Some(allow) => rules("allow", allow)?,
+        None if mode == before.mode => before.allow,
+        None => Vec::new(),
+    };
+    let deny = network.deny.map_or(Ok(before.deny), |deny| rules("deny", deny))?;
+    let host_ports = network.host_ports.unwrap_or(before.host_ports);
+    let parts = Parts { mode, allow, deny, host_ports };
+    Policy::try_from(parts).map_err(|error| Problem::field("network", error))
+}
+
+/// Names that the sandbox's name server answers by itself.
+pub(super) fn hosts(given: BTreeMap<String, String>) -> Result<BTreeMap<String, IpAddr>, Problem> {
+    if given.len() > MAX_HOSTS {
+        let wrong = format!("{} of them, where {MAX_HOSTS} are allowed", given.len());
+        return Err(Problem::field("hosts", wrong));
+    }
+    let host = |(name, address): (String, String)| {
+        let labels = name.split('.').all(|label| {
+            let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
+            (1..=63).contains(&label.len()) && label.bytes().all(plain)
+        });
+        if name.len() > 253 || !labels {
+            return Err(Problem::field("hosts", format!("{name:?} is no host's name")));
+        }
+        match address.parse() {
+            Ok(address) => Ok((name.to_ascii_lowercase(), address)),
+            Err(_) => Err(Problem::field(&format!("hosts.{name}"), format!("{address:?} is no IP address"))),
+        }
+    };
+    given.into_iter().map(host).collect()
+}
+
+/// As it is shown.
+pub(super) fn shown(policy: &Policy) -> Network {
+    let Parts { mode, allow, deny, host_ports } = policy.clone().into();
+    let texts = |rules: Vec<Rule>| {
+        let texts: Vec<String> = rules.into_iter().map(String::from).collect();
+        Some(texts).filter(|texts| !texts.is_empty())
+    };
+    Network {
+        mode: Some(match mode {
+            Mode::None => NetworkMode::None,
+            Mode::Public => NetworkMode::Public,
+            Mode::Allow => NetworkMode::Allow,
+        }),
+        allow: texts(allow),
+        deny: texts(deny),
+        host_ports: Some(host_ports).filter(|ports| !ports.is_empty()),
+    }
+}
+
+/// Tells what a sandbox was denied by its network policy since its machine was started, the last 512.
+#[utoipa::path(
+    get, path = "/sandboxes/{id}/network/denials", operation_id = "listDenials", tag = "sandboxes",
+    params(DenialParameters),
+    responses((status = 200, description = "The oldest first", body = Envelope<Vec<Denial>>))
+)]
+pub(super) async fn denials(
+    Target(sandbox): Target,
+    Parameters(DenialParameters { after }): Parameters<DenialParameters>,
+) -> Result<Json<Envelope<Vec<Denial>>>, Problem> {
+    let denials = sandbox.denials(after.unwrap_or_default()).await?;
+    let shown = denials.into_iter().map(|NumberedDenial { number, denial }| Denial {
+        number,
+        time: time(denial.time_ms),
+        protocol: denial.protocol,
+        destination: denial.destination,
+        name: denial.name,
+        rule: denial.rule,
+    });
+    Ok(success("denials", shown.collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn wanted(json: serde_json::Value, before: &Policy) -> Result<Policy, Problem> {
+        policy(serde_json::from_value(json).unwrap(), before)
+    }
+
+    #[test]
+    fn what_is_not_said_stays_and_rules_mean_the_mode_allow() {
+        let shape = |policy: &Policy| {
+            let parts = Parts::from(policy.clone());
+            (parts.mode, parts.allow.len(), parts.deny.len(), parts.host_ports.len())
+        };
+        let public = Policy::default();
+        let new = wanted(json!({"allow": ["*.example.org:443"], "deny": ["10.0.0.0/8"]}), &public).unwrap();
+        assert_eq!(shape(&new), (Mode::Allow, 1, 1, 0));
+        let new = wanted(json!({"hostPorts": [8080]}), &new).unwrap();
+        assert_eq!(shape(&new), (Mode::Allow, 1, 1, 1));
+        let new = wanted(json!({"mode": "public", "deny": []}), &new).unwrap();
+        assert_eq!(shape(&new), (Mode::Public, 0, 0, 1));
+        assert_eq!(
+            shown(&new),
+            Network { mode: Some(NetworkMode::Public), host_ports: Some(vec![8080]), ..Network::default() }
+        );
+        assert_eq!(wanted(json!({"mode": "none"}), &new).unwrap().mode(), Mode::None);
+    }
+
+    #[test]
+    fn what_is_wrong_names_its_field() {
+        for (json, field) in [
+            (json!({"allow": ["example.org", "exam ple.org"]}), "network.allow[1]: "),
+            (json!({"deny": ["10.0.0.0/33"]}), "network.deny[0]: "),
+            (json!({"mode": "public", "allow": ["*"]}), "network: allow[0]: "),
+            (json!({"hostPorts": [0]}), "network: hostPorts[0]: "),
+            (json!({"deny": vec!["*"; 257]}), "network: deny: "),
+        ] {
+            let problem = wanted(json, &Policy::default()).unwrap_err();
+            let detail = problem.document().detail;
+            assert!(detail.starts_with(field), "{detail}");
+        }
+        let host = |name: &str, address: &str| hosts(BTreeMap::from([(name.into(), address.into())]));
+        assert_eq!(host("DB", "10.0.0.1").unwrap()["db"], IpAddr::from([10, 0, 0, 1]));
+        for (name, address) in [("a b", "10.0.0.1"), ("", "10.0.0.1"), ("a..b", "::1"), ("db", "here")] {
+            assert!(host(name, address).is_err(), "{name} {address}");
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! What a sandbox may reach while its machine runs, and who tells it names.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use net::policy::{Mode, Policy};
+use vmm::devices::net::NumberedDenial;
+
+use tokio::time::MissedTickBehavior;
+
+use super::error::DaemonError;
+use super::sandbox::Sandbox;
+use super::state::State;
+use super::{Daemon, chain};
+use crate::sandbox::resolvers;
+
+/// States with a machine whose process can be asked.
+const UP: [State; 2] = [State::Running, State::Paused];
+
+/// So often it looks whether the host has other name servers.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// Tells machines who the host's name servers are, at first and when they change: a machine's process opens no file. Goes on until
+/// it is dropped.
+pub(super) async fn follow_resolvers(daemon: Arc<Daemon>) {
+    let mut look = tokio::time::interval(LOOK);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut known = None;
+    loop {
+        look.tick().await;
+        let Ok(servers) = tokio::task::spawn_blocking(resolvers).await else { continue };
+        if known.as_ref() == Some(&servers) {
+            continue;
+        }
+        let sandboxes = daemon.table().all();
+        for sandbox in sandboxes {
+            if let Err(error) = sandbox.ask_names_of(servers.clone()).await {
+                tracing::warn!(sandbox = sandbox.id(), error = %chain(&error), "knows the host's old name servers alone");
+            }
+        }
+        known = Some(servers);
+    }
+}
+
+impl Sandbox {
+    /// Has the machine, if there is one with a network, ask these name servers from now on.
+    async fn ask_names_of(&self, servers: Vec<SocketAddr>) -> Result<(), DaemonError> {
+        let action = "tell the name servers to";
+        let Ok(handle) = self.machine(action, &UP) else { return Ok(()) };
+        self.control(action, &handle, |client| {
+            if client.metrics()?.network.is_some() { client.set_resolvers(servers) } else { Ok(()) }
+        })
+        .await
+    }
+
+    /// Has the machine, if there is one, hold to `policy` from now on.
+    pub(super) async fn enforce(&self, policy: Policy) -> Result<(), DaemonError> {
+        let action = "change the network of";
+        let Ok(handle) = self.machine(action, &UP) else { return Ok(()) };
+        let wanted = policy.mode() != Mode::None;
+        let done = self.control(action, &handle, |client| {
+            let has_device = client.metrics()?.network.is_some();
+            if has_device {
+                client.set_network(policy)?;
+            }
+            Ok(has_device)
+        });
+        // One that was started without a network has no device for it.
+        if done.await? || !wanted { Ok(()) } else { Err(DaemonError::NoNetwork(self.name())) }
+    }
+
+    /// What it was denied since its machine was started, behind the one with the number `after`.
+    pub(crate) async fn denials(&self, after: u64) -> Result<Vec<NumberedDenial>, DaemonError> {
+        let action = "tell what was denied to";
+        let handle = self.machine(action, &UP)?;
+        self.control(action, &handle, move |client| client.denials(after)).await
+    }
+}

@@ -1,0 +1,130 @@
+//! What a sandbox's network is made of: the policy of its record, and what the host's network is like at the start.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
+
+use net::address::{GATEWAY, GATEWAY6, GUEST, GUEST6, MTU, PREFIX, PREFIX6};
+use net::engine;
+use net::policy::{Mode, Policy};
+use protocol::{Config, Network6Config, NetworkConfig};
+
+/// The name of the machine that a guest runs on: by it the guest reaches the ports of the host that its policy opens.
+const HOST: &str = "host.voidrun.internal";
+/// The file with the host's name servers.
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+/// So many of them are asked, as by the C library (resolv.conf(5)).
+const MAX_SERVERS: usize = 3;
+/// And so many domains are looked in.
+const MAX_DOMAINS: usize = 6;
+/// Of a name server.
+const DNS: u16 = 53;
+/// Of a root server: a global address. Nothing is sent to it.
+const GLOBAL: Ipv6Addr = Ipv6Addr::new(0x2001, 0x503, 0xba3e, 0, 0, 0, 2, 0x30);
+
+/// What a resolv.conf says, as far as a guest needs it.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Resolv {
+    servers: Vec<SocketAddr>,
+    search: Vec<String>,
+}
+
+/// What the machine is told of its network, and writes into the guest's `config`; none for a sandbox without one.
+pub(super) fn of(
+    policy: &Policy,
+    hosts: &BTreeMap<String, IpAddr>,
+    config: &mut Config,
+) -> Option<engine::Config> {
+    if policy.mode() == Mode::None {
+        return None;
+    }
+    let resolv = Resolv::of_host();
+    let ipv6 = host_has_ipv6();
+    let network6 = Network6Config { address: GUEST6, prefix: PREFIX6, gateway: GATEWAY6 };
+    config.network = Some(NetworkConfig {
+        address: GUEST,
+        prefix: PREFIX,
+        gateway: GATEWAY,
+        ipv6: ipv6.then_some(network6),
+        mtu: MTU,
+    });
+    config.nameservers = vec![GATEWAY.to_string()];
+    config.search = resolv.search;
+    Some(engine::Config {
+        policy: policy.clone(),
+        resolvers: resolv.servers,
+        hosts: std::iter::once((HOST.to_owned(), GATEWAY.into())).chain(hosts.clone()).collect(),
+        ipv6,
+        limits: engine::Limits::default(),
+    })
+}
+
+/// The host's name servers, at this moment.
+pub(crate) fn resolvers() -> Vec<SocketAddr> {
+    Resolv::of_host().servers
+}
+
+/// Whether the host has a route to the Internet by IPv6: a datagram socket is connected without a packet.
+fn host_has_ipv6() -> bool {
+    UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)).and_then(|socket| socket.connect((GLOBAL, DNS))).is_ok()
+}
+
+impl Resolv {
+    /// A host without the file has no name servers, and its guests have none.
+    fn of_host() -> Self {
+        Self::parse(&std::fs::read_to_string(RESOLV_CONF).unwrap_or_default())
+    }
+
+    fn parse(text: &str) -> Self {
+        let mut resolv = Self::default();
+        for line in text.lines() {
+            let mut words = line.split_whitespace();
+            match words.next() {
+                Some("nameserver") => {
+                    // One with a zone is of one link of the host, and no route leads there.
+                    let address: Option<IpAddr> = words.next().and_then(|address| address.parse().ok());
+                    resolv.servers.extend(address.map(|address| SocketAddr::new(address, DNS)));
+                }
+                // The last one counts.
+                Some("search" | "domain") => {
+                    let is_name = |word: &&str| {
+                        word.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
+                    };
+                    resolv.search = words.filter(is_name).take(MAX_DOMAINS).map(str::to_owned).collect();
+                }
+                _ => {}
+            }
+        }
+        resolv.servers.truncate(MAX_SERVERS);
+        resolv
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_a_resolv_conf() {
+        let text = "# by hand\n; too\nnameserver 127.0.0.53\noptions edns0 trust-ad\nsearch example.org  corp\n\
+                    nameserver\t2001:db8::1\nnameserver fe80::1%eth0\nnameserver nonsense\nnameserver\n nameserver 9.9.9.9\n\
+                    nameserver 8.8.8.8\nsearch lan $(id) example.com.\n";
+        let resolv = Resolv::parse(text);
+        let servers = ["127.0.0.53:53", "[2001:db8::1]:53", "9.9.9.9:53"];
+        assert_eq!(resolv.servers, servers.map(|address| address.parse().unwrap()));
+        assert_eq!(resolv.search, ["lan", "example.com."]);
+        assert_eq!(Resolv::parse(""), Resolv::default());
+    }
+
+    #[test]
+    fn without_a_network_nothing_is_told() {
+        let mut config = Config::default();
+        let hosts = BTreeMap::from([("db".to_owned(), IpAddr::from([10, 0, 0, 1]))]);
+        assert_eq!(of(&Mode::None.into(), &hosts, &mut config), None);
+        assert_eq!(config, Config::default());
+        let engine = of(&Policy::default(), &hosts, &mut config).unwrap();
+        assert_eq!(engine.hosts.keys().collect::<Vec<_>>(), ["db", HOST]);
+        assert_eq!(engine.policy, Policy::default());
+        assert_eq!(config.nameservers, ["192.0.0.1"]);
+        assert_eq!(config.network.unwrap().ipv6.is_some(), engine.ipv6);
+    }
+}
