@@ -60,6 +60,10 @@ fn open(address: SocketAddr) -> Result<OwnedFd, Errno> {
         }
         Err(error) => return Err(error),
     }
+    // A port that nobody listens at may be the very one that this end was given: then it is connected to itself.
+    if Some(rustix::net::getsockname(&server)?) == rustix::net::getpeername(&server)? {
+        return Err(Errno::CONNREFUSED);
+    }
     sockopt::set_tcp_nodelay(&server, true)?;
     Ok(server)
 }
@@ -74,8 +78,10 @@ fn join(host: &OwnedFd, server: &OwnedFd, received: Vec<u8>) -> Result<(), Errno
     let mut to_host = Direction::new(server, host);
     let mut events = Vec::with_capacity(2);
     loop {
-        to_server.pass()?;
+        // A server that takes no more may have answered before.
+        let passed = to_server.pass();
         to_host.pass()?;
+        passed?;
         if to_server.ended && to_host.ended {
             return Ok(());
         }

@@ -96,8 +96,10 @@ impl Processes {
     /// The command with this pid.
     pub(crate) fn get(&self, pid: u32) -> Option<Arc<Process>> {
         let table = lock(&self.table);
-        // One without a pid yet is nobody's to name.
-        let mut all = table.running.iter().chain(&table.ended).filter(|process| process.pid() != 0);
+        // One without a pid yet is nobody's to name. The newest: the output of an older one may still wait for its host, long after its pid
+        // was given to another.
+        let all = table.running.iter().rev().chain(&table.ended);
+        let mut all = all.filter(|process| process.pid() != 0);
         all.find(|process| process.pid() == pid).cloned()
     }
 
@@ -134,7 +136,15 @@ impl Processes {
     /// Collects a child that has ended, if that was not done meanwhile.
     fn reap(&self, pid: Pid) {
         // Opened before the table is looked at: a command that may have the pid by then is in it.
-        let Ok(child) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else { return };
+        let child = match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(child) => child,
+            Err(Errno::SRCH) => return,
+            Err(_) => {
+                // Out of descriptors or memory: those who have them need a moment.
+                std::thread::sleep(Duration::from_millis(10));
+                return;
+            }
+        };
         match self.get(pid.as_raw_pid().cast_unsigned()).filter(|process| process.status().is_none()) {
             Some(process) => {
                 if process.collect() {

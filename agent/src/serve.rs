@@ -59,8 +59,9 @@ impl Servers {
                 serve(&self.agent, socket);
                 drop(count);
             }
-            if self.idle.fetch_add(1, Ordering::Relaxed) >= MAX_IDLE {
-                self.idle.fetch_sub(1, Ordering::Relaxed);
+            // In one step: counted for a moment, it would be taken for one that accepts.
+            let stays = |idle| (idle < MAX_IDLE).then_some(idle + 1);
+            if self.idle.fetch_update(Ordering::Relaxed, Ordering::Relaxed, stays).is_err() {
                 return;
             }
         }

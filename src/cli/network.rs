@@ -11,8 +11,8 @@ use crate::client::{Client, segment};
 /// Show or change what a sandbox reaches
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "A change holds at once, also for what is open already. A list of rules replaces the one before. `voidrun logs --network`
-shows what was denied. A sandbox that was started with the mode none has to be stopped for a change.
+    after_help = "A change holds at once, also for what is open already. With --network the policy is what this command says and nothing else;
+without it a list of rules replaces the one before, and the others stay. `voidrun logs --network` shows what was denied. A sandbox that was started with the mode none has to be stopped for a change.
 
 Examples:
   voidrun network dev
@@ -29,7 +29,15 @@ pub(crate) struct Args {
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
     let path = format!("/sandboxes/{}", segment(&args.sandbox));
-    let network = args.networking.wanted();
+    let network = args.networking.wanted().map(|wanted| match wanted.mode {
+        Some(_) => Network {
+            allow: wanted.allow.or_else(|| Some(Vec::new())),
+            deny: wanted.deny.or_else(|| Some(Vec::new())),
+            host_ports: wanted.host_ports.or_else(|| Some(Vec::new())),
+            ..wanted
+        },
+        None => wanted,
+    });
     let sandbox: Sandbox = wait_for("", async {
         let client = Client::connect(&context.config).await?;
         Ok(match network {

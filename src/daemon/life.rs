@@ -307,8 +307,12 @@ impl Daemon {
                 let mut record = sandbox.record();
                 (record.name, record.labels, record.network) = (before.name, before.labels, before.network);
             }
-            // Where the disk is full it is the old one still.
-            let _ = sandbox.write_record().await;
+            // Where the disk is full it is the old one still. What the machine has taken, and could not tell any more, is taken back.
+            if let Err(error) = sandbox.write_record().await {
+                tracing::warn!(sandbox = sandbox.id(), error = %chain(&error), "its record may hold a change that was refused");
+            }
+            let policy = sandbox.record().network.clone();
+            let _ = sandbox.enforce(policy).await;
         }
         result
     }

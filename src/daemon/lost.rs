@@ -79,6 +79,7 @@ impl Sandbox {
             Some(_) => {
                 self.tell(Kind::Adopted, None);
                 self.find_ports();
+                self.find_network();
             }
             None => self.tell_end(status.state, status.reason.as_deref()),
         }

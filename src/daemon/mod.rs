@@ -205,6 +205,7 @@ impl Daemon {
             if !is_lost {
                 self.find_job(&sandbox, &handle);
                 sandbox.find_ports();
+                sandbox.find_network();
             }
             life::supervise(&sandbox, handle);
         } else if sandbox.record().job.as_ref().is_some_and(|job| job.removes) && !is_lost {

@@ -29,7 +29,7 @@ pub(super) async fn follow_resolvers(daemon: Arc<Daemon>) {
     let mut known = None;
     loop {
         look.tick().await;
-        let Ok(servers) = tokio::task::spawn_blocking(resolvers).await else { continue };
+        let Ok(Ok(servers)) = tokio::task::spawn_blocking(resolvers).await else { continue };
         if known.as_ref() == Some(&servers) {
             continue;
         }
@@ -57,7 +57,7 @@ impl Sandbox {
     /// Has the machine, if there is one, hold to `policy` from now on.
     pub(super) async fn enforce(&self, policy: Policy) -> Result<(), DaemonError> {
         let action = "change the network of";
-        let Ok(handle) = self.machine(action, &UP) else { return Ok(()) };
+        let Some(handle) = self.machine_to_tell(action)? else { return Ok(()) };
         let wanted = policy.mode() != Mode::None;
         let done = self.control(action, &handle, |client| {
             let has_device = client.metrics()?.network.is_some();
@@ -68,6 +68,24 @@ impl Sandbox {
         });
         // One that was started without a network has no device for it.
         if done.await? || !wanted { Ok(()) } else { Err(DaemonError::NoNetwork(self.name())) }
+    }
+
+    /// Makes a machine that was found hold to the policy of the record, and ask the host's name servers of now, in the background:
+    /// whoever was at changing them may have been killed in the middle of it.
+    pub(super) fn find_network(self: &Arc<Self>) {
+        let sandbox = Arc::clone(self);
+        tokio::spawn(async move {
+            let _turn = sandbox.turn.lock().await;
+            let policy = sandbox.record().network.clone();
+            let told = sandbox.enforce(policy).await;
+            let told = match tokio::task::spawn_blocking(resolvers).await {
+                Ok(Ok(servers)) => told.and(sandbox.ask_names_of(servers).await),
+                _ => told,
+            };
+            if let Err(error) = told {
+                tracing::warn!(sandbox = sandbox.id(), error = %chain(&error), "its network may be another than its record says");
+            }
+        });
     }
 
     /// What it was denied since its machine was started, behind the one with the number `after`.

@@ -73,7 +73,7 @@ impl Daemon {
 
     async fn add_port_now(&self, sandbox: &Arc<Sandbox>, port: Port) -> Result<PortView, DaemonError> {
         let _turn = sandbox.turn.lock().await;
-        let handle = sandbox.machine_with_ports(PUBLISH)?;
+        let handle = sandbox.machine_to_tell(PUBLISH)?;
         {
             let record = sandbox.record();
             if record.ports.len() >= MAX_PORTS {
@@ -87,7 +87,12 @@ impl Daemon {
             Some(handle) => {
                 let listener = self.listen_for(sandbox, &port)?;
                 let port = listener.port.clone();
-                sandbox.hand_over(handle, listener).await?;
+                if let Err(error) = sandbox.hand_over(handle, listener).await {
+                    // It may have been taken, and the answer lost.
+                    let _ =
+                        sandbox.control(PUBLISH, handle, move |client| client.remove_port(port.host)).await;
+                    return Err(error);
+                }
                 (port, true)
             }
             // One is picked all the same, so that it has a name; whether it is free then, the start shows.
@@ -116,24 +121,25 @@ impl Daemon {
         let sandbox = Arc::clone(sandbox);
         self.to_its_end(async move {
             let _turn = sandbox.turn.lock().await;
-            let handle = sandbox.machine_with_ports("remove a port of")?;
+            let handle = sandbox.machine_to_tell("remove a port of")?;
             let before = sandbox.record().ports.clone();
             let is_it = |port: &Port| port.host.port() == host_port;
             let gone: Vec<Port> = before.iter().filter(|port| is_it(port)).cloned().collect();
             if gone.is_empty() {
                 return Err(DaemonError::NoPort { port: host_port, name: sandbox.name() });
             }
-            sandbox.record().ports.retain(|port| !is_it(port));
-            if let Err(error) = sandbox.write_record().await {
-                sandbox.record().ports = before;
-                return Err(error);
-            }
+            // First, since it can be asked for again: nothing that the record does not tell of may listen on.
             if let Some(handle) = &handle {
                 let addresses: Vec<_> = gone.iter().map(|port| port.host).collect();
                 let close = move |client: &mut Client| {
                     addresses.into_iter().try_for_each(|address| client.remove_port(address))
                 };
                 sandbox.control("remove a port of", handle, close).await?;
+            }
+            sandbox.record().ports.retain(|port| !is_it(port));
+            if let Err(error) = sandbox.write_record().await {
+                sandbox.record().ports = before;
+                return Err(error);
             }
             sandbox.tell(Kind::Changed, None);
             Ok(gone.into_iter().map(|port| PortView { port, published: false }).collect())
@@ -143,8 +149,8 @@ impl Daemon {
 }
 
 impl Sandbox {
-    /// The machine, if there is one; an error where it could not be told of its ports. The turn is the caller's.
-    fn machine_with_ports(&self, action: &'static str) -> Result<Option<Arc<Handle>>, DaemonError> {
+    /// The machine, if there is one; an error where there is one that cannot be told of a change. The turn is the caller's.
+    pub(super) fn machine_to_tell(&self, action: &'static str) -> Result<Option<Arc<Handle>>, DaemonError> {
         if self.record().removed {
             return Err(self.wrong_state(action));
         }

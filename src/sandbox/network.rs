@@ -1,6 +1,7 @@
 //! What a sandbox's network is made of: the policy of its record, and what the host's network is like at the start.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
 
 use net::address::{GATEWAY, GATEWAY6, GUEST, GUEST6, MTU, PREFIX, PREFIX6};
@@ -35,9 +36,12 @@ pub(super) fn of(
     config: &mut Config,
 ) -> Option<engine::Config> {
     if policy.mode() == Mode::None {
+        // There is nobody to ask for a name.
+        config.hosts.clone_from(hosts);
         return None;
     }
-    let resolv = Resolv::of_host();
+    // Those that cannot be read now are told later, when they can.
+    let resolv = Resolv::of_host().unwrap_or_default();
     let ipv6 = host_has_ipv6();
     let network6 = Network6Config { address: GUEST6, prefix: PREFIX6, gateway: GATEWAY6 };
     config.network = Some(NetworkConfig {
@@ -52,15 +56,18 @@ pub(super) fn of(
     Some(engine::Config {
         policy: policy.clone(),
         resolvers: resolv.servers,
-        hosts: std::iter::once((HOST.to_owned(), GATEWAY.into())).chain(hosts.clone()).collect(),
+        hosts: hosts.clone().into_iter().chain([(HOST.to_owned(), GATEWAY.into())]).collect(),
         ipv6,
         limits: engine::Limits::default(),
     })
 }
 
 /// The host's name servers, at this moment.
-pub(crate) fn resolvers() -> Vec<SocketAddr> {
-    Resolv::of_host().servers
+///
+/// # Errors
+/// It cannot be said: the file is there and cannot be read.
+pub(crate) fn resolvers() -> io::Result<Vec<SocketAddr>> {
+    Ok(Resolv::of_host()?.servers)
 }
 
 /// Whether the host has a route to the Internet by IPv6: a datagram socket is connected without a packet.
@@ -70,8 +77,12 @@ fn host_has_ipv6() -> bool {
 
 impl Resolv {
     /// A host without the file has no name servers, and its guests have none.
-    fn of_host() -> Self {
-        Self::parse(&std::fs::read_to_string(RESOLV_CONF).unwrap_or_default())
+    fn of_host() -> io::Result<Self> {
+        match std::fs::read(RESOLV_CONF) {
+            Ok(text) => Ok(Self::parse(&String::from_utf8_lossy(&text))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(error) => Err(error),
+        }
     }
 
     fn parse(text: &str) -> Self {
@@ -120,7 +131,7 @@ mod tests {
         let mut config = Config::default();
         let hosts = BTreeMap::from([("db".to_owned(), IpAddr::from([10, 0, 0, 1]))]);
         assert_eq!(of(&Mode::None.into(), &hosts, &mut config), None);
-        assert_eq!(config, Config::default());
+        assert_eq!(config, Config { hosts: hosts.clone(), ..Config::default() });
         let engine = of(&Policy::default(), &hosts, &mut config).unwrap();
         assert_eq!(engine.hosts.keys().collect::<Vec<_>>(), ["db", HOST]);
         assert_eq!(engine.policy, Policy::default());

@@ -118,7 +118,8 @@ impl PortError {
                 let first = std::fs::read_to_string(UNPRIVILEGED).unwrap_or_default();
                 Self::Denied { address, first: first.trim().to_owned() }
             }
-            Errno::ADDRNOTAVAIL => Self::NoAddress(address.ip()),
+            // The last two: one of a link without saying which, and IPv6 where there is none.
+            Errno::ADDRNOTAVAIL | Errno::INVAL | Errno::AFNOSUPPORT => Self::NoAddress(address.ip()),
             errno => Self::Host { address, source: errno.into() },
         }
     }

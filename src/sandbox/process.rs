@@ -71,10 +71,18 @@ pub(super) fn spawn(spec: OwnedFd, descriptors: Descriptors, log: File) -> io::R
         .stderr(log)
         .fd_mappings(descriptors.into_mappings(spec))
         .map_err(io::Error::other)?;
-    let child = command.spawn()?;
-    let number = child.id().and_then(|id| Pid::from_raw(id as i32)).ok_or(io::ErrorKind::NotFound)?;
-    // Nobody has waited for the child yet, so the number is still its own. Dropped, it is waited for in the background.
-    Process::new(pidfd_open(number, PidfdFlags::empty())?)
+    let mut child = command.spawn()?;
+    let process = (|| {
+        let number = child.id().and_then(|id| Pid::from_raw(id as i32)).ok_or(io::ErrorKind::NotFound)?;
+        // Nobody has waited for the child yet, so the number is still its own.
+        Process::new(pidfd_open(number, PidfdFlags::empty())?)
+    })();
+    if process.is_err() {
+        // It holds the sandbox's lock, and nobody would know of it.
+        let _ = child.start_kill();
+    }
+    // Dropped, it is waited for in the background.
+    process
 }
 
 impl Process {

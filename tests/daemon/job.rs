@@ -16,7 +16,8 @@ fn detached(daemon: &Daemon, flags: &[&str], script: &str) -> String {
 #[test]
 fn its_output_is_kept_and_the_sandbox_stops_with_it() {
     let daemon = Daemon::new();
-    let script = "echo one; echo two >&2; echo $A; sleep 1; exit 3";
+    // Two pipes have no order between them, but for what is written much later.
+    let script = "echo one; echo two >&2; sleep 1; echo $A; sleep 1; exit 3";
     let id = detached(&daemon, &["--name", "job", "-e", "A=three"], script);
     let followed = daemon.cli(&["logs", "--follow", "job"]);
     assert_eq!(

@@ -322,12 +322,15 @@ fn a_policy_of_names_by_the_command_line() {
     }
     assert_eq!(cli(&["logs", "--network", "--tail", "1", "dev"]).lines().count(), 1);
 
-    // Another policy holds at once. What is not said stays.
+    // Another policy holds at once. What is not said stays, but for what goes with another mode.
     assert_eq!(cli(&["network", "dev"]), "allow\nallow web.test\nallow-host 7070\n");
     assert_eq!(
         cli(&["network", "dev", "--network", "public", "--deny", "tcp:93.184.216.34:8080"]),
-        "public\ndeny tcp:93.184.216.34:8080\nallow-host 7070\n"
+        "public\ndeny tcp:93.184.216.34:8080\n"
     );
+    assert_ne!(python(&gets("host.voidrun.internal", 7070, "x")), "hello\n");
+    let added = "public\ndeny tcp:93.184.216.34:8080\nallow-host 7070\n";
+    assert_eq!(cli(&["network", "dev", "--allow-host", "7070"]), added);
     assert_ne!(python(&gets("web.test", 8080, "x")), "hello\n");
     assert_eq!(python(&gets("web.test", 80, "evil.test")), "hello\n");
     cli(&["network", "dev", "--network", "none"]);

@@ -301,12 +301,15 @@ impl Pump {
         let Some(host) = self.host.as_ref().filter(|_| self.held.is_none() && !self.frames.is_empty()) else {
             return;
         };
+        let was_blocked = self.blocked;
         match host.try_send(&self.frames[self.sent..]) {
             Ok(count) => {
                 self.sent += count;
                 self.blocked = self.sent < self.frames.len();
                 if !self.blocked {
                     self.forget_frames();
+                    // What was not read for want of room has its time from here on.
+                    self.killed_at = self.killed_at.map(|at| if was_blocked { Instant::now() } else { at });
                 }
             }
             Err(_) => self.host_gone(),

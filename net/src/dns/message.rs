@@ -34,6 +34,7 @@ pub(super) const NOTIMP: u16 = 4;
 /// Types of records.
 pub(super) const A: u16 = 1;
 pub(super) const SOA: u16 = 6;
+#[cfg(test)]
 pub(super) const PTR: u16 = 12;
 pub(super) const AAAA: u16 = 28;
 pub(super) const OPT: u16 = 41;

@@ -140,9 +140,7 @@ impl Names {
             return Query::Reply(asked.reply(message::NOERROR, &[], 0));
         }
         // The names of private addresses are the host's network's (RFC 6303).
-        if asked.kind == message::PTR
-            && hosts::reversed(&asked.name).is_some_and(|address| !policy.decide_answer(address))
-        {
+        if hosts::reversed(&asked.name).is_some_and(|address| !policy.decide_answer(address)) {
             return Query::Reply(asked.reply(message::NXDOMAIN, &[], 0));
         }
         if let Some((known, left)) = self.cache.get(now, &asked)

@@ -83,6 +83,11 @@ impl Dns {
         self.timers.next()
     }
 
+    /// Whether there are answers to be taken.
+    pub(super) fn has_answers(&self) -> bool {
+        !self.answers.is_empty()
+    }
+
     /// Answers that are there.
     pub(super) fn take_answers(&mut self) -> Vec<(Asker, Vec<u8>)> {
         std::mem::take(&mut self.answers)

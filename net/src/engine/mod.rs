@@ -324,6 +324,8 @@ impl Engine {
         let sent = core.link.flush(wire);
         core.counters.received_bytes.fetch_add(sent, Relaxed);
         more |= self.tcp.run(core, &mut self.dns, wire);
+        // Questions of streams that nobody can be asked.
+        more |= self.dns.has_answers();
         let sent = core.link.flush(wire);
         core.counters.received_bytes.fetch_add(sent, Relaxed);
         more

@@ -14,6 +14,8 @@ use serde::{Deserialize, Serialize};
 pub use decide::{Destination, Protocol, Verdict};
 pub use rule::{Rule, RuleError};
 
+/// All rules together, in bytes: with what stands around them a policy is a line of a machine's control socket.
+const MAX_BYTES: usize = 32 << 10;
 /// The most rules of a kind: each packet that opens a flow is held against all of them.
 const MAX_RULES: usize = 256;
 
@@ -51,7 +53,7 @@ pub struct Parts {
 pub enum Mode {
     /// Nothing: there is no network device.
     None,
-    /// What everybody on the Internet reaches: nothing private, link-local, of the host, of its provider, or reserved.
+    /// What everybody on the Internet reaches: nothing private, link-local, loopback, of a provider, or reserved.
     #[default]
     Public,
     /// What a rule allows.
@@ -69,6 +71,9 @@ pub enum PolicyError {
         /// How many it has.
         count: usize,
     },
+    /// All rules together are too long.
+    #[error("the rules: {0} bytes, of at most {MAX_BYTES}")]
+    TooLong(usize),
     /// A rule for what is never opened.
     #[error(
         "allow[{index}]: \"{rule}\": {class} is opened by no rule; ports of the host's loopback are opened by hostPorts"
@@ -127,6 +132,10 @@ impl TryFrom<Parts> for Policy {
             if count > MAX_RULES {
                 return Err(PolicyError::TooMany { list, count });
             }
+        }
+        let length = allow.iter().chain(&deny).map(|rule| rule.to_string().len()).sum();
+        if length > MAX_BYTES {
+            return Err(PolicyError::TooLong(length));
         }
         for (index, rule) in allow.iter().enumerate() {
             match &rule.place {

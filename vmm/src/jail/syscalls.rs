@@ -164,7 +164,9 @@ const IO: &[Call] = &[
     (SYS_recvfrom, Always),
     (SYS_recvmsg, Always),
     (SYS_sendto, Null(4)), // to the connected peer alone
-    (SYS_sendmsg, Always), // addresses are in memory, but connected stream sockets ignore them, and there are no others
+    // Addresses are in memory, where no filter can look. Connected stream sockets ignore them, and one that listens, as for a published
+    // port, would take one by MSG_FASTOPEN alone, which connects it.
+    (SYS_sendmsg, Without(2, libc::MSG_FASTOPEN as u32)),
     (SYS_shutdown, Always),
     (SYS_getsockopt, OneOf(1, &[libc::SOL_SOCKET as u32])), // SO_ERROR, SO_PEERCRED
     (SYS_setsockopt, Both([(1, libc::SOL_SOCKET as u32), (2, libc::SO_LINGER as u32)])), // a client sees a reset
@@ -181,8 +183,12 @@ const NET: &[Call] = &[
     // Of a Unix socket it can only be one that came by descriptor, and those are connected already.
     (SYS_connect, Always),
     (SYS_getsockname, Always),
-    (SYS_setsockopt, OneOf(1, NET_LEVELS)),
-    (SYS_getsockopt, OneOf(1, NET_LEVELS)),
+    (SYS_setsockopt, Both([(1, libc::SOL_SOCKET as u32), (2, libc::SO_KEEPALIVE as u32)])),
+    (SYS_setsockopt, Both([(1, libc::SOL_SOCKET as u32), (2, libc::SO_LINGER as u32)])),
+    (SYS_setsockopt, Both([(1, libc::IPPROTO_TCP as u32), (2, libc::TCP_NODELAY as u32)])),
+    (SYS_setsockopt, Both([(1, libc::IPPROTO_IP as u32), (2, libc::IP_RECVERR as u32)])),
+    (SYS_setsockopt, Both([(1, libc::IPPROTO_IPV6 as u32), (2, libc::IPV6_RECVERR as u32)])),
+    (SYS_getsockopt, Both([(1, libc::SOL_SOCKET as u32), (2, libc::SO_ERROR as u32)])),
     (SYS_recvfrom, Always),
     (SYS_recvmsg, Always),
     (SYS_sendto, Always),
@@ -203,15 +209,6 @@ const NET_SOCKETS: &[(c_int, c_int, c_int)] = &[
     (libc::AF_INET6, libc::SOCK_DGRAM, 0),
     (libc::AF_INET6, libc::SOCK_DGRAM, libc::IPPROTO_UDP),
     (libc::AF_INET6, libc::SOCK_DGRAM, libc::IPPROTO_ICMPV6),
-];
-
-/// Levels of socket options.
-const NET_LEVELS: &[u32] = &[
-    libc::SOL_SOCKET as u32,
-    libc::IPPROTO_IP as u32,
-    libc::IPPROTO_IPV6 as u32,
-    libc::IPPROTO_TCP as u32,
-    libc::IPPROTO_UDP as u32,
 ];
 
 const MAIN: &[Call] = &[

@@ -48,6 +48,8 @@ pub(super) enum Peer {
     Host(OwnedFd),
     /// The gateway's name server.
     Names(Stream),
+    /// It was reset, and the guest is still to be told.
+    Gone,
 }
 
 /// The guest's end: a set of one, since smoltcp asks all sockets of a set whose segment it is.
@@ -170,12 +172,17 @@ impl Flow {
             matches!(self.state(), State::CloseWait | State::LastAck | State::Closing | State::TimeWait);
     }
 
-    /// Resets both ends.
+    /// Resets both ends: the host's at once, whenever the guest takes its own.
     pub(super) fn abort(&mut self) {
         if let Some(guest) = &mut self.guest {
             guest.socket().abort();
         }
         self.reset_host();
+        if matches!(self.peer, Peer::Host(_)) {
+            self.peer = Peer::Gone;
+        }
+        self.stage = Stage::Open;
+        self.deadline = None;
         self.host_done = true;
         self.guest_done = true;
     }

@@ -254,7 +254,8 @@ impl Tcp {
                 self.turn(core, dns, wire, slot, &mut blocked);
             }
         }
-        !self.ready.is_empty()
+        // Where the guest has no room they wait until it tells of some.
+        !self.ready.is_empty() && !blocked
     }
 
     fn turn(&mut self, core: &mut Core, dns: &mut Dns, wire: &mut dyn Wire, slot: usize, blocked: &mut bool) {

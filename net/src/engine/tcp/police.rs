@@ -96,7 +96,7 @@ pub(super) fn destination(key: &Key) -> Destination {
 
 /// The rule by which the policy forbids what `flow` does.
 fn forbids(core: &Core, flow: &mut Flow) -> Option<String> {
-    if let Peer::Names(_) = flow.peer {
+    if !matches!(flow.peer, Peer::Host(_)) {
         return None;
     }
     if is_gateway(flow.key.address) {

@@ -71,6 +71,25 @@ fn a_connection_ends_when_it_is_not_allowed_any_more() {
     assert_eq!(rules(&world), ["deny: 8.0.0.1"]);
 }
 
+#[test]
+fn a_guest_that_takes_nothing_keeps_nothing_open() {
+    let (listener, address) = listen("127.0.0.1:0");
+    let mut world = World::new();
+    let socket = world.connect(address);
+    world.until_established(socket);
+    let (mut stream, _) = listener.accept().unwrap();
+    stream.set_read_timeout(Some(super::PATIENCE)).unwrap();
+    world.room = 0;
+    world.engine.set_policy(policy(r#"{"deny": ["8.0.0.1"]}"#));
+    assert_eq!(stream.read(&mut [0]).unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+    // The guest is told when there is room again.
+    world.wakeups(std::time::Duration::from_millis(50));
+    world.room = super::MAX_FRAME;
+    world.until("a reset", |world| world.socket(socket).state() == State::Closed);
+    world.until("its end", |world| world.engine.tcp.len() == 0);
+    assert_eq!(rules(&world).len(), 1);
+}
+
 const NAMED: &str = r#"{"mode": "allow", "allow": ["good.example.org"]}"#;
 
 /// What a client says first.

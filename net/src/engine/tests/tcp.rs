@@ -390,6 +390,35 @@ fn many_connections_at_once_are_bounded() {
 }
 
 #[test]
+fn many_connections_without_room_wake_nobody() {
+    let (listener, address) = listen("127.0.0.1:0");
+    let mut world = World::new();
+    // More than have their turns in one call.
+    let mut streams = Vec::new();
+    let sockets: Vec<_> = (0..600)
+        .map(|_| {
+            let socket = world.connect(address);
+            world.until_established(socket);
+            streams.push(listener.accept().unwrap().0);
+            socket
+        })
+        .collect();
+    world.settle();
+    world.room = 0;
+    for stream in &mut streams {
+        stream.write_all(b"for a guest that takes nothing").unwrap();
+    }
+    // What was due before is still looked at, once for each.
+    world.wakeups(Duration::from_secs(2));
+    let wakeups = world.wakeups(Duration::from_secs(1));
+    assert!(wakeups < 50, "{wakeups}");
+    world.room = 8 * super::MAX_FRAME;
+    for &socket in &sockets {
+        world.until("bytes", |world| world.socket(socket).recv_queue() == 30);
+    }
+}
+
+#[test]
 fn a_port_of_the_host_is_reached_at_the_gateway_where_it_is_listed() {
     let (listener, address) = listen("127.0.0.1:0");
     let port = address.port();

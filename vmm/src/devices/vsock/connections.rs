@@ -9,6 +9,8 @@ use super::connection::Connection;
 
 /// The most connections there may be.
 pub(super) const MAX_CONNECTIONS: usize = 1023;
+/// Of these, so many are not for clients of published ports, who may be anybody.
+pub(super) const RESERVED: usize = 128;
 /// The most resets that wait for receive buffers. A driver that asks for more of them without taking any loses them.
 pub(super) const MAX_RESETS: usize = 2 * MAX_CONNECTIONS;
 /// Tokens of connections, and the host's ports of those that a client of the host has opened. Clear of the ports that
@@ -56,6 +58,11 @@ impl Connections {
             resets: VecDeque::new(),
             next_token: TOKENS.start,
         }
+    }
+
+    /// Whether clients of published ports have to wait for others to go: the rest is for commands, and for the end of the machine.
+    pub(super) fn is_full_for_ports(&self) -> bool {
+        self.all.len() >= MAX_CONNECTIONS - RESERVED
     }
 
     pub(super) fn is_full(&self) -> bool {

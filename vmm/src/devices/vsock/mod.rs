@@ -232,7 +232,7 @@ impl Vsock {
         for _ in 0..ACCEPTED_AT_ONCE {
             let Some(port) = self.published.get_mut(&token) else { return };
             match rustix::net::accept_with(&port.listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
-                Ok(client) if self.connections.is_full() => {
+                Ok(client) if self.connections.is_full_for_ports() => {
                     socket::reset(&client);
                     count(&self.counters.refused);
                 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use rustix::net::sockopt;
 
-use super::super::connections::MAX_CONNECTIONS;
+use super::super::connections::{MAX_CONNECTIONS, RESERVED};
 use super::super::packet::{Header, Op, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
 use super::super::{Pair, Published};
 use super::guest::{Machine, data, from_guest, ops, pattern, shutdown};
@@ -284,14 +284,17 @@ fn clients_keep_the_machine_busy_and_are_counted() {
     machine.settle();
     std::thread::sleep(Duration::from_millis(2));
     assert!(activity.idle() > Duration::ZERO);
-    // Beyond the limit they are turned away at once.
-    let streams: Vec<UnixStream> = (0..MAX_CONNECTIONS).map(|_| machine.client()).collect();
-    machine.until_opened(MAX_CONNECTIONS);
+    // Beyond the limit they are turned away at once, and others are not.
+    let most = MAX_CONNECTIONS - RESERVED;
+    let mut streams: Vec<UnixStream> = (0..most).map(|_| machine.client()).collect();
+    machine.until_opened(most);
     let mut client = connect(address);
     while machine.device.counters().refused.load(Relaxed) == 0 {
         assert!(machine.turn(PATIENCE));
     }
     is_reset(&mut client);
+    streams.push(machine.client());
+    machine.until_opened(most + 1);
     drop(streams);
 }
 
