@@ -296,6 +296,8 @@ impl Daemon {
             record.network = network.clone().unwrap_or_else(|| before.network.clone());
             before
         };
+        // The machine has to do with the policy alone.
+        let policy_before = network.is_some().then(|| before.network.clone());
         let result = match (sandbox.write_record().await, network) {
             (Ok(()), Some(policy)) => sandbox.enforce(policy).await,
             (written, _) => written,
@@ -311,8 +313,9 @@ impl Daemon {
             if let Err(error) = sandbox.write_record().await {
                 tracing::warn!(sandbox = sandbox.id(), error = %chain(&error), "its record may hold a change that was refused");
             }
-            let policy = sandbox.record().network.clone();
-            let _ = sandbox.enforce(policy).await;
+            if let Some(policy) = policy_before {
+                let _ = sandbox.enforce(policy).await;
+            }
         }
         result
     }

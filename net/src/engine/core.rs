@@ -66,18 +66,6 @@ impl Core {
         self.epoch + elapsed.saturating_sub(Duration::from_secs(1))
     }
 
-    /// A number that nobody guesses.
-    #[allow(clippy::unused_self)]
-    pub(super) fn random(&self) -> u64 {
-        let mut bytes = [0; 8];
-        // Right after boot it may have none yet; that of the process's own hashing then.
-        if rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).is_err() {
-            use std::hash::{BuildHasher, RandomState};
-            return RandomState::new().hash_one(0);
-        }
-        u64::from_ne_bytes(bytes)
-    }
-
     /// Tells that a flow was denied.
     pub(super) fn deny(
         &mut self,
@@ -125,4 +113,15 @@ impl Core {
     pub(super) fn dropped(&self) {
         self.counters.dropped.fetch_add(1, Relaxed);
     }
+}
+
+/// A number that nobody guesses.
+pub(super) fn random() -> u64 {
+    let mut bytes = [0; 8];
+    // Right after boot it may have none yet; that of the process's own hashing then.
+    if rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).is_err() {
+        use std::hash::{BuildHasher, RandomState};
+        return RandomState::new().hash_one(0);
+    }
+    u64::from_ne_bytes(bytes)
 }

@@ -20,6 +20,7 @@ use smoltcp::wire::{HardwareAddress, TcpPacket};
 
 use self::flow::{Flow, Key, Peer, Stage, Turn};
 use self::open::{held, refuse};
+use super::core::random;
 use super::device::Device;
 use super::dns::Dns;
 use super::packet::{self, Packet};
@@ -76,7 +77,7 @@ pub(super) struct Tcp {
 /// smoltcp's network interface: the same for all flows, it knows the wire's properties alone.
 fn interface(core: &mut Core, scratch: &mut [u8]) -> Interface {
     let mut config = Config::new(HardwareAddress::Ip);
-    config.random_seed = core.random();
+    config.random_seed = random();
     let now = core.smoltcp_now();
     let mut interface = Interface::new(config, &mut Device::idle(&mut core.link, scratch), now);
     // Every address that a guest sends to is here.
