@@ -58,6 +58,8 @@ enum Problem {
     Path,
     #[error("the protocol {0:?}: a rule may begin with tcp: or udp:")]
     Protocol(String),
+    #[error("a protocol alone: write {0}:* for any place")]
+    ProtocolAlone(String),
     #[error("a port alone: write *:{0} for any place")]
     PortAlone(u16),
     #[error("the port {0:?}: expected a number from 1 to 65535, or two as in 8000-8080")]
@@ -142,8 +144,8 @@ fn parse(text: &str) -> Result<Rule, Problem> {
         return Ok(Rule { protocol: None, place, ports: None });
     }
     let (protocol, rest) = match text.split_once(':') {
-        Some(("tcp", rest)) => (Some(Protocol::Tcp), rest),
-        Some(("udp", rest)) => (Some(Protocol::Udp), rest),
+        Some((word, rest)) if word.eq_ignore_ascii_case("tcp") => (Some(Protocol::Tcp), rest),
+        Some((word, rest)) if word.eq_ignore_ascii_case("udp") => (Some(Protocol::Udp), rest),
         _ => (None, text),
     };
     if protocol.is_some()
@@ -214,6 +216,10 @@ fn parse_place(text: &str) -> Result<Place, Problem> {
         return Err(Problem::Star);
     }
     let name = name::parse(domain)?;
+    // As a domain it would be written as a protocol.
+    if !below && matches!(name.as_str(), "tcp" | "udp") {
+        return Err(Problem::ProtocolAlone(name));
+    }
     // Resolvers read 10.1, 0x7f.1 and 127.0.0.1. as addresses.
     let last = name.rsplit('.').next().unwrap_or_default();
     let hexadecimal =
