@@ -4,12 +4,13 @@
 
 use crate::kmsg;
 use crate::network::{self, NetworkError};
-use protocol::Config;
-use rustix::fs::Mode;
+use protocol::{CA_CERTIFICATES, Config};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, MountPropagationFlags};
 use rustix::process::{Resource, Rlimit};
 use std::fs;
+use std::io::Read as _;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
@@ -21,6 +22,16 @@ pub const CGROUPS: &str = "/sys/fs/cgroup";
 
 /// What is bound into /etc.
 const RUN: &str = "/run/voidrun";
+
+/// Where images have the authorities that they trust: Debian and Alpine, Fedora, SUSE.
+const BUNDLES: [&str; 3] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+    "/etc/ssl/ca-bundle.pem",
+];
+
+/// In bytes; they have about 220,000.
+const MAX_BUNDLE: u64 = 4 << 20;
 
 /// Descriptors that the agent has, and a command begins with: five a stream. More costs programs that close all they could have.
 const FILES: u64 = 1 << 16;
@@ -80,6 +91,9 @@ pub fn run() -> Result<(), InitError> {
     sysctls();
     limits()?;
     hostname(&config)?;
+    if let Some(given) = &config.ca_certificates {
+        ca_certificates(given)?;
+    }
     Ok(network::set_up(config.network.as_ref())?)
 }
 
@@ -193,6 +207,27 @@ fn hostname(config: &Config) -> Result<(), InitError> {
         bind("resolv.conf", &lines.concat());
     }
     Ok(())
+}
+
+/// Writes the file that programs find by their environment: what the image trusts, and `given`.
+fn ca_certificates(given: &str) -> Result<(), InitError> {
+    let mut all = BUNDLES.iter().find_map(|path| read_bounded(path)).unwrap_or_default();
+    if !all.is_empty() && !all.ends_with(b"\n") {
+        all.push(b'\n');
+    }
+    all.extend_from_slice(given.as_bytes());
+    fs::write(CA_CERTIFICATES, all).map_err(|source| InitError::File { path: CA_CERTIFICATES.into(), source })
+}
+
+/// A plain file of the image, if it is no longer than such files are.
+fn read_bounded(path: &str) -> Option<Vec<u8>> {
+    // Not to wait for what may lie there instead.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = fs::File::from(rustix::fs::open(path, flags, Mode::empty()).ok()?);
+    let meta = file.metadata().ok()?;
+    let mut bytes = Vec::new();
+    let plain = meta.is_file() && meta.len() <= MAX_BUNDLE;
+    (plain && file.take(MAX_BUNDLE).read_to_end(&mut bytes).is_ok()).then_some(bytes)
 }
 
 /// Puts a file with this content over the one in /etc. An image where that cannot be done keeps its own.

@@ -21,7 +21,12 @@ pub struct Config {
     pub search: Vec<String>,
     /// More names for /etc/hosts.
     pub hosts: BTreeMap<String, IpAddr>,
+    /// Authorities, in PEM, that programs are to trust beside the image's: the file [`CA_CERTIFICATES`].
+    pub ca_certificates: Option<String>,
 }
+
+/// A guest's file with the image's authorities and those of [`Config::ca_certificates`]; without these it is not there.
+pub const CA_CERTIFICATES: &str = "/run/voidrun/ca-certificates.crt";
 
 /// How eth0 is set up.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,6 +65,7 @@ impl Default for Config {
             nameservers: Vec::new(),
             search: Vec::new(),
             hosts: BTreeMap::new(),
+            ca_certificates: None,
         }
     }
 }

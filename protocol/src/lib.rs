@@ -20,7 +20,7 @@ pub mod file;
 pub mod frame;
 pub mod message;
 
-pub use config::{Config, Network6Config, NetworkConfig};
+pub use config::{CA_CERTIFICATES, Config, Network6Config, NetworkConfig};
 pub use decoder::Decoder;
 pub use file::{FileEvent, FileEventKind, FileInfo, FileKind, FileRequest};
 pub use frame::{

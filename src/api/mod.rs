@@ -3,6 +3,7 @@
 //! The same tree is at `/v1` and `/api`, which differ in what a client may get wrong alone, see [`input::Wire`].
 
 mod answers;
+mod certificates;
 mod code;
 mod commands;
 mod drain;

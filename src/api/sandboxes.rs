@@ -20,7 +20,7 @@ use super::answers::{Envelope, Id, Meta, Sandboxes};
 use super::input::{Body, Parameters, Target};
 use super::problem::Problem;
 use super::types::{Change, Create, ListParameters, Sandbox, Stop};
-use super::{network, success};
+use super::{certificates, network, success};
 use crate::daemon::{Changes, Connection, Daemon, GRACE, ImageWanted, New, Page, Stats};
 
 const PAGE: usize = 50;
@@ -149,6 +149,7 @@ fn wanted(body: Create, network: &Policy) -> Result<New, Problem> {
         env,
         network,
         hosts: network::hosts(body.hosts.unwrap_or_default())?,
+        ca_certificates: body.ca_certificates.map(certificates::checked).transpose()?,
         labels: checked(body.labels.unwrap_or_default())?,
         ttl_ms,
         idle_ms,

@@ -10,6 +10,7 @@ use super::Context;
 use super::error::CliError;
 use super::flags::{Networking, Process};
 use super::image;
+use super::inherit::Inherited;
 use super::session::{self, Command, Outcome, Place, Session, Signals, Stdin};
 use crate::api::types::{CodeResult, Create, Exec};
 use crate::client::{Client, Remote};
@@ -48,6 +49,8 @@ pub(crate) struct Args {
     #[command(flatten)]
     networking: Networking,
     #[command(flatten)]
+    inherited: Inherited,
+    #[command(flatten)]
     process: Process,
     /// The file with the code; - for standard input
     #[arg(default_value = "-")]
@@ -73,13 +76,15 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, CliError> {
     let exec = args.process.exec(language.words())?;
     let Some(sandbox) = &args.sandbox else {
         let text = args.image.as_deref().unwrap_or(&context.config.default_image.value);
+        let network = args.networking.wanted();
+        args.inherited.check(network.as_ref(), context)?;
         let image = image::get(context, &context.store()?, text, None, PullPolicy::Missing)?;
         let name = image.reference.name.to_string();
         let place = format!("the image {name}");
         let kernel = context.kernel()?;
-        let network = args.networking.wanted();
         let create =
             Create { image: Some(name), ephemeral: Some(true), kernel, network, ..Create::default() };
+        let create = args.inherited.add_to(create, context)?;
         return session::block_on(async |signals| {
             let made = async { Place::make(Client::connect(&context.config).await?, &create).await };
             let made = signals.guard(made, "").await?;
@@ -88,6 +93,10 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, CliError> {
             code
         });
     };
+    if args.inherited.is_some() {
+        let wrong = "--inherit with --sandbox: a sandbox gets such settings when it is made".to_owned();
+        return Err(CliError::Usage(wrong));
+    }
     if args.networking.wanted().is_some() {
         let wrong =
             format!("--network and its rules with --sandbox: `voidrun network {sandbox}` changes its policy");

@@ -67,7 +67,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         idle_timeout: args.idle_timeout.map(whole),
         ..Create::default()
     };
-    let create = args.machine.create(context, &image, create);
+    let create = args.machine.create(context, &image, create)?;
     let sandbox: Sandbox = wait_for(ADVICE, async {
         let client = Client::connect(&context.config).await?;
         Ok(client.ask(Method::POST, "/sandboxes", &create).await?)

@@ -11,6 +11,7 @@ use super::environment::{self, Variable};
 use super::error::CliError;
 use super::image;
 use super::images::pull::file_system_size;
+use super::inherit::Inherited;
 use super::session::{wants_terminal, window_size};
 use super::{Context, values};
 use crate::api::types::{Create, Env, Exec, Network, NetworkMode};
@@ -37,6 +38,8 @@ pub(super) struct Machine {
     /// A name and its address, which the sandbox's name server answers by itself
     #[arg(long, value_name = "NAME:ADDRESS", value_parser = host)]
     add_host: Vec<(String, String)>,
+    #[command(flatten)]
+    inherited: Inherited,
 }
 
 fn host(text: &str) -> Result<(String, String), String> {
@@ -53,21 +56,28 @@ fn host(text: &str) -> Result<(String, String), String> {
 impl Machine {
     /// The image, pulled before if need be: here, where the user's credentials and the progress bars are.
     pub(super) fn image(&self, context: &Context, text: &str) -> Result<Image, CliError> {
+        self.inherited.check(self.networking.wanted().as_ref(), context)?;
         image::get(context, &context.store()?, text, self.disk, self.pull)
     }
 
     /// `create` with this image.
-    pub(super) fn create(&self, context: &Context, image: &Image, create: Create) -> Create {
+    pub(super) fn create(
+        &self,
+        context: &Context,
+        image: &Image,
+        create: Create,
+    ) -> Result<Create, CliError> {
         let cpus = self.cpus.unwrap_or(context.config.cpus.value);
         let memory = self.memory.unwrap_or(context.config.memory.value);
-        Create {
+        let create = Create {
             image: Some(image.reference.name.to_string()),
             cpu: Some(cpus.get().into()),
             mem: Some(memory.mib().bytes() >> 20),
             network: self.networking.wanted(),
             hosts: Some(self.add_host.iter().cloned().collect()),
             ..create
-        }
+        };
+        self.inherited.add_to(create, context)
     }
 }
 

@@ -17,6 +17,7 @@ mod exec;
 mod flags;
 mod image;
 mod images;
+mod inherit;
 mod inspect;
 mod life;
 mod login;

@@ -34,6 +34,8 @@ pub(crate) struct New {
     pub(crate) network: Policy,
     /// Names that its name server answers by itself.
     pub(crate) hosts: BTreeMap<String, IpAddr>,
+    /// Authorities, in PEM, that its programs trust beside the image's.
+    pub(crate) ca_certificates: Option<Arc<str>>,
     /// The machine ends so many ms after each start.
     pub(crate) ttl_ms: Option<u64>,
     /// It ends when nothing is done in it for so many ms.
@@ -143,6 +145,7 @@ impl Daemon {
         record.labels = new.labels;
         record.network = new.network;
         record.hosts = new.hosts;
+        record.ca_certificates = new.ca_certificates;
         record.ttl_ms = new.ttl_ms;
         record.idle_ms = new.idle_ms;
         record.ports = new.ports;

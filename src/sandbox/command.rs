@@ -2,9 +2,20 @@
 
 use std::collections::BTreeMap;
 
-use protocol::{Exec, WindowSize};
+use protocol::{CA_CERTIFICATES, Exec, WindowSize};
 
 use super::record::Record;
+
+/// By these programs find the file with authorities: OpenSSL and what is built on it, Go and Ruby; Python's requests; pip; curl;
+/// git; and node, for which it is beside its own.
+const CA_VARIABLES: [&str; 6] = [
+    "SSL_CERT_FILE",
+    "REQUESTS_CA_BUNDLE",
+    "PIP_CERT",
+    "CURL_CA_BUNDLE",
+    "GIT_SSL_CAINFO",
+    "NODE_EXTRA_CA_CERTS",
+];
 
 /// What is not given is the image's.
 #[derive(Clone, Debug)]
@@ -29,6 +40,9 @@ impl Command {
         let image = record.config.env.iter().filter_map(|variable| variable.split_once('='));
         let mut env: BTreeMap<String, String> =
             image.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        if record.ca_certificates.is_some() {
+            env.extend(CA_VARIABLES.map(|name| (name.to_owned(), CA_CERTIFICATES.to_owned())));
+        }
         env.extend(record.env.clone());
         for (name, value) in self.env {
             match value {

@@ -143,7 +143,11 @@ fn start(
 ) -> Result<Started, LaunchError> {
     let record = launch.record;
     let base = launch.rootfs.try_clone().map_err(host("open the image again"))?;
-    let mut config = Config { hostname: directory.id().to_string(), ..Config::default() };
+    let mut config = Config {
+        hostname: directory.id().to_string(),
+        ca_certificates: record.ca_certificates.as_deref().map(str::to_owned),
+        ..Config::default()
+    };
     let network = network::of(&record.network, &record.hosts, &mut config);
     let initramfs = in_memory("initramfs", &agent::initramfs(&config))?;
     // A sandbox that is kept outlives us.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use net::policy::{Mode, Policy};
@@ -52,6 +53,9 @@ pub(crate) struct Record {
     /// Names that its name server answers by itself.
     #[serde(default)]
     pub(crate) hosts: BTreeMap<String, IpAddr>,
+    /// Authorities, in PEM, that its programs trust beside the image's.
+    #[serde(default)]
+    pub(crate) ca_certificates: Option<Arc<str>>,
     /// Its machine ends so many ms after each start.
     #[serde(default)]
     pub(crate) ttl_ms: Option<u64>,
@@ -125,6 +129,7 @@ impl Record {
             labels: BTreeMap::new(),
             network: Policy::default(),
             hosts: BTreeMap::new(),
+            ca_certificates: None,
             ttl_ms: None,
             idle_ms: None,
             ports: Vec::new(),

@@ -61,10 +61,14 @@ fn usage_errors() {
         &["images", "rm"],
         &["images", "gc", "--grace", "soon"],
         &["login", "registry.example.com"],
+        &["create", "--inherit", "everything", "code"],
+        &["create", "--inherit", "ca,indexes", "--network", "none", "code"],
         &["nonsense"],
     ] {
         assert_eq!(voidrun.run(arguments).code, Some(2), "{arguments:?}");
     }
+    let inherit = ["code", "--inherit", "ca", "--sandbox", "dev", "-l", "python"];
+    voidrun.run_with_stdin(&inherit, b"").fails(125, &["--inherit with --sandbox"]);
     voidrun.run_with_stdin(&["images", "pull", "-"], b"").fails(1, &["--name"]);
     let file = voidrun.file("a.tar", b"");
     voidrun.run(&["images", "pull", &file]).fails(2, &[&format!("did you mean oci:{file}, docker-archive:")]);

@@ -13,6 +13,7 @@ mod exec;
 mod files;
 #[path = "../support/guests.rs"]
 mod guests;
+mod inherit;
 mod job;
 mod kills;
 mod life;

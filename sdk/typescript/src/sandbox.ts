@@ -56,6 +56,8 @@ export interface CreateOptions extends CallOptions {
   network?: Network | undefined;
   /** Names and their addresses, which the guest's name server answers by itself. */
   hosts?: Record<string, string> | undefined;
+  /** Certificates of authorities, in PEM, that its programs trust beside the image's. */
+  caCertificates?: string | undefined;
   /** Seconds until the sandbox is ended. */
   ttl?: number | undefined;
   /** Seconds without use until it is ended. */

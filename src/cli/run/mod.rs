@@ -128,7 +128,7 @@ pub(super) fn run(args: &Args, mut context: Context) -> Result<u8, CliError> {
     let words = command::words(args, &image.record.config)?;
     let what = words.join(" ");
     let exec = exec.with(words);
-    let create = args.machine.create(&context, &image, create);
+    let create = args.machine.create(&context, &image, create)?;
     if args.detach {
         let auto_remove = args.rm.then_some(true);
         let create = Create { job: Some(exec), auto_remove, ephemeral: None, ..create };
