@@ -1,5 +1,10 @@
 //! Decisions. Deny rules come first, then what is closed to everybody, then allow rules, then the mode.
 //!
+//! # This machine
+//! A public address that is this machine's own is closed, too: what listens there would be reached past the machine's firewall, as from
+//! the machine itself. It is a class with one address: a rule opens it that names this very address, and no wider one by accident. A
+//! private one is in the class of its block.
+//!
 //! # Names
 //! A domain rule is about an address if one of the names by which the guest knows it matches. That says who may be meant, not who
 //! answers: thousands of sites share an address. So TCP that only a domain rule allows has to name its server as well, in its TLS
@@ -36,6 +41,8 @@ pub struct Destination {
     pub address: IpAddr,
     /// 0 for ICMP.
     pub port: u16,
+    /// Whether the address is this machine's own.
+    pub own: bool,
 }
 
 /// Whether it may.
@@ -73,6 +80,9 @@ impl Policy {
         if let Some(class) = class::of(destination.address) {
             let opened = rules.any(|rule| opens(rule, class, destination.address));
             return if opened { Ok(allow) } else { Err(format!("{}: {class}", self.mode)) };
+        }
+        if destination.own && !rules.clone().any(|rule| rule.is_address(destination.address)) {
+            return Err(format!("{}: address of this machine", self.mode));
         }
         if rules.clone().any(|rule| rule.covers_address(destination.address)) {
             return Ok(allow);

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod names;
+mod own;
 mod place;
 mod tap;
 mod traffic;

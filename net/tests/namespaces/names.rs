@@ -61,7 +61,7 @@ fn place(policy: &str) -> Option<Place> {
         }
     });
     for ip in [PUBLIC, OTHER] {
-        let ((), _) = place.host(move |ready| {
+        let ((), _) = place.serve(move |ready| {
             let listener = TcpListener::bind((ip, 80)).unwrap();
             ready.send(()).unwrap();
             for stream in listener.incoming() {

@@ -66,7 +66,7 @@ fn receive(stream: &mut TcpStream) -> (usize, Vec<u8>) {
 /// Noise each way at once, and then a hash each way.
 fn both_ways(ip: &'static str, features: Features, blocks: usize) {
     let Some(place) = Place::new(config("{}"), features) else { return };
-    let ((), server) = place.host(move |ready| {
+    let ((), server) = place.serve(move |ready| {
         let listener = TcpListener::bind(address(ip, 80)).unwrap();
         ready.send(()).unwrap();
         let (mut stream, _) = listener.accept().unwrap();
@@ -130,7 +130,7 @@ fn what_is_denied_fails_at_once_and_is_told() {
     let Some(place) = Place::new(config(r#"{"deny": ["93.184.215.15", "2606:2800:21f::/48"]}"#), ALL) else {
         return;
     };
-    let ((), _) = place.host(|ready| {
+    let ((), _) = place.serve(|ready| {
         let listeners =
             [METADATA, PRIVATE, OTHER, PUBLIC6].map(|ip| TcpListener::bind(address(ip, 80)).unwrap());
         ready.send(()).unwrap();
@@ -182,7 +182,7 @@ fn a_rule_opens_a_private_address() {
     let Some(place) = Place::new(config(r#"{"mode": "allow", "allow": ["tcp:10.9.8.7:80"]}"#), ALL) else {
         return;
     };
-    let ((), server) = place.host(|ready| {
+    let ((), server) = place.serve(|ready| {
         let listener = TcpListener::bind(address(PRIVATE, 80)).unwrap();
         ready.send(()).unwrap();
         listener.accept().unwrap().0.write_all(b"hello").unwrap();
@@ -197,7 +197,7 @@ fn a_rule_opens_a_private_address() {
 #[test]
 fn each_end_closes_by_itself() {
     let Some(place) = Place::new(config("{}"), ALL) else { return };
-    let ((), server) = place.host(|ready| {
+    let ((), server) = place.serve(|ready| {
         let listener = TcpListener::bind(address(PUBLIC, 80)).unwrap();
         ready.send(()).unwrap();
         // First the guest ends, then the host.
@@ -235,7 +235,7 @@ fn a_reset_is_one_at_the_other_end() {
     let reset = |stream: TcpStream| {
         rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO)).unwrap();
     };
-    let ((), server) = place.host(move |ready| {
+    let ((), server) = place.serve(move |ready| {
         let listener = TcpListener::bind(address(PUBLIC, 80)).unwrap();
         ready.send(()).unwrap();
         let (mut stream, _) = listener.accept().unwrap();
@@ -258,7 +258,7 @@ fn a_reset_is_one_at_the_other_end() {
 fn a_thousand_connections_at_once() {
     const COUNT: usize = 1000;
     let Some(place) = Place::new(config("{}"), ALL) else { return };
-    let ((), server) = place.host(|ready| {
+    let ((), server) = place.serve(|ready| {
         let listener = TcpListener::bind(address(PUBLIC, 80)).unwrap();
         ready.send(()).unwrap();
         let streams: Vec<_> = (0..COUNT).map(|_| listener.accept().unwrap().0).collect();
@@ -286,7 +286,7 @@ fn a_thousand_connections_at_once() {
 fn five_thousand_connections_one_after_the_other() {
     const COUNT: usize = 5000;
     let Some(place) = Place::new(config("{}"), ALL) else { return };
-    let ((), server) = place.host(|ready| {
+    let ((), server) = place.serve(|ready| {
         let listener = TcpListener::bind(address(PUBLIC, 80)).unwrap();
         ready.send(()).unwrap();
         for _ in 0..COUNT {
@@ -310,7 +310,7 @@ fn five_thousand_connections_one_after_the_other() {
 #[test]
 fn a_server_that_does_not_read_stops_its_client_and_nobody_else() {
     let Some(place) = Place::new(config("{}"), ALL) else { return };
-    let (stalled, server) = place.host(|ready| {
+    let (stalled, server) = place.serve(|ready| {
         let listener = TcpListener::bind(address(PUBLIC, 80)).unwrap();
         let other = TcpListener::bind(address(OTHER, 80)).unwrap();
         let (go, went) = std::sync::mpsc::channel::<()>();
@@ -351,7 +351,7 @@ fn a_server_that_does_not_read_stops_its_client_and_nobody_else() {
 #[test]
 fn datagrams_and_echo_requests_are_answered() {
     let Some(place) = Place::new(config("{}"), ALL) else { return };
-    let ((), server) = place.host(|ready| {
+    let ((), server) = place.serve(|ready| {
         let socket = UdpSocket::bind(address(PUBLIC, 123)).unwrap();
         ready.send(()).unwrap();
         let mut buffer = vec![0; 9000];
