@@ -374,8 +374,11 @@ fn a_deny_rule_about_names_also_holds_for_what_is_allowed() {
 }
 
 #[test]
-fn names_are_asked_for_where_no_rule_says_which() {
-    assert_eq!(policy(Mode::Allow, &["9.9.9.9"], &[]).decide_name("x.test"), Ok(()));
+fn no_name_is_asked_for_that_no_rule_covers() {
+    for rules in [&["9.9.9.9"][..], &["10.0.0.0/8", "::/0"], &["0.0.0.0/0:53", "a.test"]] {
+        let some = policy(Mode::Allow, rules, &[]);
+        assert_eq!(some.decide_name("x.test").unwrap_err(), "allow: no rule for it", "{rules:?}");
+    }
     assert_eq!(policy(Mode::Allow, &["*:443", "a.test"], &[]).decide_name("x.test"), Ok(()));
     assert!(policy(Mode::Allow, &["9.9.9.9", "a.test"], &[]).decide_name("x.test").is_err());
     assert!(policy(Mode::Allow, &[], &[]).decide_name("x.test").is_err());
