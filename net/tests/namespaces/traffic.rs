@@ -351,32 +351,38 @@ fn a_server_that_does_not_read_stops_its_client_and_nobody_else() {
 #[test]
 fn datagrams_and_echo_requests_are_answered() {
     let Some(place) = Place::new(config("{}"), ALL) else { return };
-    let ((), server) = place.serve(|ready| {
-        let socket = UdpSocket::bind(address(PUBLIC, 123)).unwrap();
-        ready.send(()).unwrap();
-        let mut buffer = vec![0; 9000];
-        for _ in 0..4 {
-            let (len, from) = socket.recv_from(&mut buffer).unwrap();
-            socket.send_to(&buffer[..len].repeat(8), from).unwrap();
+    for ip in [PUBLIC, PUBLIC6] {
+        let ((), server) = place.serve(move |ready| {
+            let socket = UdpSocket::bind(address(ip, 123)).unwrap();
+            ready.send(()).unwrap();
+            let mut buffer = vec![0; 9000];
+            for _ in 0..4 {
+                let (len, from) = socket.recv_from(&mut buffer).unwrap();
+                socket.send_to(&buffer[..len].repeat(8), from).unwrap();
+            }
+        });
+        let socket = UdpSocket::bind(if ip == PUBLIC { "0.0.0.0:0" } else { "[::]:0" }).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        // Pieces come, and then pieces go as well.
+        for len in [10, 1000, 1100, 8000] {
+            let sent: Vec<u8> = (0..len).map(|at| (at / 3) as u8).collect();
+            socket.send_to(&sent, address(ip, 123)).unwrap();
+            let mut buffer = vec![0; 65536];
+            let (got, from) = socket.recv_from(&mut buffer).unwrap();
+            assert_eq!((got, from), (8 * len, address(ip, 123)));
+            assert!(buffer[..got] == sent.repeat(8), "{ip}: {len}");
         }
-    });
-    let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
-    socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-    // Pieces come, and then pieces go as well.
-    for len in [10, 1000, 1100, 8000] {
-        socket.send_to(&vec![7; len], address(PUBLIC, 123)).unwrap();
-        let mut buffer = vec![0; 65536];
-        let (got, from) = socket.recv_from(&mut buffer).unwrap();
-        assert_eq!((got, from), (8 * len, address(PUBLIC, 123)));
-        assert!(buffer[..got].iter().all(|&byte| byte == 7));
+        server.join().unwrap();
     }
-    server.join().unwrap();
     for ip in [PUBLIC, PUBLIC6, "192.0.0.1", "fd76:6f69:6472::1"] {
-        let output = Command::new("ping").args(["-c", "2", "-i", "0.2", "-W", "5", ip]).output();
-        let Ok(output) = output else {
-            eprintln!("not tested: there is no ping");
-            return;
-        };
-        assert!(output.status.success(), "{ip}: {}", String::from_utf8_lossy(&output.stdout));
+        for size in ["56", "6000"] {
+            let output =
+                Command::new("ping").args(["-c", "2", "-i", "0.2", "-W", "5", "-s", size, ip]).output();
+            let Ok(output) = output else {
+                eprintln!("not tested: there is no ping");
+                return;
+            };
+            assert!(output.status.success(), "{ip}: {}", String::from_utf8_lossy(&output.stdout));
+        }
     }
 }
