@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod https;
+mod load;
 mod names;
 mod own;
 mod place;

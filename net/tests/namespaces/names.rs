@@ -53,7 +53,7 @@ fn ask(name: &str) -> (u8, Vec<u8>) {
 
 /// The host's side: a name server that says of every name that it is at PUBLIC, of `evil.` that it is private; and web servers.
 /// Besides, how many questions the name server was asked.
-fn place(policy: &str) -> Option<(Place, Arc<AtomicUsize>)> {
+pub(crate) fn place(policy: &str) -> Option<(Place, Arc<AtomicUsize>)> {
     let hosts = [("db.internal".to_owned(), PRIVATE.parse().unwrap())].into();
     let config = Config { resolvers: vec![RESOLVER.parse().unwrap()], hosts, ..config(policy) };
     let place = Place::new(config, ALL)?;

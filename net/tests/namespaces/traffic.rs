@@ -11,6 +11,7 @@ use net::wire::Features;
 use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
+use super::load::full;
 use super::place::{
     ALL, FORBIDDEN, METADATA, NO_HOST, NO_ROUTE, NONE, OTHER, PRIVATE, PUBLIC, PUBLIC6, Place, config,
 };
@@ -90,8 +91,7 @@ fn both_ways(ip: &'static str, features: Features, blocks: usize) {
 
 /// 64 MiB, or 1 GiB where there is time (`scripts/test --full`).
 fn much() -> usize {
-    let full = std::env::var("VOIDRUN_LOAD").is_ok_and(|load| load == "1");
-    if full { 16 * 1024 } else { 1024 }
+    if full() { 16 * 1024 } else { 1024 }
 }
 
 #[test]
