@@ -31,8 +31,6 @@ pub enum Checksum {
     /// As the frame says; not looked at by the sender of this.
     #[default]
     Unknown,
-    /// Known to be right, or of no interest, since the frame has crossed nothing but memory.
-    Valid,
     /// The field has the checksum of the pseudo header alone: to be computed from `start`, and stored `offset` bytes behind it.
     Partial {
         /// In the frame.
@@ -56,7 +54,7 @@ pub struct Gso {
 /// What the guest's driver takes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Features {
-    /// Frames with [`Checksum::Partial`] or [`Checksum::Valid`].
+    /// Frames with [`Checksum::Partial`].
     pub checksum: bool,
     /// Frames with [`Gso`] of IPv4.
     pub tso4: bool,

@@ -19,6 +19,8 @@ import time
 from pathlib import Path
 
 SERVER = "93.184.215.14"
+# Of the namespace where the engine runs, so that it takes a rule.
+CONFIG = {"policy": {"allow": [SERVER]}, "resolvers": []}
 ECHO_PORT = 7
 IPERF_PORT = 5201
 DEADLINE_S = 60
@@ -79,7 +81,7 @@ def namespaces():
 
 @contextlib.contextmanager
 def engine(args, _mtu):
-    command = within(HOST, args.engine, "tap0")
+    command = within(HOST, args.engine, "tap0", json.dumps(CONFIG))
     with process(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as started:
         if started.stdout.readline() != "ready\n":
             raise RuntimeError("the engine has ended")

@@ -75,7 +75,7 @@ need_image_packages() {
     command -v npm >/dev/null || need_packages npm
 }
 need_test_packages() {
-    need_packages e2fsprogs umoci skopeo docker-registry apache2-utils zstd attr acl libcap2-bin iproute2 iputils-ping jq openssl python3-pip acpica-tools busybox-static systemd
+    need_packages e2fsprogs umoci skopeo docker-registry apache2-utils zstd attr acl libcap2-bin iproute2 iputils-ping iperf3 curl jq openssl python3-pip acpica-tools busybox-static systemd
 }
 # libelf is for objtool, which the kernel's mitigations need; lz4 packs the bzImage.
 need_kernel_packages() { need_packages gcc libc6-dev make flex bison bc perl libelf-dev xz-utils lz4; }

@@ -1,17 +1,17 @@
-//! A guest's network, in a network namespace of the test's own, which only root makes: servers on its loopback interface have
-//! addresses that look public, private, and like a cloud's metadata.
+//! A guest's network, in network namespaces of the test's own, which only root makes: one with the daemon, and another machine's, whose
+//! servers have addresses that look public, private, and like a cloud's metadata.
 
 use std::fmt::Write as _;
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::net::UnixStream;
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
 
 use net::policy::{Mode, Policy};
 use rustix::mount::{MountPropagationFlags, mount_bind, mount_change};
-use rustix::thread::{UnshareFlags, unshare_unsafe};
+use rustix::thread::{UnshareFlags, gettid, unshare_unsafe};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use vmm::control::Client;
@@ -21,6 +21,8 @@ use crate::{Daemon, PATIENCE};
 const PUBLIC: Ipv4Addr = Ipv4Addr::new(93, 184, 216, 34);
 const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 const PRIVATE: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
+/// The daemon's side's, which looks public as well.
+const OWN: Ipv4Addr = Ipv4Addr::new(93, 184, 217, 1);
 /// As of systemd-resolved.
 const RESOLVER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 53);
 /// Each way.
@@ -29,23 +31,70 @@ const MANY: usize = 8 << 20;
 /// Servers that nobody may reach.
 struct Decoys(Arc<AtomicUsize>);
 
-/// Gives the calling thread, and what it starts, a network and a resolv.conf of its own.
-fn enter_namespace(files: &std::path::Path) {
+/// The thread of another machine, and what is to be run there.
+struct Neighbour(mpsc::Sender<Box<dyn FnOnce() + Send>>);
+
+impl Neighbour {
+    /// One with nothing in its network, and its thread's id.
+    fn new() -> (Self, i32) {
+        let (sender, jobs) = mpsc::channel::<Box<dyn FnOnce() + Send>>();
+        let (ready, made) = mpsc::channel();
+        std::thread::spawn(move || {
+            // SAFETY: as in `enter_namespace`.
+            unsafe { unshare_unsafe(UnshareFlags::NEWNET) }.unwrap();
+            ready.send(gettid().as_raw_pid()).unwrap();
+            for job in jobs {
+                job();
+            }
+        });
+        (Self(sender), made.recv().unwrap())
+    }
+
+    /// Runs `job` there to its end.
+    fn run(&self, job: impl FnOnce() + Send + 'static) {
+        let (ended, end) = mpsc::channel();
+        self.0
+            .send(Box::new(move || {
+                job();
+                ended.send(()).unwrap();
+            }))
+            .unwrap();
+        end.recv().unwrap();
+    }
+}
+
+/// Runs `ip` with these arguments, in the calling thread's namespace.
+fn ip(arguments: &str) {
+    let status = Command::new("ip").args(arguments.split(' ')).status().unwrap();
+    assert!(status.success(), "ip {arguments}");
+}
+
+/// Gives the calling thread, and what it starts, a network and a resolv.conf of its own, with another machine behind a cable.
+fn enter_namespace(files: &std::path::Path) -> Neighbour {
     // SAFETY: descriptors stay shared with the other threads; the file system's view, which does not, is this test's alone.
     unsafe { unshare_unsafe(UnshareFlags::NEWNET | UnshareFlags::NEWNS) }.expect("only root can");
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
     let resolv = files.join("resolv.conf");
     std::fs::write(&resolv, format!("nameserver {RESOLVER}\nsearch test\n")).unwrap();
     mount_bind(&resolv, "/etc/resolv.conf").unwrap();
-    let ip = |arguments: &[&str]| {
-        assert!(Command::new("busybox").arg("ip").args(arguments).status().unwrap().success());
-    };
-    ip(&["link", "set", "lo", "up"]);
+    let (neighbour, thread) = Neighbour::new();
+    ip("link set lo up");
+    ip(&format!("link add cable type veth peer name cable netns {thread}"));
+    ip("link set cable up");
+    ip(&format!("addr add {OWN}/24 dev cable"));
+    neighbour.run(|| {
+        ip("link set cable up");
+        for address in [PUBLIC, METADATA, PRIVATE] {
+            ip(&format!("addr add {address}/32 dev cable"));
+        }
+        ip(&format!("route add {OWN} dev cable"));
+    });
     for address in [PUBLIC, METADATA, PRIVATE] {
-        ip(&["addr", "add", &format!("{address}/32"), "dev", "lo"]);
+        ip(&format!("route add {address} dev cable"));
     }
     // So that the host's ping sockets are there for everybody.
     std::fs::write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647").unwrap();
+    neighbour
 }
 
 fn serve(address: impl Into<SocketAddr>, client: impl Fn(TcpStream) + Clone + Send + 'static) {
@@ -59,12 +108,21 @@ fn serve(address: impl Into<SocketAddr>, client: impl Fn(TcpStream) + Clone + Se
 }
 
 impl Decoys {
-    fn new() -> Self {
+    fn new(neighbour: &Neighbour) -> Self {
         let reached = Arc::new(AtomicUsize::new(0));
-        for address in [METADATA, PRIVATE, Ipv4Addr::LOCALHOST] {
-            let reached = Arc::clone(&reached);
+        let decoy = |address, reached: &Arc<AtomicUsize>| {
+            let reached = Arc::clone(reached);
             serve((address, 80), move |_| _ = reached.fetch_add(1, Ordering::SeqCst));
+        };
+        for address in [OWN, Ipv4Addr::LOCALHOST] {
+            decoy(address, &reached);
         }
+        let there = Arc::clone(&reached);
+        neighbour.run(move || {
+            for address in [METADATA, PRIVATE] {
+                decoy(address, &there);
+            }
+        });
         Self(reached)
     }
 
@@ -170,10 +228,12 @@ fn tries(address: Ipv4Addr, port: u16) -> String {
 #[test]
 fn a_guest_reaches_what_is_public_and_nothing_else() {
     let files = tempfile::tempdir().unwrap();
-    enter_namespace(files.path());
-    let decoys = Decoys::new();
-    serve((PUBLIC, 8080), http);
-    serve((PUBLIC, 9000), both_ways);
+    let neighbour = enter_namespace(files.path());
+    let decoys = Decoys::new(&neighbour);
+    neighbour.run(|| {
+        serve((PUBLIC, 8080), http);
+        serve((PUBLIC, 9000), both_ways);
+    });
     name_server(RESOLVER);
     let daemon = Daemon::new();
     let id = create(&daemon, json!({ "image": "code", "mem": 512, "name": "public" }));
@@ -194,18 +254,21 @@ fn a_guest_reaches_what_is_public_and_nothing_else() {
         assert_eq!(python(&resolve.replace("NAME", name)), "no address\n");
     }
 
-    for address in [METADATA, PRIVATE, Ipv4Addr::new(192, 0, 0, 1)] {
+    for address in [METADATA, PRIVATE, OWN, Ipv4Addr::new(192, 0, 0, 1)] {
         let said = python(&tries(address, 80));
         assert!(said.starts_with('E') && said.ends_with(" True\n"), "{address}: {said}");
     }
     assert_eq!(decoys.reached(), 0);
     let denials = control.denials(0).unwrap();
-    for address in [METADATA, PRIVATE] {
+    for (address, rule) in [
+        (METADATA, "public: metadata service (169.254.169.254)"),
+        (PRIVATE, "public: private address (10.0.0.0/8)"),
+        (OWN, "public: address of this machine"),
+    ] {
         let denied = format!("{address}:80");
         let told = denials.iter().find(|denial| denial.denial.destination == denied);
         let told = told.unwrap_or_else(|| panic!("{denied} is not in {denials:?}"));
-        assert_eq!(told.denial.protocol, "tcp");
-        assert!(!told.denial.rule.is_empty());
+        assert_eq!((&told.denial.protocol[..], &told.denial.rule[..]), ("tcp", rule));
     }
     assert_eq!(control.denials(denials.last().unwrap().number).unwrap(), []);
 
@@ -289,10 +352,12 @@ fn gets(address: &str, port: u16, host: &str) -> String {
 #[test]
 fn a_policy_of_names_by_the_command_line() {
     let files = tempfile::tempdir().unwrap();
-    enter_namespace(files.path());
-    let decoys = Decoys::new();
-    serve((PUBLIC, 80), http);
-    serve((PUBLIC, 8080), http);
+    let neighbour = enter_namespace(files.path());
+    let decoys = Decoys::new(&neighbour);
+    neighbour.run(|| {
+        serve((PUBLIC, 80), http);
+        serve((PUBLIC, 8080), http);
+    });
     serve((Ipv4Addr::LOCALHOST, 7070), http);
     name_server(RESOLVER);
     let daemon = Daemon::new();
@@ -361,8 +426,8 @@ fn a_policy_of_names_by_the_command_line() {
 #[test]
 fn without_a_network_there_is_none() {
     let files = tempfile::tempdir().unwrap();
-    enter_namespace(files.path());
-    let decoys = Decoys::new();
+    let neighbour = enter_namespace(files.path());
+    let decoys = Decoys::new(&neighbour);
     let daemon = Daemon::new();
     let mut exits = [0, 0];
     for (mode, exits) in ["none", "public"].into_iter().zip(&mut exits) {

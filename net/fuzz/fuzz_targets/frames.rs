@@ -129,9 +129,8 @@ impl Guest<'_> {
 
     fn offload(&mut self) -> Option<Offload> {
         let (kind, first, second) = (self.byte()?, self.u16()?, self.u16()?);
-        let checksum = match kind % 3 {
+        let checksum = match kind & 1 {
             0 => Checksum::Unknown,
-            1 => Checksum::Valid,
             _ => Checksum::Partial { start: first, offset: second },
         };
         let gso = NonZeroU16::new(first).filter(|_| kind & 0x80 != 0).map(|size| Gso {
@@ -188,7 +187,18 @@ impl Guest<'_> {
             payload = udp;
         }
         let v6 = bits & 1 != 0;
-        self.send(if protocol == 1 && v6 { 58 } else { protocol }, v6, &payload)
+        let protocol = match (protocol, v6) {
+            // ICMPv6, or a piece of any packet.
+            (1, true) => {
+                if bits & 4 == 0 {
+                    58
+                } else {
+                    44
+                }
+            }
+            _ => protocol,
+        };
+        self.send(protocol, v6, &payload)
     }
 
     fn send(&mut self, protocol: u8, v6: bool, payload: &[u8]) -> Option<()> {

@@ -7,7 +7,7 @@ use net::policy::{Destination, Mode, Parts, Policy, Protocol, Rule, Verdict};
 fn closed(policy: &Policy) {
     for address in ["127.0.0.1", "::1", "::ffff:127.0.0.1", "64:ff9b::127.0.0.1", "0.0.0.0", "192.0.0.1"] {
         let address = address.parse().expect("an address");
-        let destination = Destination { protocol: Protocol::Tcp, address, port: 80 };
+        let destination = Destination { protocol: Protocol::Tcp, address, port: 80, own: false };
         let verdict = policy.decide(&destination, &["localhost".to_owned()]);
         assert!(matches!(verdict, Verdict::Deny { .. }), "{policy:?} opens {address}");
         assert!(!policy.decide_answer(address));

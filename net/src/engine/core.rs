@@ -28,7 +28,7 @@ pub(super) struct Core {
     pub(super) link: Link,
     pub(super) rates: Rates,
     /// Of the next packet that is cut.
-    identification: u16,
+    identification: u32,
 }
 
 impl Core {
@@ -96,10 +96,6 @@ impl Core {
     pub(super) fn datagram(&mut self, packet: &[u8], mtu: usize) -> Option<()> {
         if packet.len() <= mtu {
             return self.link.packet(packet).then_some(());
-        }
-        // Senders of IPv6 find a way with fewer bytes, but here nobody tells them: what is longer is lost.
-        if packet[0] >> 4 != 4 {
-            return None;
         }
         self.identification = self.identification.wrapping_add(1);
         let mut whole = true;

@@ -14,7 +14,7 @@ use smoltcp::wire::UdpPacket;
 
 use super::packet::{self, Packet, Unreachable};
 use super::poll::{Event, Owner, Token};
-use super::{Core, guest_address, socket};
+use super::{Core, guest_address, own, socket};
 use crate::address::MTU;
 use crate::policy::{Destination, Protocol, Verdict};
 
@@ -42,13 +42,20 @@ struct Association {
     key: Key,
     serial: u32,
     socket: OwnedFd,
-    /// Whom the guest has sent to, and when.
-    peers: HashMap<SocketAddr, Instant>,
+    /// Whom the guest has sent to.
+    peers: HashMap<SocketAddr, Peer>,
     used: Instant,
     /// It is queued to be read.
     ready: bool,
     /// A datagram did not arrive.
     failed: bool,
+}
+
+struct Peer {
+    /// Its address is this machine's own.
+    own: bool,
+    /// When the guest has sent to it.
+    used: Instant,
 }
 
 /// See the module.
@@ -129,12 +136,13 @@ impl Datagrams {
             Some(&slot) if self.associations[slot].peers.contains_key(&peer) => slot,
             known => {
                 let known = known.copied();
-                allow(core, packet, key, peer)?;
+                let own = own::is_own(peer.ip()).ok()?;
+                allow(core, packet, key, peer, own)?;
                 let slot = match known {
                     Some(slot) => slot,
                     None => self.open(core, packet, key, peer)?,
                 };
-                self.associations[slot].admit(peer, core.now);
+                self.associations[slot].admit(peer, Peer { own, used: core.now });
                 slot
             }
         };
@@ -143,7 +151,9 @@ impl Datagrams {
         }
         let association = &mut self.associations[slot];
         association.used = core.now;
-        association.peers.insert(peer, core.now);
+        if let Some(peer) = association.peers.get_mut(&peer) {
+            peer.used = core.now;
+        }
         match socket::send_to(&association.socket, payload, &peer) {
             Ok(()) => {}
             Err(Errno::NETUNREACH) => core.unreachable(packet, Unreachable::Network),
@@ -246,9 +256,9 @@ impl Datagrams {
     pub(super) fn police(&mut self, core: &mut Core) {
         for (_, association) in &mut self.associations {
             let key = association.key;
-            association.peers.retain(|&peer, _| {
-                let names = core.names.names_of(core.now, peer.ip());
-                decide(core, key, peer, &names).is_none()
+            association.peers.retain(|&address, peer| {
+                let names = core.names.names_of(core.now, address.ip());
+                decide(core, key, address, peer.own, &names).is_none()
             });
         }
         let gone: Vec<usize> = self
@@ -264,9 +274,9 @@ impl Datagrams {
 }
 
 /// Asks the policy. `None`: it denies, and the guest has been told.
-fn allow(core: &mut Core, packet: &Packet<'_>, key: Key, peer: SocketAddr) -> Option<()> {
+fn allow(core: &mut Core, packet: &Packet<'_>, key: Key, peer: SocketAddr, own: bool) -> Option<()> {
     let names = core.names.names_of(core.now, peer.ip());
-    match decide(core, key, peer, &names) {
+    match decide(core, key, peer, own, &names) {
         None => Some(()),
         Some(rule) => {
             let protocol = if key.protocol == Protocol::Udp { "udp" } else { "icmp" };
@@ -278,8 +288,8 @@ fn allow(core: &mut Core, packet: &Packet<'_>, key: Key, peer: SocketAddr) -> Op
 }
 
 /// The rule by which the policy forbids this.
-fn decide(core: &Core, key: Key, peer: SocketAddr, names: &[String]) -> Option<String> {
-    let destination = Destination { protocol: key.protocol, address: peer.ip(), port: peer.port() };
+fn decide(core: &Core, key: Key, peer: SocketAddr, own: bool, names: &[String]) -> Option<String> {
+    let destination = Destination { protocol: key.protocol, address: peer.ip(), port: peer.port(), own };
     match core.policy.decide(&destination, names) {
         Verdict::Allow => None,
         Verdict::Deny { rule } => Some(rule),
@@ -290,13 +300,13 @@ fn decide(core: &Core, key: Key, peer: SocketAddr, names: &[String]) -> Option<S
 
 impl Association {
     /// Has one more that may answer, in place of the oldest where there are too many.
-    fn admit(&mut self, peer: SocketAddr, now: Instant) {
+    fn admit(&mut self, address: SocketAddr, peer: Peer) {
         if self.peers.len() >= PEERS
-            && let Some(oldest) = self.peers.iter().min_by_key(|(_, used)| **used).map(|(peer, _)| *peer)
+            && let Some(oldest) = self.peers.iter().min_by_key(|(_, peer)| peer.used).map(|(peer, _)| *peer)
         {
             self.peers.remove(&oldest);
         }
-        self.peers.insert(peer, now);
+        self.peers.insert(address, peer);
     }
 
     /// Reads datagrams. Whether there may be more.

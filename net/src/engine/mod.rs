@@ -21,6 +21,7 @@ mod journal;
 mod limits;
 mod link;
 mod neighbour;
+mod own;
 mod packet;
 mod poll;
 mod socket;

@@ -12,6 +12,9 @@ use super::checksum;
 
 /// The length of an Ethernet header.
 pub(super) const ETHERNET: usize = 14;
+/// The length of an IPv6 header, and of the one that a piece has behind it.
+pub(super) const IPV6: usize = 40;
+pub(super) const FRAGMENT6: usize = 8;
 /// Hops that what the gateway sends may take.
 pub(super) const HOP_LIMIT: u8 = 64;
 
@@ -24,7 +27,7 @@ pub(super) struct Packet<'a> {
     pub(super) destination: IpAddr,
     pub(super) protocol: IpProtocol,
     pub(super) payload: &'a [u8],
-    /// It is a part of a packet (IPv4).
+    /// It is a part of a packet.
     pub(super) fragment: bool,
 }
 
@@ -51,7 +54,7 @@ impl<'a> Packet<'a> {
                     destination: packet.dst_addr().into(),
                     protocol: packet.next_header(),
                     payload: packet.payload(),
-                    fragment: false,
+                    fragment: packet.next_header() == IpProtocol::Ipv6Frag,
                 })
             }
             _ => None,
@@ -187,22 +190,37 @@ pub(super) fn unreachable(packet: &Packet<'_>, why: Unreachable) -> Option<Vec<u
     icmp(packet.destination, packet.source, &message)
 }
 
-/// Cuts an IPv4 packet that is longer than `mtu` (RFC 791, section 3.2); `identification` is to be another one for each packet.
-pub(super) fn fragments(packet: &[u8], mtu: usize, identification: u16) -> Vec<Vec<u8>> {
-    let header = usize::from(packet[0] & 0xf) * 4;
-    let piece = (mtu - header) / 8 * 8;
+/// Cuts a packet that is longer than `mtu` (RFC 791, section 3.2; RFC 8200, section 4.5); `identification`, of which IPv4 has the lower
+/// half, is to be another one for each packet.
+pub(super) fn fragments(packet: &[u8], mtu: usize, identification: u32) -> Vec<Vec<u8>> {
+    let v6 = packet[0] >> 4 == 6;
+    let header = if v6 { IPV6 } else { usize::from(packet[0] & 0xf) * 4 };
+    let piece = (mtu - header - if v6 { FRAGMENT6 } else { 0 }) / 8 * 8;
     let payload = &packet[header..];
     let mut fragments = Vec::new();
     for (index, part) in payload.chunks(piece).enumerate() {
+        let offset = (index * piece) as u16;
+        let more = (index + 1) * piece < payload.len();
         let mut fragment = packet[..header].to_vec();
-        fragment.extend_from_slice(part);
-        let mut ip = Ipv4Packet::new_unchecked(&mut fragment[..]);
-        ip.set_total_len((header + part.len()) as u16);
-        ip.set_ident(identification);
-        ip.set_dont_frag(false);
-        ip.set_more_frags((index + 1) * piece < payload.len());
-        ip.set_frag_offset((index * piece) as u16);
-        ip.fill_checksum();
+        if v6 {
+            let mut ip = Ipv6Packet::new_unchecked(&mut fragment[..]);
+            let protocol = ip.next_header().into();
+            ip.set_next_header(IpProtocol::Ipv6Frag);
+            ip.set_payload_len((FRAGMENT6 + part.len()) as u16);
+            fragment.extend([protocol, 0]);
+            fragment.extend((offset | u16::from(more)).to_be_bytes());
+            fragment.extend(identification.to_be_bytes());
+            fragment.extend_from_slice(part);
+        } else {
+            fragment.extend_from_slice(part);
+            let mut ip = Ipv4Packet::new_unchecked(&mut fragment[..]);
+            ip.set_total_len((header + part.len()) as u16);
+            ip.set_ident(identification as u16);
+            ip.set_dont_frag(false);
+            ip.set_more_frags(more);
+            ip.set_frag_offset(offset);
+            ip.fill_checksum();
+        }
         fragments.push(fragment);
     }
     fragments

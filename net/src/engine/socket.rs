@@ -18,14 +18,19 @@ pub(super) fn bounded(most: usize, part: usize) -> usize {
     most.min(usize::try_from(limit / 8).unwrap_or(usize::MAX).saturating_mul(part)).max(1)
 }
 
-fn socket(address: &SocketAddr, kind: SocketType, protocol: Option<Protocol>) -> Result<OwnedFd, Errno> {
+/// A socket for what `address` is of.
+pub(super) fn socket(
+    address: &IpAddr,
+    kind: SocketType,
+    protocol: Option<Protocol>,
+) -> Result<OwnedFd, Errno> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     rustix::net::socket_with(family, kind, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC, protocol)
 }
 
 /// A stream on its way to `address`. `true`: it is there already.
 pub(super) fn connect(address: &SocketAddr) -> Result<(OwnedFd, bool), Errno> {
-    let socket = socket(address, SocketType::STREAM, None)?;
+    let socket = socket(&address.ip(), SocketType::STREAM, None)?;
     sockopt::set_tcp_nodelay(&socket, true)?;
     // A peer that vanishes is noticed, after hours: nobody else looks after a flow on which nothing is said.
     sockopt::set_socket_keepalive(&socket, true)?;
@@ -44,7 +49,7 @@ pub(super) fn reset_at_close(socket: impl AsFd) {
 
 /// A socket for datagrams from and to anywhere, which keeps in mind those that did not arrive ([`failed`]).
 pub(super) fn udp(address: &SocketAddr) -> Result<OwnedFd, Errno> {
-    let socket = socket(address, SocketType::DGRAM, None)?;
+    let socket = socket(&address.ip(), SocketType::DGRAM, None)?;
     let (level, option) = if address.is_ipv4() {
         (libc::IPPROTO_IP, libc::IP_RECVERR)
     } else {
@@ -81,7 +86,7 @@ pub(super) fn failed(socket: impl AsFd) -> Option<(SocketAddr, Errno)> {
 
 /// A socket for datagrams of `address` alone.
 pub(super) fn udp_to(address: &SocketAddr) -> Result<OwnedFd, Errno> {
-    let socket = socket(address, SocketType::DGRAM, None)?;
+    let socket = socket(&address.ip(), SocketType::DGRAM, None)?;
     rustix::net::connect(&socket, &outside(*address)?)?;
     Ok(socket)
 }
@@ -89,7 +94,7 @@ pub(super) fn udp_to(address: &SocketAddr) -> Result<OwnedFd, Errno> {
 /// A socket for echo requests, which the host's administrator may have forbidden (`net.ipv4.ping_group_range`).
 pub(super) fn ping(address: &SocketAddr) -> Result<OwnedFd, Errno> {
     let protocol: Protocol = if address.is_ipv4() { ipproto::ICMP } else { ipproto::ICMPV6 };
-    socket(address, SocketType::DGRAM, Some(protocol))
+    socket(&address.ip(), SocketType::DGRAM, Some(protocol))
 }
 
 /// Sends a datagram to `address`.

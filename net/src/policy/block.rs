@@ -43,6 +43,11 @@ impl Block {
         other.prefix >= self.prefix && self.contains(other.address)
     }
 
+    /// Whether it is `address` alone.
+    pub(super) fn is(&self, address: IpAddr) -> bool {
+        *self == Self::from(address)
+    }
+
     /// Its first address.
     pub(super) fn first(&self) -> IpAddr {
         self.address

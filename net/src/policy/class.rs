@@ -92,7 +92,7 @@ pub(super) fn of(address: IpAddr) -> Option<&'static Class> {
 }
 
 /// The IPv4 address that a NAT64 makes of `address`.
-pub(super) fn embedded(address: IpAddr) -> Option<Ipv4Addr> {
+pub(crate) fn embedded(address: IpAddr) -> Option<Ipv4Addr> {
     match address {
         IpAddr::V6(v6) if NAT64.contains(address) => Some(Ipv4Addr::from_bits(v6.to_bits() as u32)),
         _ => None,

@@ -1,11 +1,19 @@
 //! Decisions. Deny rules come first, then what is closed to everybody, then allow rules, then the mode.
 //!
+//! # This machine
+//! A public address that is this machine's own is closed, too: what listens there would be reached past the machine's firewall, as from
+//! the machine itself. It is a class with one address: a rule opens it that names this very address, and no wider one by accident. A
+//! private one is in the class of its block.
+//!
 //! # Names
 //! A domain rule is about an address if one of the names by which the guest knows it matches. That says who may be meant, not who
 //! answers: thousands of sites share an address. So TCP that only a domain rule allows has to name its server as well, in its TLS
-//! handshake or its HTTP request ([`Verdict::AllowNamed`]), and what would hide that name is denied where domain rules exist: QUIC, and
+//! handshake or its first HTTP request ([`Verdict::AllowNamed`]), and what would hide that name is denied where domain rules exist: QUIC, and
 //! name servers other than the gateway's. The exception is a port that the rule itself names, other than [`WEB_PORTS`]: there the
 //! address is enough, since SSH, databases and mail never name their server.
+//!
+//! Later requests of a connection are not looked at, which would take an HTTP proxy: what they reach by another `Host` are other sites
+//! of a server that an allowed name leads to. Nor is what TLS hides, by which the same is done.
 
 use std::net::IpAddr;
 
@@ -36,6 +44,8 @@ pub struct Destination {
     pub address: IpAddr,
     /// 0 for ICMP.
     pub port: u16,
+    /// Whether the address is this machine's own.
+    pub own: bool,
 }
 
 /// Whether it may.
@@ -73,6 +83,9 @@ impl Policy {
         if let Some(class) = class::of(destination.address) {
             let opened = rules.any(|rule| opens(rule, class, destination.address));
             return if opened { Ok(allow) } else { Err(format!("{}: {class}", self.mode)) };
+        }
+        if destination.own && !rules.clone().any(|rule| rule.is_address(destination.address)) {
+            return Err(format!("{}: address of this machine", self.mode));
         }
         if rules.clone().any(|rule| rule.covers_address(destination.address)) {
             return Ok(allow);
@@ -124,8 +137,9 @@ impl Policy {
         })
     }
 
-    /// Whether the name server may be asked for `name`. A question carries data out by itself: where a domain rule says which names are
-    /// meant, no others are asked for. Where allow rules name addresses alone, or all, any name is.
+    /// Whether the name server may be asked for `name`. A question carries data out by itself, so that in mode allow no name is asked for
+    /// but those that a domain rule or `*` covers, at whatever port: where all rules are addresses, none is. Whoever reaches a private
+    /// network by 10.0.0.0/8 and its servers by name adds a rule for their domain, or names them itself (`hosts`), which needs no rule.
     ///
     /// # Errors
     /// The rule that is against it.
@@ -138,10 +152,7 @@ impl Policy {
         }
         match self.mode {
             Mode::None => Err(NO_NETWORK.to_owned()),
-            Mode::Allow if self.allow.iter().any(covers) => Ok(()),
-            Mode::Allow if self.allow.is_empty() || self.allow.iter().any(Rule::is_domain) => {
-                Err(NO_RULE.to_owned())
-            }
+            Mode::Allow if !self.allow.iter().any(covers) => Err(NO_RULE.to_owned()),
             Mode::Public | Mode::Allow => Ok(()),
         }
     }

@@ -11,6 +11,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use class::embedded;
 pub use decide::{Destination, Protocol, Verdict};
 pub use rule::{Rule, RuleError};
 
@@ -37,7 +38,8 @@ pub struct Parts {
     pub mode: Mode,
     /// Of [`Mode::Allow`]: what is reached. Of [`Mode::Public`]: addresses that are reached as well. A closed address, such as a private
     /// one, is reached only by a rule for it or for a block inside its class: `10.0.0.0/8` opens 10.1.2.3, `*`, a domain and `0.0.0.0/0`
-    /// do not. Loopback, multicast, the gateway's network and addresses with an IPv4 address inside are opened by none.
+    /// do not; a public address of this machine's own only by a rule for that very address. Loopback, multicast, the gateway's network and
+    /// addresses with an IPv4 address inside are opened by none.
     pub allow: Vec<Rule>,
     /// What is not, in any mode; looked at before `allow`. One for a domain holds for the addresses that its names have led the guest to,
     /// and for connections that show such a name. It does not hold for who knows an address from elsewhere and hides the name: what is
@@ -53,7 +55,7 @@ pub struct Parts {
 pub enum Mode {
     /// Nothing: there is no network device.
     None,
-    /// What everybody on the Internet reaches: nothing private, link-local, loopback, of a provider, or reserved.
+    /// What everybody on the Internet reaches: nothing private, link-local, loopback, of a provider, reserved, or this machine's own.
     #[default]
     Public,
     /// What a rule allows.

@@ -115,6 +115,11 @@ impl Rule {
         matches!(&self.place, Place::Block(block) if block.contains(address))
     }
 
+    /// Whether it names `address`, and no other.
+    pub(super) fn is_address(&self, address: IpAddr) -> bool {
+        matches!(&self.place, Place::Block(block) if block.is(address))
+    }
+
     /// Whether it names a domain.
     pub(super) fn is_domain(&self) -> bool {
         matches!(self.place, Place::Domain { .. })

@@ -14,7 +14,7 @@ fn policy(mode: Mode, allow: &[&str], deny: &[&str]) -> Policy {
 }
 
 fn to(protocol: Protocol, address: &str, port: u16) -> Destination {
-    Destination { protocol, address: address.parse().unwrap(), port }
+    Destination { protocol, address: address.parse().unwrap(), port, own: false }
 }
 
 fn tcp(address: &str, port: u16) -> Destination {
@@ -245,6 +245,31 @@ fn a_closed_address_is_opened_by_a_rule_inside_its_class_alone() {
 }
 
 #[test]
+fn a_public_address_of_this_machine_is_opened_by_a_rule_for_it_alone() {
+    let own = |address: &str| Destination { own: true, ..tcp(address, 443) };
+    for mode in [Mode::Public, Mode::Allow] {
+        let rules = ["9.9.9.0/24", "9.9.9.10", "2600::/64", "10.0.0.0/8", "tcp:9.9.9.11:22"];
+        let some = policy(mode, &rules, &[]);
+        for address in ["9.9.9.9", "9.9.9.11", "2600::1", "64:ff9b::9.9.9.10"] {
+            let verdict = some.decide(&own(address), &[]);
+            assert_eq!(denied(verdict), format!("{mode}: address of this machine"), "{address}");
+        }
+        assert_eq!(some.decide(&own("9.9.9.10"), &[]), Verdict::Allow);
+        // It is in a class already, by whose rules it goes.
+        assert_eq!(some.decide(&own("10.1.2.3"), &[]), Verdict::Allow);
+        assert_eq!(denied(some.decide(&own("127.0.0.1"), &[])), format!("{mode}: loopback (127.0.0.0/8)"));
+        let both = policy(mode, &["9.9.9.10"], &["*:443"]);
+        assert_eq!(denied(both.decide(&own("9.9.9.10"), &[])), "deny: *:443");
+    }
+    let wide = policy(Mode::Allow, &["*", "0.0.0.0/0", "own.test"], &[]);
+    assert_eq!(
+        denied(wide.decide(&own("9.9.9.10"), &names(&["own.test"]))),
+        "allow: address of this machine"
+    );
+    assert_eq!(wide.decide(&tcp("9.9.9.10", 443), &[]), Verdict::Allow);
+}
+
+#[test]
 fn deny_rules_come_first() {
     let deny = ["*.example.org", "tcp:10.1.0.0/16", "*:25", "1.0.0.0/8"];
     let some = policy(Mode::Public, &["10.0.0.0/8"], &deny);
@@ -349,8 +374,11 @@ fn a_deny_rule_about_names_also_holds_for_what_is_allowed() {
 }
 
 #[test]
-fn names_are_asked_for_where_no_rule_says_which() {
-    assert_eq!(policy(Mode::Allow, &["9.9.9.9"], &[]).decide_name("x.test"), Ok(()));
+fn no_name_is_asked_for_that_no_rule_covers() {
+    for rules in [&["9.9.9.9"][..], &["10.0.0.0/8", "::/0"], &["0.0.0.0/0:53", "a.test"]] {
+        let some = policy(Mode::Allow, rules, &[]);
+        assert_eq!(some.decide_name("x.test").unwrap_err(), "allow: no rule for it", "{rules:?}");
+    }
     assert_eq!(policy(Mode::Allow, &["*:443", "a.test"], &[]).decide_name("x.test"), Ok(()));
     assert!(policy(Mode::Allow, &["9.9.9.9", "a.test"], &[]).decide_name("x.test").is_err());
     assert!(policy(Mode::Allow, &[], &[]).decide_name("x.test").is_err());

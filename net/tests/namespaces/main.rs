@@ -3,7 +3,10 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod https;
+mod load;
 mod names;
+mod own;
 mod place;
 mod tap;
 mod traffic;

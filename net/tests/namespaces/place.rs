@@ -1,4 +1,5 @@
-//! Two network namespaces: the guest's, with a tap device, and the host's, with the engine and with servers on addresses of `lo`.
+//! Three network namespaces: the guest's, with a tap device; the host's, with the engine; and another machine's, with servers, behind a
+//! cable from the host's.
 
 use std::net::UdpSocket;
 use std::process::Command;
@@ -9,17 +10,25 @@ use std::time::{Duration, Instant};
 
 use net::engine::{Config, Counters, Denial, Engine};
 use net::wire::Features;
-use rustix::process::Resource;
-use rustix::thread::{UnshareFlags, unshare_unsafe};
+use rustix::process::{Pid, Resource};
+use rustix::thread::{UnshareFlags, gettid, unshare_unsafe};
 
 use super::tap::Tap;
 
-/// Addresses of the host's namespace that everybody could have, two that are closed, and a private one that a rule may open.
+/// Addresses of the other machine that everybody could have, one that is closed, and a private one that a rule may open.
 pub(crate) const PUBLIC: &str = "93.184.215.14";
 pub(crate) const OTHER: &str = "93.184.215.15";
 pub(crate) const METADATA: &str = "169.254.169.254";
 pub(crate) const PRIVATE: &str = "10.9.8.7";
 pub(crate) const PUBLIC6: &str = "2606:2800:21f::14";
+/// The host's own, which everybody could have as well: two of an interface, and those of a network on `lo`.
+pub(crate) const OWN: &str = "93.184.217.1";
+pub(crate) const OWN_TOO: &str = "93.184.217.2";
+pub(crate) const OWN_LO: &str = "93.184.218.99";
+pub(crate) const OWN6: &str = "2606:2800:220::1";
+/// Their networks' broadcast address, and the one that routers answer at.
+pub(crate) const OWN_BROADCAST: &str = "93.184.217.255";
+pub(crate) const OWN_ROUTER6: &str = "2606:2800:220::";
 /// Where there is no way to, nobody, and what a firewall forbids.
 pub(crate) const NO_ROUTE: &str = "203.1.113.1";
 pub(crate) const NO_HOST: &str = "93.184.216.1";
@@ -29,9 +38,13 @@ pub(crate) const FORBIDDEN: &str = "93.184.216.2";
 pub(crate) const ALL: Features = Features { checksum: true, tso4: true, tso6: true };
 pub(crate) const NONE: Features = Features { checksum: false, tso4: false, tso6: false };
 
+/// What is to be run in a namespace.
+type Job = Box<dyn FnOnce() + Send>;
+
 /// A guest on the thread that made it.
 pub(crate) struct Place {
-    host: mpsc::Sender<Box<dyn FnOnce() + Send>>,
+    host: mpsc::Sender<Job>,
+    others: mpsc::Sender<Job>,
     ended: Arc<AtomicBool>,
     engine: Option<JoinHandle<()>>,
     pub(crate) denials: Arc<Mutex<Vec<Denial>>>,
@@ -84,18 +97,13 @@ impl Place {
         let denials = Arc::new(Mutex::new(Vec::new()));
         let ended = Arc::new(AtomicBool::new(false));
         let (journal, end) = (denials.clone(), ended.clone());
-        let (sender, jobs) = mpsc::channel::<Box<dyn FnOnce() + Send>>();
+        let (sender, jobs) = mpsc::channel::<Job>();
         let (ready, made) = mpsc::channel();
+        let (others, thread) = other_machine();
+        let other = others.clone();
         let engine = thread::spawn(move || {
             separate().unwrap();
-            ip("link set lo up");
-            for address in [PUBLIC, OTHER, METADATA, PRIVATE] {
-                ip(&format!("addr add {address}/32 dev lo"));
-            }
-            ip(&format!("addr add {PUBLIC6}/128 dev lo nodad"));
-            until_route(PUBLIC6);
-            ip(&format!("route add unreachable {NO_HOST}"));
-            ip(&format!("route add prohibit {FORBIDDEN}"));
+            connect(&other, thread);
             std::fs::write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647").unwrap();
             let mut engine =
                 Engine::new(config, Box::new(move |denial| journal.lock().unwrap().push(denial))).unwrap();
@@ -110,20 +118,93 @@ impl Place {
             .unwrap();
         });
         let counters = made.recv().unwrap();
-        Some(Self { host: sender, ended, engine: Some(engine), denials, counters })
+        Some(Self { host: sender, others, ended, engine: Some(engine), denials, counters })
     }
 
-    /// Runs `job` on the host's side, as a server on a thread of its own, and waits for what it says first.
+    /// Runs `job` on the other machine, as a server on a thread of its own, and waits for what it says first.
+    pub(crate) fn serve<T: Send + 'static, R: Send + 'static>(
+        &self,
+        job: impl FnOnce(mpsc::Sender<T>) -> R + Send + 'static,
+    ) -> (T, JoinHandle<R>) {
+        run(&self.others, job)
+    }
+
+    /// The same on the host itself.
     pub(crate) fn host<T: Send + 'static, R: Send + 'static>(
         &self,
         job: impl FnOnce(mpsc::Sender<T>) -> R + Send + 'static,
     ) -> (T, JoinHandle<R>) {
-        let (first, said) = mpsc::channel();
-        let (handle, thread) = mpsc::channel();
-        self.host.send(Box::new(move || handle.send(thread::spawn(move || job(first))).unwrap())).unwrap();
-        let thread = thread.recv().unwrap();
-        (said.recv().unwrap(), thread)
+        run(&self.host, job)
     }
+}
+
+fn run<T: Send + 'static, R: Send + 'static>(
+    namespace: &mpsc::Sender<Job>,
+    job: impl FnOnce(mpsc::Sender<T>) -> R + Send + 'static,
+) -> (T, JoinHandle<R>) {
+    let (first, said) = mpsc::channel();
+    let (handle, thread) = mpsc::channel();
+    namespace.send(Box::new(move || handle.send(thread::spawn(move || job(first))).unwrap())).unwrap();
+    let thread = thread.recv().unwrap();
+    (said.recv().unwrap(), thread)
+}
+
+/// Another machine, with nothing in it, and the id of its thread, which lives as long as jobs may come.
+fn other_machine() -> (mpsc::Sender<Job>, Pid) {
+    let (sender, jobs) = mpsc::channel::<Job>();
+    let (ready, made) = mpsc::channel();
+    thread::spawn(move || {
+        separate().unwrap();
+        ready.send(gettid()).unwrap();
+        for job in jobs {
+            job();
+        }
+    });
+    (sender, made.recv().unwrap())
+}
+
+/// Gives this thread's namespace its addresses, and a cable to that machine.
+fn connect(others: &mpsc::Sender<Job>, thread: Pid) {
+    ip(&format!(
+        "link set lo up
+         link add cable type veth peer name cable netns {}
+         addr add {OWN}/24 broadcast {OWN_BROADCAST} dev cable
+         addr add {OWN_TOO}/24 broadcast {OWN_BROADCAST} dev cable
+         addr add {OWN6}/64 dev cable nodad
+         addr add 93.184.218.1/24 dev lo",
+        thread.as_raw_pid()
+    ));
+    // Neighbours find only what is on the interface itself.
+    let (up, done) = mpsc::channel();
+    others
+        .send(Box::new(move || {
+            ip("link set lo up");
+            for address in [PUBLIC, OTHER, METADATA, PRIVATE] {
+                ip(&format!("addr add {address}/32 dev cable"));
+            }
+            ip(&format!("addr add {PUBLIC6}/128 dev cable nodad"));
+            at_once("cable");
+            ip(&format!("route add {OWN}/32 dev cable\n-6 route add {OWN6}/128 dev cable"));
+            up.send(()).unwrap();
+        }))
+        .unwrap();
+    done.recv().unwrap();
+    at_once("cable");
+    for address in [PUBLIC, OTHER, METADATA, PRIVATE] {
+        ip(&format!("route add {address} dev cable"));
+    }
+    ip(&format!(
+        "-6 route add {PUBLIC6} dev cable
+         route add unreachable {NO_HOST}
+         route add prohibit {FORBIDDEN}"
+    ));
+    until_route(PUBLIC6);
+}
+
+/// Has `interface` up, without the second in which nobody else may have its own IPv6 address.
+fn at_once(interface: &str) {
+    std::fs::write(format!("/proc/sys/net/ipv6/conf/{interface}/accept_dad"), "0").unwrap();
+    ip(&format!("link set {interface} up"));
 }
 
 impl Drop for Place {

@@ -14,7 +14,6 @@ use rustix::event::{PollFd, PollFlags, poll};
 /// `struct virtio_net_hdr` (linux/virtio_net.h), in the machine's byte order.
 const HEADER: usize = 10;
 const NEEDS_CSUM: u8 = 1;
-const DATA_VALID: u8 = 2;
 const TCPV4: u8 = 1;
 const TCPV6: u8 = 4;
 /// Frames that are read before the engine runs.
@@ -123,7 +122,6 @@ impl Wire for Writer<'_> {
         let mut header = [0; HEADER];
         match offload.checksum {
             Checksum::Unknown => {}
-            Checksum::Valid => header[0] = DATA_VALID,
             Checksum::Partial { start, offset } => {
                 header[0] = NEEDS_CSUM;
                 header[6..8].copy_from_slice(&start.to_ne_bytes());

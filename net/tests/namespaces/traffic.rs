@@ -11,6 +11,7 @@ use net::wire::Features;
 use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
+use super::load::full;
 use super::place::{
     ALL, FORBIDDEN, METADATA, NO_HOST, NO_ROUTE, NONE, OTHER, PRIVATE, PUBLIC, PUBLIC6, Place, config,
 };
@@ -66,7 +67,7 @@ fn receive(stream: &mut TcpStream) -> (usize, Vec<u8>) {
 /// Noise each way at once, and then a hash each way.
 fn both_ways(ip: &'static str, features: Features, blocks: usize) {
     let Some(place) = Place::new(config("{}"), features) else { return };
-    let ((), server) = place.host(move |ready| {
+    let ((), server) = place.serve(move |ready| {
         let listener = TcpListener::bind(address(ip, 80)).unwrap();
         ready.send(()).unwrap();
         let (mut stream, _) = listener.accept().unwrap();
@@ -90,8 +91,7 @@ fn both_ways(ip: &'static str, features: Features, blocks: usize) {
 
 /// 64 MiB, or 1 GiB where there is time (`scripts/test --full`).
 fn much() -> usize {
-    let full = std::env::var("VOIDRUN_LOAD").is_ok_and(|load| load == "1");
-    if full { 16 * 1024 } else { 1024 }
+    if full() { 16 * 1024 } else { 1024 }
 }
 
 #[test]
@@ -130,7 +130,7 @@ fn what_is_denied_fails_at_once_and_is_told() {
     let Some(place) = Place::new(config(r#"{"deny": ["93.184.215.15", "2606:2800:21f::/48"]}"#), ALL) else {
         return;
     };
-    let ((), _) = place.host(|ready| {
+    let ((), _) = place.serve(|ready| {
         let listeners =
             [METADATA, PRIVATE, OTHER, PUBLIC6].map(|ip| TcpListener::bind(address(ip, 80)).unwrap());
         ready.send(()).unwrap();
@@ -182,7 +182,7 @@ fn a_rule_opens_a_private_address() {
     let Some(place) = Place::new(config(r#"{"mode": "allow", "allow": ["tcp:10.9.8.7:80"]}"#), ALL) else {
         return;
     };
-    let ((), server) = place.host(|ready| {
+    let ((), server) = place.serve(|ready| {
         let listener = TcpListener::bind(address(PRIVATE, 80)).unwrap();
         ready.send(()).unwrap();
         listener.accept().unwrap().0.write_all(b"hello").unwrap();
@@ -197,7 +197,7 @@ fn a_rule_opens_a_private_address() {
 #[test]
 fn each_end_closes_by_itself() {
     let Some(place) = Place::new(config("{}"), ALL) else { return };
-    let ((), server) = place.host(|ready| {
+    let ((), server) = place.serve(|ready| {
         let listener = TcpListener::bind(address(PUBLIC, 80)).unwrap();
         ready.send(()).unwrap();
         // First the guest ends, then the host.
@@ -235,7 +235,7 @@ fn a_reset_is_one_at_the_other_end() {
     let reset = |stream: TcpStream| {
         rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO)).unwrap();
     };
-    let ((), server) = place.host(move |ready| {
+    let ((), server) = place.serve(move |ready| {
         let listener = TcpListener::bind(address(PUBLIC, 80)).unwrap();
         ready.send(()).unwrap();
         let (mut stream, _) = listener.accept().unwrap();
@@ -258,7 +258,7 @@ fn a_reset_is_one_at_the_other_end() {
 fn a_thousand_connections_at_once() {
     const COUNT: usize = 1000;
     let Some(place) = Place::new(config("{}"), ALL) else { return };
-    let ((), server) = place.host(|ready| {
+    let ((), server) = place.serve(|ready| {
         let listener = TcpListener::bind(address(PUBLIC, 80)).unwrap();
         ready.send(()).unwrap();
         let streams: Vec<_> = (0..COUNT).map(|_| listener.accept().unwrap().0).collect();
@@ -286,7 +286,7 @@ fn a_thousand_connections_at_once() {
 fn five_thousand_connections_one_after_the_other() {
     const COUNT: usize = 5000;
     let Some(place) = Place::new(config("{}"), ALL) else { return };
-    let ((), server) = place.host(|ready| {
+    let ((), server) = place.serve(|ready| {
         let listener = TcpListener::bind(address(PUBLIC, 80)).unwrap();
         ready.send(()).unwrap();
         for _ in 0..COUNT {
@@ -310,7 +310,7 @@ fn five_thousand_connections_one_after_the_other() {
 #[test]
 fn a_server_that_does_not_read_stops_its_client_and_nobody_else() {
     let Some(place) = Place::new(config("{}"), ALL) else { return };
-    let (stalled, server) = place.host(|ready| {
+    let (stalled, server) = place.serve(|ready| {
         let listener = TcpListener::bind(address(PUBLIC, 80)).unwrap();
         let other = TcpListener::bind(address(OTHER, 80)).unwrap();
         let (go, went) = std::sync::mpsc::channel::<()>();
@@ -351,32 +351,38 @@ fn a_server_that_does_not_read_stops_its_client_and_nobody_else() {
 #[test]
 fn datagrams_and_echo_requests_are_answered() {
     let Some(place) = Place::new(config("{}"), ALL) else { return };
-    let ((), server) = place.host(|ready| {
-        let socket = UdpSocket::bind(address(PUBLIC, 123)).unwrap();
-        ready.send(()).unwrap();
-        let mut buffer = vec![0; 9000];
-        for _ in 0..4 {
-            let (len, from) = socket.recv_from(&mut buffer).unwrap();
-            socket.send_to(&buffer[..len].repeat(8), from).unwrap();
+    for ip in [PUBLIC, PUBLIC6] {
+        let ((), server) = place.serve(move |ready| {
+            let socket = UdpSocket::bind(address(ip, 123)).unwrap();
+            ready.send(()).unwrap();
+            let mut buffer = vec![0; 9000];
+            for _ in 0..4 {
+                let (len, from) = socket.recv_from(&mut buffer).unwrap();
+                socket.send_to(&buffer[..len].repeat(8), from).unwrap();
+            }
+        });
+        let socket = UdpSocket::bind(if ip == PUBLIC { "0.0.0.0:0" } else { "[::]:0" }).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        // Pieces come, and then pieces go as well.
+        for len in [10, 1000, 1100, 8000] {
+            let sent: Vec<u8> = (0..len).map(|at| (at / 3) as u8).collect();
+            socket.send_to(&sent, address(ip, 123)).unwrap();
+            let mut buffer = vec![0; 65536];
+            let (got, from) = socket.recv_from(&mut buffer).unwrap();
+            assert_eq!((got, from), (8 * len, address(ip, 123)));
+            assert!(buffer[..got] == sent.repeat(8), "{ip}: {len}");
         }
-    });
-    let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
-    socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-    // Pieces come, and then pieces go as well.
-    for len in [10, 1000, 1100, 8000] {
-        socket.send_to(&vec![7; len], address(PUBLIC, 123)).unwrap();
-        let mut buffer = vec![0; 65536];
-        let (got, from) = socket.recv_from(&mut buffer).unwrap();
-        assert_eq!((got, from), (8 * len, address(PUBLIC, 123)));
-        assert!(buffer[..got].iter().all(|&byte| byte == 7));
+        server.join().unwrap();
     }
-    server.join().unwrap();
     for ip in [PUBLIC, PUBLIC6, "192.0.0.1", "fd76:6f69:6472::1"] {
-        let output = Command::new("ping").args(["-c", "2", "-i", "0.2", "-W", "5", ip]).output();
-        let Ok(output) = output else {
-            eprintln!("not tested: there is no ping");
-            return;
-        };
-        assert!(output.status.success(), "{ip}: {}", String::from_utf8_lossy(&output.stdout));
+        for size in ["56", "6000"] {
+            let output =
+                Command::new("ping").args(["-c", "2", "-i", "0.2", "-W", "5", "-s", size, ip]).output();
+            let Ok(output) = output else {
+                eprintln!("not tested: there is no ping");
+                return;
+            };
+            assert!(output.status.success(), "{ip}: {}", String::from_utf8_lossy(&output.stdout));
+        }
     }
 }

@@ -14,7 +14,7 @@ use std::sync::{Arc, LazyLock};
 
 use libfuzzer_sys::{Corpus, fuzz_target};
 use net::engine::{Config, Counters, Engine};
-use net::wire::{Checksum, Features, MAX_FRAME, Offload, Wire};
+use net::wire::{Features, MAX_FRAME, Offload, Wire};
 use rustix::fs::{MemfdFlags, memfd_create};
 use virtio_queue::Queue;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -141,7 +141,7 @@ impl Network for Flood {
         let frame = [7; MAX_FRAME];
         for len in [60, 1514, 1, 4000, MAX_FRAME] {
             if wire.has_room(len) {
-                wire.send(&frame[..len], Offload { checksum: Checksum::Valid, gso: None });
+                wire.send(&frame[..len], Offload::default());
             }
         }
     }

@@ -97,6 +97,8 @@ pub(super) struct Flow {
     pub(super) mss: u16,
     /// The policy asks for the server's name.
     pub(super) to_be_named: bool,
+    /// The address is this machine's own.
+    pub(super) own: bool,
     /// The names that the guest knew the address by when it connected.
     pub(super) names: Vec<String>,
     /// The name that its first bytes showed.
@@ -146,6 +148,7 @@ impl Flow {
             guest: None,
             mss,
             to_be_named: false,
+            own: false,
             names: Vec::new(),
             server_name: None,
             deadline: None,

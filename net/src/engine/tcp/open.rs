@@ -10,7 +10,7 @@ use smoltcp::wire::{Ipv4Packet, Ipv6Packet};
 
 use super::super::packet::{self, Packet, Unreachable};
 use super::super::poll::{Owner, Token};
-use super::super::{Core, device, is_gateway, socket};
+use super::super::{Core, device, is_gateway, own, socket};
 use super::Tcp;
 use super::flow::{Flow, Guest, Key, Peer, Stage};
 use super::names::Stream;
@@ -47,6 +47,7 @@ impl Tcp {
             self.start(core, slot);
             return;
         }
+        let mut own = false;
         let (address, names, to_be_named) = if is_gateway(key.address) {
             if !core.policy.host_port(key.port) {
                 core.deny("tcp", key.destination(), None, HOST_PORT.into());
@@ -55,8 +56,15 @@ impl Tcp {
             }
             (SocketAddr::new(Ipv4Addr::LOCALHOST.into(), key.port), Vec::new(), false)
         } else {
+            own = match own::is_own(key.address) {
+                Ok(own) => own,
+                Err(error) => {
+                    refuse(core, packet, error);
+                    return;
+                }
+            };
             let names = core.names.names_of(core.now, key.address);
-            match core.policy.decide(&destination(&key), &names) {
+            match core.policy.decide(&destination(&key, own), &names) {
                 Verdict::Allow => (key.destination(), names, false),
                 Verdict::AllowNamed => (key.destination(), names, true),
                 Verdict::Deny { rule } => {
@@ -70,6 +78,7 @@ impl Tcp {
             Ok((socket, connected)) => {
                 let serial = core.poll.serial();
                 let mut flow = Flow::new(key, serial, Stage::Connecting { syn }, Peer::Host(socket), mss);
+                flow.own = own;
                 flow.names = names;
                 flow.to_be_named = to_be_named;
                 let slot = self.insert(flow);

@@ -43,7 +43,7 @@ impl Tcp {
     /// Looks for the server's name in what the guest has sent.
     pub(super) fn name(&mut self, core: &mut Core, slot: usize) {
         let flow = &mut self.flows[slot];
-        let (key, ended) = (flow.key, flow.guest_ended);
+        let (key, own, ended) = (flow.key, flow.own, flow.guest_ended);
         let Some(guest) = &mut flow.guest else { return };
         let socket = guest.socket();
         let whole = socket.recv_queue() >= MAX_PEEK.min(socket.recv_capacity());
@@ -56,10 +56,10 @@ impl Tcp {
             Peek::Incomplete if !whole && !ended => return,
             Peek::Incomplete | Peek::None => None,
         };
-        let unnamed = core.policy.decide_server_name(None, &destination(&key));
+        let unnamed = core.policy.decide_server_name(None, &destination(&key, own));
         // Where a name is what allows it, it has to be one that leads to this very address: anybody can write any.
         let known = name.as_ref().is_none_or(|name| flow.names.contains(name)) || unnamed.is_ok();
-        match core.policy.decide_server_name(name.as_deref(), &destination(&key)) {
+        match core.policy.decide_server_name(name.as_deref(), &destination(&key, own)) {
             Ok(()) if known => {
                 flow.server_name = name;
                 flow.stage = Stage::Open;
@@ -82,7 +82,7 @@ impl Tcp {
         let flow = &mut self.flows[slot];
         let rule = core
             .policy
-            .decide_server_name(None, &destination(&flow.key))
+            .decide_server_name(None, &destination(&flow.key, flow.own))
             .err()
             .unwrap_or_else(|| "the connection shows no server name in time".into());
         core.deny("tcp", flow.key.destination(), flow.names.first().cloned(), rule);
@@ -90,8 +90,8 @@ impl Tcp {
     }
 }
 
-pub(super) fn destination(key: &Key) -> Destination {
-    Destination { protocol: Protocol::Tcp, address: key.address, port: key.port }
+pub(super) fn destination(key: &Key, own: bool) -> Destination {
+    Destination { protocol: Protocol::Tcp, address: key.address, port: key.port, own }
 }
 
 /// The rule by which the policy forbids what `flow` does.
@@ -102,7 +102,7 @@ fn forbids(core: &Core, flow: &mut Flow) -> Option<String> {
     if is_gateway(flow.key.address) {
         return (!core.policy.host_port(flow.key.port)).then(|| HOST_PORT.into());
     }
-    let destination = destination(&flow.key);
+    let destination = destination(&flow.key, flow.own);
     match core.policy.decide(&destination, &flow.names) {
         Verdict::Allow => {
             flow.to_be_named = false;

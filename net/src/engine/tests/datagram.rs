@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use smoltcp::wire::{IpProtocol, Ipv4Packet, UdpPacket};
+use smoltcp::wire::{IpProtocol, Ipv4Packet, Ipv6FragmentHeader, Ipv6Packet, UdpPacket};
 
 use super::super::guest_address;
 use super::super::packet::{self, Packet};
@@ -89,52 +89,70 @@ fn a_port_where_nobody_listens_is_told_of() {
     }
 }
 
-#[test]
-fn long_datagrams_come_in_pieces() {
-    let (socket, address) = listen("127.0.0.1:0");
-    let mut world = World::new();
-    world.send(&packet::udp(guest(5000), address, b"much, please").unwrap());
-    let (_, from) = socket.recv_from(&mut [0; 100]).unwrap();
-    let long: Vec<u8> = (0..5000).map(|at| at as u8).collect();
-    socket.send_to(&long, from).unwrap();
-    world.until("all pieces", |world| world.packets.len() == 4);
-    let mut whole = vec![0; 5008];
+/// Puts the pieces together that the guest has got: what is behind the IP headers.
+fn whole(world: &World, len: usize) -> Vec<u8> {
+    let mut whole = vec![0; len];
     for bytes in &world.packets {
         assert!(bytes.len() <= 1500);
-        let piece = Ipv4Packet::new_checked(&bytes[..]).unwrap();
-        assert!(piece.verify_checksum());
-        let at = usize::from(piece.frag_offset());
-        whole[at..at + piece.payload().len()].copy_from_slice(piece.payload());
-        assert_eq!(piece.more_frags(), at + piece.payload().len() < 5008);
+        let (at, more, payload) = if bytes[0] >> 4 == 4 {
+            let piece = Ipv4Packet::new_checked(&bytes[..]).unwrap();
+            assert!(piece.verify_checksum());
+            (usize::from(piece.frag_offset()), piece.more_frags(), piece.payload())
+        } else {
+            let piece = Ipv6Packet::new_checked(&bytes[..]).unwrap();
+            let piece = Ipv6FragmentHeader::new_checked(&piece.payload()[2..]).unwrap();
+            (usize::from(piece.frag_offset()) * 8, piece.more_frags(), &bytes[48..])
+        };
+        whole[at..at + payload.len()].copy_from_slice(payload);
+        assert_eq!(more, at + payload.len() < len);
     }
-    let udp = UdpPacket::new_checked(&whole[..]).unwrap();
-    assert!(udp.verify_checksum(&address.ip().into(), &IpAddr::from(GUEST).into()));
-    assert_eq!(udp.payload(), long);
+    whole
+}
+
+#[test]
+fn long_datagrams_come_in_pieces() {
+    for address in ["127.0.0.1:0", "[::1]:0"] {
+        let (socket, address) = listen(address);
+        let guest = SocketAddr::new(guest_address(address.ip()), 5000);
+        let mut world = World::new();
+        world.send(&packet::udp(guest, address, b"much, please").unwrap());
+        let (_, from) = socket.recv_from(&mut [0; 100]).unwrap();
+        let long: Vec<u8> = (0..5000).map(|at| at as u8).collect();
+        socket.send_to(&long, from).unwrap();
+        world.until("all pieces", |world| world.packets.len() == 4);
+        let whole = whole(&world, 5008);
+        let udp = UdpPacket::new_checked(&whole[..]).unwrap();
+        assert!(udp.verify_checksum(&address.ip().into(), &guest.ip().into()));
+        assert_eq!(udp.payload(), long);
+    }
 }
 
 #[test]
 fn datagrams_that_come_in_pieces_are_put_together() {
-    let (socket, address) = listen("127.0.0.1:0");
-    let mut world = World::new();
-    let long: Vec<u8> = (0..60000_u32).map(|at| (at / 7) as u8).collect();
-    let whole = packet::udp(guest(5000), address, &long).unwrap();
-    let pieces = packet::fragments(&whole, 1500, 7);
-    assert_eq!(pieces.len(), 41);
-    // One is missing, then none is.
-    for piece in pieces[..5].iter().chain(&pieces[6..]).chain(&pieces) {
-        world.send(piece);
+    for address in ["127.0.0.1:0", "[::1]:0"] {
+        let (socket, address) = listen(address);
+        let guest = SocketAddr::new(guest_address(address.ip()), 5000);
+        let mut world = World::new();
+        let long: Vec<u8> = (0..60000_u32).map(|at| (at / 7) as u8).collect();
+        let whole = packet::udp(guest, address, &long).unwrap();
+        let pieces = packet::fragments(&whole, 1500, 7);
+        assert_eq!(pieces.len(), if address.is_ipv4() { 41 } else { 42 });
+        // One is missing, then none is.
+        for piece in pieces[..5].iter().chain(&pieces[6..]).chain(&pieces) {
+            world.send(piece);
+        }
+        let mut buffer = vec![0; 65536];
+        let (len, from) = socket.recv_from(&mut buffer).unwrap();
+        assert!(buffer[..len] == long);
+        socket.set_nonblocking(true).unwrap();
+        assert!(socket.recv(&mut buffer).is_err());
+        // Begun and never ended.
+        for identification in 100..200 {
+            world.send(&packet::fragments(&whole, 1500, identification)[0]);
+        }
+        socket.send_to(b"thanks", from).unwrap();
+        world.until("the answer", |world| !datagrams(world).is_empty());
     }
-    let mut buffer = vec![0; 65536];
-    let (len, from) = socket.recv_from(&mut buffer).unwrap();
-    assert!(buffer[..len] == long);
-    socket.set_nonblocking(true).unwrap();
-    assert!(socket.recv(&mut buffer).is_err());
-    // Begun and never ended.
-    for identification in 100..200 {
-        world.send(&packet::fragments(&whole, 1500, identification)[0]);
-    }
-    socket.send_to(b"thanks", from).unwrap();
-    world.until("the answer", |world| !datagrams(world).is_empty());
 }
 
 #[test]

@@ -5,8 +5,8 @@ use std::num::NonZeroU16;
 use net::wire::{Checksum, Gso, Offload};
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6,
-    VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_HDR_F_DATA_VALID, VIRTIO_NET_HDR_F_NEEDS_CSUM,
-    VIRTIO_NET_HDR_GSO_NONE, VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_TCPV6,
+    VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_NONE,
+    VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_TCPV6,
 };
 
 /// Bytes of the header: with VERSION_1 `num_buffers` is always there.
@@ -18,7 +18,6 @@ const ETHERNET: usize = 14;
 const TCP: usize = 20;
 
 const NEEDS_CSUM: u8 = VIRTIO_NET_HDR_F_NEEDS_CSUM as u8;
-const DATA_VALID: u8 = VIRTIO_NET_HDR_F_DATA_VALID as u8;
 const GSO_NONE: u8 = VIRTIO_NET_HDR_GSO_NONE as u8;
 const GSO_TCPV4: u8 = VIRTIO_NET_HDR_GSO_TCPV4 as u8;
 const GSO_TCPV6: u8 = VIRTIO_NET_HDR_GSO_TCPV6 as u8;
@@ -98,8 +97,7 @@ pub(super) fn to_guest(offload: Offload, buffers: u16, accepted: Accepted) -> Op
             header[8..10].copy_from_slice(&offset.to_le_bytes());
         }
         Checksum::Partial { .. } => return None,
-        Checksum::Valid if takes.checksum => header[0] = DATA_VALID,
-        Checksum::Valid | Checksum::Unknown => {}
+        Checksum::Unknown => {}
     }
     if let Some(gso) = offload.gso {
         let (kind, agreed) = if gso.v6 { (GSO_TCPV6, takes.tso6) } else { (GSO_TCPV4, takes.tso4) };
