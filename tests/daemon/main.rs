@@ -32,6 +32,7 @@ mod short;
 #[path = "../support/mod.rs"]
 mod support;
 mod terminal;
+mod traffic;
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::net::UnixStream;

@@ -18,13 +18,13 @@ use vmm::control::Client;
 
 use crate::{Daemon, PATIENCE};
 
-const PUBLIC: Ipv4Addr = Ipv4Addr::new(93, 184, 216, 34);
+pub(crate) const PUBLIC: Ipv4Addr = Ipv4Addr::new(93, 184, 216, 34);
 const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 const PRIVATE: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
 /// The daemon's side's, which looks public as well.
 const OWN: Ipv4Addr = Ipv4Addr::new(93, 184, 217, 1);
 /// As of systemd-resolved.
-const RESOLVER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 53);
+pub(crate) const RESOLVER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 53);
 /// Each way.
 const MANY: usize = 8 << 20;
 
@@ -32,7 +32,7 @@ const MANY: usize = 8 << 20;
 struct Decoys(Arc<AtomicUsize>);
 
 /// The thread of another machine, and what is to be run there.
-struct Neighbour(mpsc::Sender<Box<dyn FnOnce() + Send>>);
+pub(crate) struct Neighbour(mpsc::Sender<Box<dyn FnOnce() + Send>>);
 
 impl Neighbour {
     /// One with nothing in its network, and its thread's id.
@@ -51,7 +51,7 @@ impl Neighbour {
     }
 
     /// Runs `job` there to its end.
-    fn run(&self, job: impl FnOnce() + Send + 'static) {
+    pub(crate) fn run(&self, job: impl FnOnce() + Send + 'static) {
         let (ended, end) = mpsc::channel();
         self.0
             .send(Box::new(move || {
@@ -70,7 +70,7 @@ fn ip(arguments: &str) {
 }
 
 /// Gives the calling thread, and what it starts, a network and a resolv.conf of its own, with another machine behind a cable.
-fn enter_namespace(files: &std::path::Path) -> Neighbour {
+pub(crate) fn enter_namespace(files: &std::path::Path) -> Neighbour {
     // SAFETY: descriptors stay shared with the other threads; the file system's view, which does not, is this test's alone.
     unsafe { unshare_unsafe(UnshareFlags::NEWNET | UnshareFlags::NEWNS) }.expect("only root can");
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
@@ -97,7 +97,7 @@ fn enter_namespace(files: &std::path::Path) -> Neighbour {
     neighbour
 }
 
-fn serve(address: impl Into<SocketAddr>, client: impl Fn(TcpStream) + Clone + Send + 'static) {
+pub(crate) fn serve(address: impl Into<SocketAddr>, client: impl Fn(TcpStream) + Clone + Send + 'static) {
     let listener = TcpListener::bind(address.into()).unwrap();
     std::thread::spawn(move || {
         for stream in listener.incoming() {
@@ -162,7 +162,7 @@ fn both_ways(mut stream: TcpStream) {
 }
 
 /// A name server that knows two names.
-fn name_server(address: Ipv4Addr) {
+pub(crate) fn name_server(address: Ipv4Addr) {
     let socket = UdpSocket::bind((address, 53)).unwrap();
     std::thread::spawn(move || {
         let mut query = [0; 512];
@@ -194,19 +194,19 @@ fn name_server(address: Ipv4Addr) {
     });
 }
 
-fn control(daemon: &Daemon, id: &str) -> Client {
+pub(crate) fn control(daemon: &Daemon, id: &str) -> Client {
     let stream = UnixStream::connect(daemon.store.path().join("sandboxes").join(id).join("control.sock"));
     Client::new(stream.unwrap(), PATIENCE).unwrap()
 }
 
-fn create(daemon: &Daemon, body: Value) -> String {
+pub(crate) fn create(daemon: &Daemon, body: Value) -> String {
     daemon.data("POST", "/v1/sandboxes", body)["id"].as_str().unwrap().to_owned()
 }
 
 /// What a program of Python prints.
 #[track_caller]
-fn python(daemon: &Daemon, id: &str, program: &str) -> String {
-    let body = json!({ "command": "python3", "args": ["-c", program], "timeout": 300 });
+pub(crate) fn python(daemon: &Daemon, id: &str, program: &str) -> String {
+    let body = json!({ "command": "python3", "args": ["-c", program], "timeout": 900 });
     let ran = daemon.data("POST", &format!("/v1/sandboxes/{id}/exec"), body);
     assert_eq!((&ran["exitCode"], &ran["stderr"]), (&json!(0), &json!("")), "{ran}");
     ran["stdout"].as_str().unwrap().to_owned()

@@ -43,6 +43,7 @@ use serde::{Deserialize, Serialize};
 use smoltcp::wire::{IpProtocol, UdpPacket};
 
 pub use self::limits::Limits;
+pub use self::own::is_own;
 
 use self::core::Core;
 use self::datagram::Datagrams;

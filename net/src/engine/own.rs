@@ -18,7 +18,10 @@ const PORT: u16 = 9;
 const MSG_PROBE: libc::c_int = 0x10;
 
 /// Whether what is sent to `address` stays on this machine.
-pub(super) fn is_own(address: IpAddr) -> Result<bool, Errno> {
+///
+/// # Errors
+/// The kernel does not say; `EMFILE` and the like.
+pub fn is_own(address: IpAddr) -> Result<bool, Errno> {
     match address {
         IpAddr::V4(v4) => is_own4(v4),
         IpAddr::V6(v6) => {

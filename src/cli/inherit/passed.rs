@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use hyper::Uri;
+use net::engine::is_own;
 use net::policy::{Destination, Policy, Protocol, Verdict};
 
 use super::indexes::{NPM, PYPI, Pip};
@@ -167,7 +168,8 @@ impl<'a> Passed<'a> {
             self.allow(format!("tcp:{host}:{port}"));
         }
         for address in addresses {
-            let destination = Destination { protocol: Protocol::Tcp, address, port };
+            let own = is_own(address).unwrap_or_default();
+            let destination = Destination { protocol: Protocol::Tcp, address, port, own };
             let public = matches!(Policy::default().decide(&destination, &[]), Verdict::Allow);
             if !public || (self.closed && (by_address || host.parse::<IpAddr>().is_ok())) {
                 let address = if address.is_ipv6() { format!("[{address}]") } else { address.to_string() };
