@@ -100,7 +100,8 @@ pub(crate) fn resolving(files: &TempDir, program: &str) -> Command {
 fn get(ip: &str, name: &str) -> std::io::Result<String> {
     let mut stream = TcpStream::connect((ip, 80))?;
     stream.set_read_timeout(Some(Duration::from_secs(30)))?;
-    write!(stream, "GET / HTTP/1.1\r\nHost: {name}\r\n\r\n")?;
+    // At once: the server answers what it has got.
+    stream.write_all(format!("GET / HTTP/1.1\r\nHost: {name}\r\n\r\n").as_bytes())?;
     let mut got = String::new();
     stream.read_to_string(&mut got)?;
     Ok(got)
