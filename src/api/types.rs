@@ -181,6 +181,21 @@ pub(crate) struct Network {
     /// TCP ports of this machine's loopback that the sandbox reaches, at its gateway: `host.voidrun.internal`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) host_ports: Option<Vec<u16>>,
+    /// How much of it the sandbox may use; absent, for a sandbox that is shown: as much as there is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) limits: Option<NetworkLimits>,
+}
+
+/// How much of its network a sandbox may use. What is absent stays as it was, and 0 is no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct NetworkLimits {
+    /// Bytes of IP packets a second that it may send, and as many that it may get. Streams go slower; datagrams above that are lost.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) bytes_per_second: Option<u64>,
+    /// TCP connections a second that it may begin. Those above that are begun later.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) connections_per_second: Option<u32>,
 }
 
 /// What a sandbox can reach.
@@ -349,6 +364,7 @@ impl From<View> for Sandbox {
         // What the machine itself says, `GET .../ports` tells.
         let published = state.is_up() && !lost;
         let port = |port| Port::from(PortView { port, published });
+        let network = super::network::shown(record.access());
         Self {
             id,
             name: record.name,
@@ -368,7 +384,7 @@ impl From<View> for Sandbox {
             labels: record.labels,
             auto_sleep: false,
             ports: record.ports.into_iter().map(port).collect(),
-            network: super::network::shown(&record.network),
+            network,
             ttl: record.ttl_ms.map(|ms| ms.div_ceil(1000)),
             idle_timeout: record.idle_ms.map(|ms| ms.div_ceil(1000)),
         }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use net::policy::{Mode, Policy};
+use net::policy::Mode;
 use vmm::devices::net::NumberedDenial;
 
 use tokio::time::MissedTickBehavior;
@@ -13,7 +13,7 @@ use super::error::DaemonError;
 use super::sandbox::Sandbox;
 use super::state::State;
 use super::{Daemon, chain};
-use crate::sandbox::resolvers;
+use crate::sandbox::{Access, resolvers};
 
 /// States with a machine whose process can be asked.
 const UP: [State; 2] = [State::Running, State::Paused];
@@ -49,20 +49,21 @@ impl Sandbox {
         let action = "tell the name servers to";
         let Ok(handle) = self.machine(action, &UP) else { return Ok(()) };
         self.control(action, &handle, |client| {
-            if client.metrics()?.network.is_some() { client.set_resolvers(servers) } else { Ok(()) }
+            if client.status()?.network.is_some() { client.set_resolvers(servers) } else { Ok(()) }
         })
         .await
     }
 
-    /// Has the machine, if there is one, hold to `policy` from now on.
-    pub(super) async fn enforce(&self, policy: Policy) -> Result<(), DaemonError> {
+    /// Has the machine, if there is one, hold to this from now on.
+    pub(super) async fn enforce(&self, Access { policy, limits }: Access) -> Result<(), DaemonError> {
         let action = "change the network of";
         let Some(handle) = self.machine_to_tell(action)? else { return Ok(()) };
         let wanted = policy.mode() != Mode::None;
-        let done = self.control(action, &handle, |client| {
-            let has_device = client.metrics()?.network.is_some();
+        let done = self.control(action, &handle, move |client| {
+            let has_device = client.status()?.network.is_some();
             if has_device {
                 client.set_network(policy)?;
+                client.set_limits(limits)?;
             }
             Ok(has_device)
         });
@@ -70,14 +71,14 @@ impl Sandbox {
         if done.await? || !wanted { Ok(()) } else { Err(DaemonError::NoNetwork(self.name())) }
     }
 
-    /// Makes a machine that was found hold to the policy of the record, and ask the host's name servers of now, in the background:
+    /// Makes a machine that was found hold to the policy and the limits of the record, and ask the host's name servers of now, in the background:
     /// whoever was at changing them may have been killed in the middle of it.
     pub(super) fn find_network(self: &Arc<Self>) {
         let sandbox = Arc::clone(self);
         tokio::spawn(async move {
             let _turn = sandbox.turn.lock().await;
-            let policy = sandbox.record().network.clone();
-            let told = sandbox.enforce(policy).await;
+            let network = sandbox.record().access();
+            let told = sandbox.enforce(network).await;
             let told = match tokio::task::spawn_blocking(resolvers).await {
                 Ok(Ok(servers)) => told.and(sandbox.ask_names_of(servers).await),
                 _ => told,

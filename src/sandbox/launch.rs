@@ -144,7 +144,7 @@ fn start(
     let record = launch.record;
     let base = launch.rootfs.try_clone().map_err(host("open the image again"))?;
     let mut config = Config { hostname: directory.id().to_string(), ..Config::default() };
-    let network = network::of(&record.network, &record.hosts, &mut config);
+    let network = network::of(record.access(), &record.hosts, &mut config);
     let initramfs = in_memory("initramfs", &agent::initramfs(&config))?;
     // A sandbox that is kept outlives us.
     let owner = if record.ephemeral { Some(StdUnixStream::pair()) } else { None };

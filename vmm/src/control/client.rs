@@ -7,6 +7,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use net::engine::Limits;
 use net::policy::Policy;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
@@ -137,6 +138,11 @@ impl Client {
     /// Gives it another network policy; flows that it does not allow are ended.
     pub fn set_network(&mut self, policy: Policy) -> Result<(), ControlError> {
         self.done(&Request::SetNetwork { policy })
+    }
+
+    /// Gives its network other limits.
+    pub fn set_limits(&mut self, limits: Limits) -> Result<(), ControlError> {
+        self.done(&Request::SetLimits { limits })
     }
 
     /// Tells it of the host's name servers.

@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use net::engine::Limits;
 use net::policy::Policy;
 use serde::{Deserialize, Serialize};
 
@@ -60,6 +61,11 @@ pub enum Request {
     SetNetwork {
         /// The policy. One of mode `none` takes no device away, and allows nothing.
         policy: Policy,
+    },
+    /// Other limits of the network, from now on. [`Response::Done`].
+    SetLimits {
+        /// All of them: one that is not there is none.
+        limits: Limits,
     },
     /// The host has other name servers. [`Response::Done`].
     SetResolvers {
@@ -114,6 +120,9 @@ pub struct Status {
     pub uptime_ms: u64,
     /// What the process has given up.
     pub jail: Layers,
+    /// What the network has done; none where the machine has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkMetrics>,
 }
 
 /// What a machine has cost since it was started.

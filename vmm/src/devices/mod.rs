@@ -22,6 +22,7 @@ pub(crate) use worker::borrow;
 
 use std::net::SocketAddr;
 
+use ::net::engine::Limits;
 use ::net::policy::Policy;
 use serde::{Deserialize, Serialize};
 
@@ -47,6 +48,8 @@ pub enum Setting {
     Unpublish(SocketAddr),
     /// Of [`Net`]: what the guest may reach.
     Policy(Policy),
+    /// Of [`Net`]: how much of its network the guest may use.
+    Limits(Limits),
     /// Of [`Net`]: the host's name servers.
     Resolvers(Vec<SocketAddr>),
 }

@@ -225,6 +225,7 @@ impl Machine {
             Request::AddPort(target) => self.published.add(descriptor, &target),
             Request::RemovePort { address } => self.published.remove(address),
             Request::SetNetwork { policy } => self.configure(Setting::Policy(policy)),
+            Request::SetLimits { limits } => self.configure(Setting::Limits(limits)),
             Request::SetResolvers { resolvers } => self.configure(Setting::Resolvers(resolvers)),
             Request::Denials { after } => {
                 let denials = self.network.as_ref().map(|network| network.denials.after(after));
@@ -279,7 +280,12 @@ impl Machine {
             ready: self.is_ready(),
             uptime_ms: self.steps.began.elapsed().as_millis() as u64,
             jail: self.layers.clone(),
+            network: self.network_metrics(),
         }
+    }
+
+    fn network_metrics(&self) -> Option<NetworkMetrics> {
+        self.network.as_ref().map(|network| NetworkMetrics::of(&network.counters))
     }
 
     fn metrics(&self) -> Result<Metrics, io::Error> {
@@ -294,7 +300,7 @@ impl Machine {
         Ok(Metrics {
             exits: self.vcpus.exits(),
             devices: devices.collect(),
-            network: self.network.as_ref().map(|network| NetworkMetrics::of(&network.counters)),
+            network: self.network_metrics(),
             start: self.steps.done.clone(),
             pss_kib: self.report.pss_kib()?,
             own_kib: self.report.own_kib(&self.ram)?,

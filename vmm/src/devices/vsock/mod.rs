@@ -444,7 +444,7 @@ impl Device for Vsock {
                 self.published.retain(|_, port| port.address() != address);
                 Ok(())
             }
-            Setting::Policy(_) | Setting::Resolvers(_) => Err(DeviceError::NoSetting),
+            Setting::Policy(_) | Setting::Limits(_) | Setting::Resolvers(_) => Err(DeviceError::NoSetting),
         }
     }
 
