@@ -127,6 +127,8 @@ impl Sandbox {
 
     /// Kills a machine and waits until it is gone.
     pub(super) async fn end_machine(&self, handle: &Arc<Handle>) -> Result<(), DaemonError> {
+        // It will not say it any more.
+        self.count_network(handle).await;
         let handle = Arc::clone(handle);
         blocking(move || Ok(handle.end())).await?.map_err(|e| self.host("end", e))
     }

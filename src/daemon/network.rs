@@ -5,19 +5,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use net::policy::Mode;
-use vmm::devices::net::NumberedDenial;
-
 use tokio::time::MissedTickBehavior;
+use vmm::control::{Client, Status};
+use vmm::devices::net::NumberedDenial;
 
 use super::error::DaemonError;
 use super::sandbox::Sandbox;
 use super::state::State;
 use super::{Daemon, chain};
-use crate::sandbox::{Access, resolvers};
+use crate::sandbox::{Access, Handle, resolvers};
 
 /// States with a machine whose process can be asked.
-const UP: [State; 2] = [State::Running, State::Paused];
+pub(super) const UP: [State; 2] = [State::Running, State::Paused];
 
+/// A machine says within this time what its network has done.
+const TOLD: Duration = Duration::from_secs(1);
 /// So often it looks whether the host has other name servers.
 const LOOK: Duration = Duration::from_secs(5);
 
@@ -87,6 +89,14 @@ impl Sandbox {
                 tracing::warn!(sandbox = sandbox.id(), error = %chain(&error), "its network may be another than its record says");
             }
         });
+    }
+
+    /// Counts what the network of a machine has done since that was counted last. A machine that does not say it in time is counted later.
+    pub(super) async fn count_network(&self, handle: &Arc<Handle>) {
+        let status = tokio::time::timeout(TOLD, self.control("measure", handle, Client::status)).await;
+        if let Ok(Ok(Status { network: Some(network), .. })) = status {
+            self.metrics.network(handle, network);
+        }
     }
 
     /// What it was denied since its machine was started, behind the one with the number `after`.

@@ -157,7 +157,7 @@ pub struct DeviceMetrics {
 }
 
 /// What a machine's network has done.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct NetworkMetrics {
     /// Bytes of IP packets from the guest.

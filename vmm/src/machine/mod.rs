@@ -140,12 +140,12 @@ impl Machine {
         drop(vcpus);
         drop(bus);
         drop(workers);
-        drop(network);
+        let network = network.map(|network| NetworkMetrics::of(&network.counters));
         let reason = match (reason, console.panic()) {
             (ExitReason::Reset, Some(message)) => ExitReason::KernelPanic { message },
             (reason, _) => reason,
         };
-        Exit { reason, console: console.tail(TAIL) }
+        Exit { reason, console: console.tail(TAIL), network }
     }
 
     fn serve(&mut self, mut control: Server, limits: Limits) -> io::Result<ExitReason> {
