@@ -374,10 +374,6 @@ mod tests {
             Create { idle_timeout: Some(u64::MAX), ..Create::default() },
             Create { ports: Some(vec![port.clone(); 2]), ..Create::default() },
             Create {
-                ports: Some(vec![Port { protocol: PortProtocol::Udp, ..port.clone() }]),
-                ..Create::default()
-            },
-            Create {
                 network: Some(Network { host_ports: Some(vec![0]), ..Network::default() }),
                 ..Create::default()
             },
@@ -396,7 +392,7 @@ mod tests {
             ttl: Some(3),
             idle_timeout: Some(0),
             auto_sleep: Some(false),
-            ports: Some(vec![port]),
+            ports: Some(vec![port.clone(), Port { protocol: PortProtocol::Udp, ..port }]),
             labels: Some(label("env", "prod")),
             ..Create::default()
         });
@@ -406,6 +402,7 @@ mod tests {
             (2, 512 << 20, Some(3000), None)
         );
         assert_eq!(new.ports[0].to_string(), "127.0.0.1:8080->80");
+        assert_eq!(new.ports[1].to_string(), "127.0.0.1:8080->80/udp");
         assert_eq!(wanted_of(Create { ttl: Some(0), ..Create::default() }).unwrap().ttl_ms, None);
     }
 

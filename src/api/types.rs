@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::{IntoParams, ToSchema};
+use vmm::spec::Transport;
 
 use crate::code::{self, Transcript};
 use crate::daemon::{PortView, State, View};
@@ -126,7 +127,6 @@ pub(crate) enum PortProtocol {
     Http,
     #[default]
     Tcp,
-    /// Not there yet.
     Udp,
 }
 
@@ -143,23 +143,27 @@ impl From<PortView> for Port {
             protocol: match port.protocol {
                 sandbox::PortProtocol::Http => PortProtocol::Http,
                 sandbox::PortProtocol::Tcp => PortProtocol::Tcp,
+                sandbox::PortProtocol::Udp => PortProtocol::Udp,
             },
             port: port.guest,
             host_address: Some(port.host.ip()),
             host_port: Some(port.host.port()),
-            url: published.then(|| url(port.host)),
+            url: published.then(|| url(port.transport(), port.host)),
         }
     }
 }
 
 /// Where a client of this machine reaches a listener.
-fn url(mut host: SocketAddr) -> String {
+fn url(transport: Transport, mut host: SocketAddr) -> String {
     match host.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => host.set_ip(Ipv4Addr::LOCALHOST.into()),
         IpAddr::V6(ip) if ip.is_unspecified() => host.set_ip(Ipv6Addr::LOCALHOST.into()),
         _ => {}
     }
-    format!("http://{host}")
+    match transport {
+        Transport::Tcp => format!("http://{host}"),
+        Transport::Udp => format!("udp://{host}"),
+    }
 }
 
 /// What a sandbox can reach.

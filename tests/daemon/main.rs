@@ -31,6 +31,7 @@ mod short;
 #[path = "../support/mod.rs"]
 mod support;
 mod terminal;
+mod udp;
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::net::UnixStream;

@@ -50,11 +50,16 @@ pub enum Request {
     Resume,
     /// Which ports of the host are published: [`Response::Ports`].
     Ports,
-    /// Publishes one more: a TCP socket that listens comes with the request. [`Response::Done`].
+    /// Publishes one more: a TCP socket that listens, or a UDP socket that is bound, comes with the request. [`Response::Done`].
     AddPort(Target),
     /// Closes the listener at an address. [`Response::Done`], also where there is none. What is connected stays so.
     RemovePort {
         /// Where it listens.
+        address: SocketAddr,
+    },
+    /// Closes the UDP socket at an address, and forgets its clients. [`Response::Done`], also where there is none.
+    RemoveUdpPort {
+        /// Where it is bound.
         address: SocketAddr,
     },
     /// Another network policy: it holds, and flows that it does not allow are ended, when [`Response::Done`] comes.
@@ -91,8 +96,11 @@ pub enum Response {
     Metrics(Metrics),
     /// To [`Request::Ports`].
     Ports {
-        /// Where its listeners listen.
+        /// Where its listeners of TCP listen.
         addresses: Vec<SocketAddr>,
+        /// Where its sockets of UDP are bound.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        udp: Vec<SocketAddr>,
     },
     /// To [`Request::Denials`].
     Denials {

@@ -36,7 +36,7 @@ use crate::devices::vsock::Counters;
 use crate::devices::{Console, Setting, Worker, borrow};
 use crate::exit::{Exit, ExitReason};
 use crate::jail::{Layers, SelfReport};
-use crate::spec::MachineSpec;
+use crate::spec::{MachineSpec, Transport};
 use crate::virtio::{DeviceError, Interrupt};
 use bus::Bus;
 use ending::Ending;
@@ -220,10 +220,12 @@ impl Machine {
                 Err(source) => Err(DeviceError::Host { what: "reading the process's own report", source }),
             },
             Request::Ports => {
-                return Response::Ports { addresses: self.published.addresses().to_vec() };
+                let of = |transport| self.published.addresses(transport);
+                return Response::Ports { addresses: of(Transport::Tcp), udp: of(Transport::Udp) };
             }
             Request::AddPort(target) => self.published.add(descriptor, &target),
-            Request::RemovePort { address } => self.published.remove(address),
+            Request::RemovePort { address } => self.published.remove(Transport::Tcp, address),
+            Request::RemoveUdpPort { address } => self.published.remove(Transport::Udp, address),
             Request::SetNetwork { policy } => self.configure(Setting::Policy(policy)),
             Request::SetLimits { limits } => self.configure(Setting::Limits(limits)),
             Request::SetResolvers { resolvers } => self.configure(Setting::Resolvers(resolvers)),
