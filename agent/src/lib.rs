@@ -12,6 +12,7 @@
 mod attach;
 pub mod cgroup;
 pub mod control;
+mod datagrams;
 pub mod exec;
 mod files;
 mod forward;

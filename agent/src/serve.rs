@@ -2,7 +2,9 @@
 
 use crate::process::{Process, Wake};
 use crate::stream::{Stream, StreamError};
-use crate::{Agent, attach, exec, failure, files, forward, kmsg, lock, power, refusal, start_thread, vsock};
+use crate::{
+    Agent, attach, datagrams, exec, failure, files, forward, kmsg, lock, power, refusal, start_thread, vsock,
+};
 use protocol::{Error, ErrorCode, FrameType, Request};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
@@ -100,6 +102,7 @@ fn serve(agent: &Arc<Agent>, socket: OwnedFd) {
         Ok(Request::Upload { path, owner }) => files::upload(&mut stream, &path, owner.as_deref()),
         Ok(Request::Download { path, follow }) => files::download(&stream, &path, follow),
         Ok(Request::Forward { port }) => forward::forward(stream, port),
+        Ok(Request::ForwardUdp { port }) => datagrams::forward(stream, port),
         Ok(Request::File(request)) => files::file(&mut stream, &request),
         Ok(Request::PowerOff { grace_ms }) => {
             drop(stream.mark(FrameType::Done));

@@ -10,7 +10,7 @@
 //! - The host opens a stream to the guest's [`AGENT_PORT`] for each request. The first frame is a [`Request`]; what follows
 //!   stands at each of its variants. The agent closes the stream after its last answer. Nothing is multiplexed: the credit
 //!   of the stream is the back-pressure.
-//! - The stream of [`Request::Forward`] carries raw bytes after its request.
+//! - The streams of [`Request::Forward`] and [`Request::ForwardUdp`] carry something else after their request.
 //! - The host ends its own direction of any other one only to give up: an end of stream before the last answer, half-closed or in full, ends
 //!   what was asked for. The end of a command's input is a frame, [`FrameType::StdinEnd`].
 

@@ -106,6 +106,13 @@ pub enum Request {
         /// The port.
         port: u16,
     },
+    /// Joins the stream to a UDP port of the guest's own loopback, 127.0.0.1 or else ::1, for one client of a published port. No answer,
+    /// and no frame after this one: what follows are datagrams of at most 65,507 bytes, each with its length before it as a
+    /// little-endian `u16`, both ways, until the host ends the stream. One that nobody takes is lost.
+    ForwardUdp {
+        /// The port.
+        port: u16,
+    },
     /// Something about one file or directory. The answer stands at each operation.
     File(FileRequest),
     /// Ends every process, writes the disk back and powers off. Answer: Done, before it begins.

@@ -152,7 +152,7 @@ async fn version(State(daemon): State<Arc<Daemon>>) -> Json<types::Version> {
 )]
 async fn metrics(State(daemon): State<Arc<Daemon>>) -> impl IntoResponse {
     const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, OPEN_METRICS)], daemon.scrape())
+    ([(header::CONTENT_TYPE, OPEN_METRICS)], daemon.scrape().await)
 }
 
 /// The envelope of an answer.

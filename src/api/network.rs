@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::num::{NonZeroU32, NonZeroU64};
 
 use axum::Json;
+use net::engine::Limits;
 use net::policy::{Mode, Parts, Policy, Rule};
 use vmm::devices::net::NumberedDenial;
 
@@ -11,20 +13,35 @@ use super::answers::Envelope;
 use super::input::{Parameters, Target};
 use super::problem::Problem;
 use super::success;
-use super::types::{Denial, DenialParameters, Network, NetworkMode, time};
+use super::types::{Denial, DenialParameters, Network, NetworkLimits, NetworkMode, time};
+use crate::sandbox::Access;
 
 /// Names of `hosts`.
 const MAX_HOSTS: usize = 64;
 
-/// The policy that a request asks for; what it does not say is as in `before`, but for rules of the mode `allow`, which go with it.
-pub(super) fn policy(network: Network, before: &Policy) -> Result<Policy, Problem> {
+/// The policy and the limits that a request asks for; what it does not say is as in `before`, but for rules of the mode `allow`, which
+/// go with it.
+pub(super) fn access(network: Network, before: Access) -> Result<Access, Problem> {
+    let limits = limits(network.limits.unwrap_or_default(), before.limits);
+    Ok(Access { policy: policy(network, before.policy)?, limits })
+}
+
+fn limits(limits: NetworkLimits, before: Limits) -> Limits {
+    let NetworkLimits { bytes_per_second, connections_per_second } = limits;
+    Limits {
+        bytes_per_second: bytes_per_second.map_or(before.bytes_per_second, NonZeroU64::new),
+        connections_per_second: connections_per_second.map_or(before.connections_per_second, NonZeroU32::new),
+    }
+}
+
+fn policy(network: Network, before: Policy) -> Result<Policy, Problem> {
     let rules = |field: &str, given: Vec<String>| -> Result<Vec<Rule>, Problem> {
         let rule = |(index, text)| {
             Rule::try_from(text).map_err(|error| Problem::field(&format!("network.{field}[{index}]"), error))
         };
         given.into_iter().enumerate().map(rule).collect()
     };
-    let before = Parts::from(before.clone());
+    let before = Parts::from(before);
     let has_rules = network.allow.as_ref().is_some_and(|allow| !allow.is_empty());
     let mode = match network.mode {
         Some(NetworkMode::None) => Mode::None,
@@ -67,8 +84,8 @@ pub(super) fn hosts(given: BTreeMap<String, String>) -> Result<BTreeMap<String, 
 }
 
 /// As it is shown.
-pub(super) fn shown(policy: &Policy) -> Network {
-    let Parts { mode, allow, deny, host_ports } = policy.clone().into();
+pub(super) fn shown(Access { policy, limits }: Access) -> Network {
+    let Parts { mode, allow, deny, host_ports } = policy.into();
     let texts = |rules: Vec<Rule>| {
         let texts: Vec<String> = rules.into_iter().map(String::from).collect();
         Some(texts).filter(|texts| !texts.is_empty())
@@ -82,6 +99,10 @@ pub(super) fn shown(policy: &Policy) -> Network {
         allow: texts(allow),
         deny: texts(deny),
         host_ports: Some(host_ports).filter(|ports| !ports.is_empty()),
+        limits: (limits != Limits::default()).then(|| NetworkLimits {
+            bytes_per_second: limits.bytes_per_second.map(NonZeroU64::get),
+            connections_per_second: limits.connections_per_second.map(NonZeroU32::get),
+        }),
     }
 }
 
@@ -113,7 +134,26 @@ mod tests {
     use serde_json::json;
 
     fn wanted(json: serde_json::Value, before: &Policy) -> Result<Policy, Problem> {
-        policy(serde_json::from_value(json).unwrap(), before)
+        policy(serde_json::from_value(json).unwrap(), before.clone())
+    }
+
+    #[test]
+    fn limits_stay_until_they_are_lifted() {
+        let mut now = Access::default();
+        let mut change = |json| {
+            now = access(serde_json::from_value(json).unwrap(), now.clone()).unwrap();
+            serde_json::to_value(shown(now.clone()).limits).unwrap()
+        };
+        let slow = json!({"bytesPerSecond": 1000});
+        assert_eq!(change(json!({"limits": slow})), slow);
+        let both = json!({"bytesPerSecond": 1000, "connectionsPerSecond": 5});
+        assert_eq!(change(json!({"limits": {"connectionsPerSecond": 5}})), both);
+        assert_eq!(change(json!({"mode": "none"})), both);
+        assert_eq!(
+            change(json!({"limits": {"bytesPerSecond": 0, "connectionsPerSecond": null}})),
+            json!({"connectionsPerSecond": 5})
+        );
+        assert_eq!(change(json!({"limits": {"connectionsPerSecond": 0}})), json!(null));
     }
 
     #[test]
@@ -130,7 +170,7 @@ mod tests {
         let new = wanted(json!({"mode": "public", "deny": []}), &new).unwrap();
         assert_eq!(shape(&new), (Mode::Public, 0, 0, 1));
         assert_eq!(
-            shown(&new),
+            shown(Access { policy: new.clone(), ..Access::default() }),
             Network { mode: Some(NetworkMode::Public), host_ports: Some(vec![8080]), ..Network::default() }
         );
         assert_eq!(wanted(json!({"mode": "none"}), &new).unwrap().mode(), Mode::None);

@@ -54,7 +54,7 @@ fn one(prefix: &str, port: &Port) -> Result<Wanted, Problem> {
     let protocol = match port.protocol {
         PortProtocol::Http => sandbox::PortProtocol::Http,
         PortProtocol::Tcp => sandbox::PortProtocol::Tcp,
-        PortProtocol::Udp => return Err(Problem::not_implemented(&format!("{prefix}protocol: udp"))),
+        PortProtocol::Udp => sandbox::PortProtocol::Udp,
     };
     if port.port == 0 {
         return Err(Problem::field(&format!("{prefix}port"), "0 is not between 1 and 65535"));
@@ -99,7 +99,7 @@ pub(super) async fn add(
 
 /// Publishes a port no more.
 ///
-/// What is connected stays so. The port is named by that of this machine, at whatever address.
+/// What is connected by TCP stays so. The port is named by that of this machine, at whatever address and by whatever protocol.
 #[utoipa::path(
     delete, path = "/sandboxes/{id}/ports/{hostPort}", operation_id = "removePort", tag = "ports",
     responses((status = 200, description = "What it was", body = Envelope<Vec<Port>>))

@@ -132,7 +132,7 @@ fn classify(error: &DaemonError) -> (StatusCode, &'static str) {
         DaemonError::NoTerminal { .. } => (StatusCode::NOT_FOUND, "noTerminal"),
         DaemonError::Ambiguous { .. } => (StatusCode::CONFLICT, "ambiguous"),
         DaemonError::NoPort { .. } => (StatusCode::NOT_FOUND, "noPort"),
-        DaemonError::PortOf { .. } | DaemonError::Port { source: PortError::Taken(_), .. } => {
+        DaemonError::PortOf { .. } | DaemonError::Port { source: PortError::Taken { .. }, .. } => {
             (StatusCode::CONFLICT, "portTaken")
         }
         DaemonError::Port { source: PortError::Denied { .. }, .. } => (StatusCode::FORBIDDEN, "portDenied"),

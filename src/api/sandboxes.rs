@@ -13,7 +13,6 @@ use axum::response::{IntoResponse as _, Response};
 use axum::{Extension, Json};
 use futures_util::StreamExt as _;
 use futures_util::stream::once;
-use net::policy::Policy;
 use vmm::spec::{Cpus, MemoryMib};
 
 use super::answers::{Envelope, Id, Meta, Sandboxes};
@@ -22,6 +21,7 @@ use super::problem::Problem;
 use super::types::{Change, Create, ListParameters, Sandbox, Stop};
 use super::{certificates, network, success};
 use crate::daemon::{Changes, Connection, Daemon, GRACE, ImageWanted, New, Page, Stats};
+use crate::sandbox::Access;
 
 const PAGE: usize = 50;
 const LARGEST_PAGE: usize = 1000;
@@ -56,7 +56,8 @@ pub(super) async fn create(
             "a file of this machine can be named over the Unix socket alone",
         ));
     }
-    let new = wanted(body, &daemon.config().network.value.policy())?;
+    let network = Access { policy: daemon.config().network.value.policy(), ..Access::default() };
+    let new = wanted(body, network)?;
     let created =
         |sandbox: &crate::daemon::Sandbox| success("sandbox created", Sandbox::from(sandbox.view()));
     if !new.ephemeral {
@@ -78,7 +79,7 @@ pub(super) async fn create(
 }
 
 /// What the daemon understands of a request; `network` is what a sandbox may reach of which nothing is said.
-fn wanted(body: Create, network: &Policy) -> Result<New, Problem> {
+fn wanted(body: Create, network: Access) -> Result<New, Problem> {
     let range = |min: u64, max: u64, unit: &str| format!("is not between {min} and {max}{unit}");
     if body.auto_sleep == Some(true) {
         return Err(Problem::not_implemented("autoSleep"));
@@ -140,7 +141,7 @@ fn wanted(body: Create, network: &Policy) -> Result<New, Problem> {
         return Err(Problem::field("envVars", format!("{length} bytes, where {MAX_ENV} are allowed")));
     }
     let ports = super::ports::wanted(body.ports.unwrap_or_default())?;
-    let network = network::policy(body.network.unwrap_or_default(), network)?;
+    let network = network::access(body.network.unwrap_or_default(), network)?;
     Ok(New {
         name: body.name,
         image: ImageWanted { name: body.image, size, pull: body.pull.unwrap_or_default() },
@@ -242,7 +243,7 @@ pub(super) async fn change(
 ) -> Answer<Sandbox> {
     let labels = body.labels.map(checked).transpose()?;
     let network = match body.network {
-        Some(wanted) => Some(network::policy(wanted, &sandbox.view().record.network)?),
+        Some(wanted) => Some(network::access(wanted, sandbox.view().record.access())?),
         None => None,
     };
     daemon.change(&sandbox, Changes { name: body.name, labels, network }).await?;
@@ -353,7 +354,7 @@ mod tests {
     }
 
     fn wanted_of(body: Create) -> Result<New, Problem> {
-        wanted(body, &Policy::default())
+        wanted(body, Access::default())
     }
 
     #[test]
@@ -374,10 +375,6 @@ mod tests {
             Create { idle_timeout: Some(u64::MAX), ..Create::default() },
             Create { ports: Some(vec![port.clone(); 2]), ..Create::default() },
             Create {
-                ports: Some(vec![Port { protocol: PortProtocol::Udp, ..port.clone() }]),
-                ..Create::default()
-            },
-            Create {
                 network: Some(Network { host_ports: Some(vec![0]), ..Network::default() }),
                 ..Create::default()
             },
@@ -396,7 +393,7 @@ mod tests {
             ttl: Some(3),
             idle_timeout: Some(0),
             auto_sleep: Some(false),
-            ports: Some(vec![port]),
+            ports: Some(vec![port.clone(), Port { protocol: PortProtocol::Udp, ..port }]),
             labels: Some(label("env", "prod")),
             ..Create::default()
         });
@@ -406,6 +403,7 @@ mod tests {
             (2, 512 << 20, Some(3000), None)
         );
         assert_eq!(new.ports[0].to_string(), "127.0.0.1:8080->80");
+        assert_eq!(new.ports[1].to_string(), "127.0.0.1:8080->80/udp");
         assert_eq!(wanted_of(Create { ttl: Some(0), ..Create::default() }).unwrap().ttl_ms, None);
     }
 

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::{IntoParams, ToSchema};
+use vmm::spec::Transport;
 
 use crate::code::{self, Transcript};
 use crate::daemon::{PortView, State, View};
@@ -130,7 +131,6 @@ pub(crate) enum PortProtocol {
     Http,
     #[default]
     Tcp,
-    /// Not there yet.
     Udp,
 }
 
@@ -147,23 +147,27 @@ impl From<PortView> for Port {
             protocol: match port.protocol {
                 sandbox::PortProtocol::Http => PortProtocol::Http,
                 sandbox::PortProtocol::Tcp => PortProtocol::Tcp,
+                sandbox::PortProtocol::Udp => PortProtocol::Udp,
             },
             port: port.guest,
             host_address: Some(port.host.ip()),
             host_port: Some(port.host.port()),
-            url: published.then(|| url(port.host)),
+            url: published.then(|| url(port.transport(), port.host)),
         }
     }
 }
 
 /// Where a client of this machine reaches a listener.
-fn url(mut host: SocketAddr) -> String {
+fn url(transport: Transport, mut host: SocketAddr) -> String {
     match host.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => host.set_ip(Ipv4Addr::LOCALHOST.into()),
         IpAddr::V6(ip) if ip.is_unspecified() => host.set_ip(Ipv6Addr::LOCALHOST.into()),
         _ => {}
     }
-    format!("http://{host}")
+    match transport {
+        Transport::Tcp => format!("http://{host}"),
+        Transport::Udp => format!("udp://{host}"),
+    }
 }
 
 /// What a sandbox can reach.
@@ -185,6 +189,21 @@ pub(crate) struct Network {
     /// TCP ports of this machine's loopback that the sandbox reaches, at its gateway: `host.voidrun.internal`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) host_ports: Option<Vec<u16>>,
+    /// How much of it the sandbox may use; absent, for a sandbox that is shown: as much as there is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) limits: Option<NetworkLimits>,
+}
+
+/// How much of its network a sandbox may use. What is absent stays as it was, and 0 is no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct NetworkLimits {
+    /// Bytes of IP packets a second that it may send, and as many that it may get. Streams go slower; datagrams above that are lost.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) bytes_per_second: Option<u64>,
+    /// TCP connections a second that it may begin. Those above that are begun later.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) connections_per_second: Option<u32>,
 }
 
 /// What a sandbox can reach.
@@ -353,6 +372,7 @@ impl From<View> for Sandbox {
         // What the machine itself says, `GET .../ports` tells.
         let published = state.is_up() && !lost;
         let port = |port| Port::from(PortView { port, published });
+        let network = super::network::shown(record.access());
         Self {
             id,
             name: record.name,
@@ -372,7 +392,7 @@ impl From<View> for Sandbox {
             labels: record.labels,
             auto_sleep: false,
             ports: record.ports.into_iter().map(port).collect(),
-            network: super::network::shown(&record.network),
+            network,
             ttl: record.ttl_ms.map(|ms| ms.div_ceil(1000)),
             idle_timeout: record.idle_ms.map(|ms| ms.div_ceil(1000)),
         }

@@ -8,7 +8,7 @@ use protocol::Exit;
 
 use super::Context;
 use super::error::CliError;
-use super::flags::{Networking, Process};
+use super::flags::{Hosts, Networking, Process};
 use super::image;
 use super::inherit::Inherited;
 use super::session::{self, Command, Outcome, Place, Session, Signals, Stdin};
@@ -51,6 +51,8 @@ pub(crate) struct Args {
     #[command(flatten)]
     inherited: Inherited,
     #[command(flatten)]
+    hosts: Hosts,
+    #[command(flatten)]
     process: Process,
     /// The file with the code; - for standard input
     #[arg(default_value = "-")]
@@ -82,8 +84,9 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, CliError> {
         let name = image.reference.name.to_string();
         let place = format!("the image {name}");
         let kernel = context.kernel()?;
-        let create =
-            Create { image: Some(name), ephemeral: Some(true), kernel, network, ..Create::default() };
+        let hosts = args.hosts.wanted();
+        let image = Some(name);
+        let create = Create { image, ephemeral: Some(true), kernel, network, hosts, ..Create::default() };
         let create = args.inherited.add_to(create, context)?;
         return session::block_on(async |signals| {
             let made = async { Place::make(Client::connect(&context.config).await?, &create).await };
@@ -101,6 +104,9 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, CliError> {
         let wrong =
             format!("--network and its rules with --sandbox: `voidrun network {sandbox}` changes its policy");
         return Err(CliError::Usage(wrong));
+    }
+    if args.hosts.wanted().is_some() {
+        return Err(CliError::Usage("--add-host is of a new sandbox, without --sandbox".to_owned()));
     }
     session::block_on(async |signals| {
         let client = signals.guard(Client::connect(&context.config), "").await?;

@@ -14,7 +14,7 @@ use super::images::pull::file_system_size;
 use super::inherit::Inherited;
 use super::session::{wants_terminal, window_size};
 use super::{Context, values};
-use crate::api::types::{Create, Env, Exec, Network, NetworkMode};
+use crate::api::types::{Create, Env, Exec, Network, NetworkLimits, NetworkMode};
 use crate::images::PullPolicy;
 use crate::size::{Memory, Size};
 
@@ -35,11 +35,25 @@ pub(super) struct Machine {
     pull: PullPolicy,
     #[command(flatten)]
     networking: Networking,
+    #[command(flatten)]
+    hosts: Hosts,
+    #[command(flatten)]
+    inherited: Inherited,
+}
+
+/// Names of a new sandbox.
+#[derive(Debug, Default, clap::Args)]
+pub(super) struct Hosts {
     /// A name and its address, which the sandbox's name server answers by itself
     #[arg(long, value_name = "NAME:ADDRESS", value_parser = host)]
     add_host: Vec<(String, String)>,
-    #[command(flatten)]
-    inherited: Inherited,
+}
+
+impl Hosts {
+    /// By name, if there are any.
+    pub(super) fn wanted(&self) -> Option<BTreeMap<String, String>> {
+        (!self.add_host.is_empty()).then(|| self.add_host.iter().cloned().collect())
+    }
 }
 
 fn host(text: &str) -> Result<(String, String), String> {
@@ -74,7 +88,7 @@ impl Machine {
             cpu: Some(cpus.get().into()),
             mem: Some(memory.mib().bytes() >> 20),
             network: self.networking.wanted(),
-            hosts: Some(self.add_host.iter().cloned().collect()),
+            hosts: self.hosts.wanted(),
             ..create
         };
         self.inherited.add_to(create, context)
@@ -96,17 +110,28 @@ pub(super) struct Networking {
     /// Let it reach this TCP port of this machine's loopback, as host.voidrun.internal:PORT
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     allow_host: Vec<u16>,
+    /// So many bytes a second it may send, and as many it may get, as 500KB or 10MiB; 0 for as many as it can
+    #[arg(long, value_name = "SIZE")]
+    net_rate: Option<Size>,
+    /// So many TCP connections a second it may begin; 0 for as many as it can
+    #[arg(long, value_name = "N")]
+    net_connections: Option<u32>,
 }
 
 impl Networking {
-    /// What is said of it, if anything is. Lists that are not there stay as they are.
+    /// What is said of it, if anything is. What is not there stays as it is.
     pub(super) fn wanted(&self) -> Option<Network> {
         let list = |rules: &[String]| (!rules.is_empty()).then(|| rules.to_vec());
+        let limits = NetworkLimits {
+            bytes_per_second: self.net_rate.map(|rate| rate.0),
+            connections_per_second: self.net_connections,
+        };
         let network = Network {
             mode: self.network,
             allow: list(&self.allow),
             deny: list(&self.deny),
             host_ports: (!self.allow_host.is_empty()).then(|| self.allow_host.clone()),
+            limits: (limits != NetworkLimits::default()).then_some(limits),
         };
         (network != Network::default()).then_some(network)
     }

@@ -7,18 +7,20 @@ use super::flags::Networking;
 use super::{Context, wait_for};
 use crate::api::types::{Change, Network, NetworkMode, Sandbox};
 use crate::client::{Client, segment};
+use crate::size::Size;
 
 /// Show or change what a sandbox reaches
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "A change holds at once, also for what is open already. With --network the policy is what this command says and nothing else;
-without it a list of rules replaces the one before, and the others stay. `voidrun logs --network` shows what was denied. A sandbox that was started with the mode none has to be stopped for a change.
+without it a list of rules replaces the one before, and the others stay. A limit stays until 0 lifts it. `voidrun logs --network` shows what was denied. A sandbox that was started with the mode none has to be stopped for a change.
 
 Examples:
   voidrun network dev
   voidrun network dev --allow 'pypi.org:443' --allow 'files.pythonhosted.org:443'
   voidrun network dev --network public --deny '*.example.org'
-  voidrun network dev --network none"
+  voidrun network dev --network none
+  voidrun network dev --net-rate 10MiB --net-connections 50"
 )]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -61,5 +63,26 @@ fn text(network: &Network) -> String {
     lines.extend(rules("deny", &network.deny));
     lines.extend(rules("allow", &network.allow));
     lines.extend(network.host_ports.iter().flatten().map(|port| format!("allow-host {port}")));
+    let limits = network.limits.unwrap_or_default();
+    lines.extend(limits.bytes_per_second.map(|rate| format!("net-rate {}", exact(rate))));
+    lines.extend(limits.connections_per_second.map(|count| format!("net-connections {count}")));
     lines.join("\n")
+}
+
+/// A size as it can be given again.
+fn exact(bytes: u64) -> String {
+    let shown = Size(bytes).to_string();
+    if shown.parse() == Ok(Size(bytes)) { shown } else { bytes.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_is_shown_as_it_is_given() {
+        for (bytes, shown) in [(10 << 20, "10MiB"), (500, "500 B"), (1_000_000, "1000000")] {
+            assert_eq!(exact(bytes), shown);
+        }
+    }
 }

@@ -28,20 +28,21 @@ Examples:
   voidrun port add dev 8080:80
   voidrun port add dev 3000               # a free port of this machine is picked
   voidrun port add dev 127.0.0.1:5432:5432 '[::1]:5432:5432'
+  voidrun port add dev 5353:53/udp
   voidrun port add dev 0.0.0.0:8080:80    # everybody who reaches this machine reaches it"
 )]
 pub(crate) struct AddArgs {
     /// A name, an id, or the beginning of one
     sandbox: String,
     /// The ports
-    #[arg(required = true, value_name = "[[ADDR:]HOST:]GUEST", value_parser = port)]
+    #[arg(required = true, value_name = "[[ADDR:]HOST:]GUEST[/udp]", value_parser = port)]
     ports: Vec<Port>,
 }
 
-/// Publish ports no more; what is connected stays so
+/// Publish ports no more; what is connected by TCP stays so
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
-  voidrun port rm dev 8080")]
+  voidrun port rm dev 8080                # of TCP and of UDP")]
 pub(crate) struct RmArgs {
     /// A name, an id, or the beginning of one
     sandbox: String,
@@ -65,17 +66,19 @@ pub(crate) struct LsArgs {
 pub(super) struct Published {
     /// Publish a port of the sandbox on this machine, at 127.0.0.1 where no address is given. Without HOST, or with 0, a free one is
     /// picked and told; can be given again
-    #[arg(short, long = "publish", value_name = "[[ADDR:]HOST:]GUEST", value_parser = port)]
+    #[arg(short, long = "publish", value_name = "[[ADDR:]HOST:]GUEST[/udp]", value_parser = port)]
     pub(super) ports: Vec<Port>,
 }
 
 /// As docker has it, without ranges.
 fn port(text: &str) -> Result<Port, String> {
-    const FORM: &str = "expected [[ADDR:]HOST:]GUEST, as 8080:80, 127.0.0.1:8080:80, [::1]:8080:80 or 80";
+    const FORM: &str =
+        "expected [[ADDR:]HOST:]GUEST[/udp], as 8080:80, 127.0.0.1:8080:80, [::1]:8080:80, 80 or 5353:53/udp";
     let (rest, protocol) = match text.split_once('/') {
-        None | Some((_, "tcp")) => (text.split('/').next().unwrap_or(text), PortProtocol::Tcp),
-        Some((_, "udp")) => return Err("ports of UDP are not there yet".to_owned()),
-        Some((_, other)) => return Err(format!("{other:?} is no protocol: expected tcp")),
+        None => (text, PortProtocol::Tcp),
+        Some((rest, "tcp")) => (rest, PortProtocol::Tcp),
+        Some((rest, "udp")) => (rest, PortProtocol::Udp),
+        Some((_, other)) => return Err(format!("{other:?} is no protocol: expected tcp or udp")),
     };
     let (address, rest) = match rest.strip_prefix('[').and_then(|rest| rest.split_once("]:")) {
         Some((address, rest)) => (Some(address), rest),
@@ -105,7 +108,13 @@ fn port(text: &str) -> Result<Port, String> {
 /// As `ps` shows it.
 pub(super) fn shown(port: &Port) -> String {
     let host = port.host().map(|host: SocketAddr| host.to_string()).unwrap_or_default();
-    format!("{host}->{}", port.port)
+    format!("{host}->{}", guest(port))
+}
+
+/// In the sandbox.
+fn guest(port: &Port) -> String {
+    let kind = if port.protocol == PortProtocol::Udp { "/udp" } else { "" };
+    format!("{}{kind}", port.port)
 }
 
 /// Tells of what was picked: those of `made` that `wanted` has left open. Both are in the same order.
@@ -165,7 +174,7 @@ fn list(args: &LsArgs, context: &Context) -> Result<(), CliError> {
         let mut rows = vec![["HOST", "GUEST", "URL"].map(str::to_owned).to_vec()];
         rows.extend(ports.iter().map(|port| {
             let host = port.host().map(|host| host.to_string()).unwrap_or_default();
-            vec![host, port.port.to_string(), port.url.clone().unwrap_or_else(|| "-".to_owned())]
+            vec![host, guest(port), port.url.clone().unwrap_or_else(|| "-".to_owned())]
         }));
         table(&rows)
     })
@@ -233,7 +242,8 @@ mod tests {
         ] {
             assert!(port(text).is_err(), "{text}");
         }
-        assert!(port("53:53/udp").unwrap_err().contains("UDP"));
+        let udp = port("[::1]:5353:53/udp").unwrap();
+        assert_eq!((udp.protocol, shown(&udp).as_str()), (PortProtocol::Udp, "[::1]:5353->53/udp"));
     }
 
     #[test]

@@ -7,7 +7,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use net::policy::Policy;
 use rootfs_builder::store::Image;
 use tokio::sync::OwnedMutexGuard;
 use vmm::spec::{Cpus, MemoryMib};
@@ -19,7 +18,7 @@ use super::sandbox::Sandbox;
 use super::state::Status;
 use super::{Daemon, ImageWanted, chain, name};
 use crate::config::{Origin, Setting};
-use crate::sandbox::{Command, Job, Kernel, Launch, Port, Record, boot};
+use crate::sandbox::{Access, Command, Job, Kernel, Launch, Port, Record, boot};
 
 /// What a user wants. What is not given is the configuration's.
 #[derive(Clone, Debug, Default)]
@@ -31,7 +30,7 @@ pub(crate) struct New {
     pub(crate) env: BTreeMap<String, String>,
     pub(crate) labels: BTreeMap<String, String>,
     /// What it may reach.
-    pub(crate) network: Policy,
+    pub(crate) network: Access,
     /// Names that its name server answers by itself.
     pub(crate) hosts: BTreeMap<String, IpAddr>,
     /// Authorities, in PEM, that its programs trust beside the image's.
@@ -143,7 +142,7 @@ impl Daemon {
         record.ephemeral = new.ephemeral;
         record.env = new.env;
         record.labels = new.labels;
-        record.network = new.network;
+        record.set_access(new.network);
         record.hosts = new.hosts;
         record.ca_certificates = new.ca_certificates;
         record.ttl_ms = new.ttl_ms;

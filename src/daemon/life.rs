@@ -7,7 +7,6 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use net::policy::Policy;
 use protocol::Hello;
 use serde::Serialize;
 use vmm::control::{Client, ControlError, Metrics};
@@ -18,7 +17,7 @@ use super::events::Kind;
 use super::sandbox::Sandbox;
 use super::state::{State, Status};
 use super::{Daemon, chain, name};
-use crate::sandbox::{Claim, Directory, Ending, Handle, Kernel};
+use crate::sandbox::{Access, Claim, Directory, Ending, Handle, Kernel};
 
 /// Between SIGTERM and SIGKILL to the processes of a sandbox that is stopped.
 pub(crate) const GRACE: Duration = Duration::from_secs(2);
@@ -35,7 +34,7 @@ const AGAIN: Duration = Duration::from_mins(1);
 pub(crate) struct Changes {
     pub(crate) name: Option<String>,
     pub(crate) labels: Option<BTreeMap<String, String>>,
-    pub(crate) network: Option<Policy>,
+    pub(crate) network: Option<Access>,
 }
 
 /// What a machine has cost.
@@ -128,6 +127,8 @@ impl Sandbox {
 
     /// Kills a machine and waits until it is gone.
     pub(super) async fn end_machine(&self, handle: &Arc<Handle>) -> Result<(), DaemonError> {
+        // It will not say it any more.
+        self.count_network(handle).await;
         let handle = Arc::clone(handle);
         blocking(move || Ok(handle.end())).await?.map_err(|e| self.host("end", e))
     }
@@ -293,13 +294,15 @@ impl Daemon {
             let before = record.clone();
             record.name = name.unwrap_or_else(|| before.name.clone());
             record.labels = labels.unwrap_or_else(|| before.labels.clone());
-            record.network = network.clone().unwrap_or_else(|| before.network.clone());
+            if let Some(network) = &network {
+                record.set_access(network.clone());
+            }
             before
         };
-        // The machine has to do with the policy alone.
-        let policy_before = network.is_some().then(|| before.network.clone());
+        // The machine has to do with the network alone.
+        let network_before = network.is_some().then(|| before.access());
         let result = match (sandbox.write_record().await, network) {
-            (Ok(()), Some(policy)) => sandbox.enforce(policy).await,
+            (Ok(()), Some(network)) => sandbox.enforce(network).await,
             (written, _) => written,
         };
         if result.is_ok() {
@@ -307,14 +310,15 @@ impl Daemon {
         } else {
             {
                 let mut record = sandbox.record();
-                (record.name, record.labels, record.network) = (before.name, before.labels, before.network);
+                record.set_access(before.access());
+                (record.name, record.labels) = (before.name, before.labels);
             }
             // Where the disk is full it is the old one still. What the machine has taken, and could not tell any more, is taken back.
             if let Err(error) = sandbox.write_record().await {
                 tracing::warn!(sandbox = sandbox.id(), error = %chain(&error), "its record may hold a change that was refused");
             }
-            if let Some(policy) = policy_before {
-                let _ = sandbox.enforce(policy).await;
+            if let Some(network) = network_before {
+                let _ = sandbox.enforce(network).await;
             }
         }
         result

@@ -1,6 +1,7 @@
 //! What the daemon counts since it began, for Prometheus. Every label is one of a few words of ours: nothing that a client, an
 //! image or a guest says becomes one.
 
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use axum::http::StatusCode;
@@ -10,15 +11,19 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
+use tokio::task::JoinSet;
+use vmm::control::NetworkMetrics;
 use vmm::exit::ExitReason;
 
+use super::network::UP;
 use super::{Daemon, State};
-use crate::sandbox::{Ending, Traffic, Way};
+use crate::sandbox::{Ending, Handle, Traffic, Way};
 
 /// One label, or more, of a metric.
 type Labels<const N: usize = 1> = [(&'static str, &'static str); N];
 
 const RESULTS: [&str; 2] = ["ok", "failed"];
+const DIRECTIONS: [&str; 2] = ["to_guest", "from_guest"];
 const LOST: &str = "lost";
 const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 
@@ -35,15 +40,25 @@ pub(crate) struct Metrics {
     images: Counter,
     requests: Family<Labels, Counter>,
     traffic: Traffic,
+    network: Network,
+}
+
+/// What the networks of all machines have done.
+#[derive(Debug, Default)]
+struct Network {
+    bytes: Family<Labels, Counter>,
+    connections: Counter,
+    denied: Counter,
+    dropped: Counter,
 }
 
 impl Metrics {
     pub(super) fn new() -> Self {
         let bytes = Family::<Labels<2>, Counter>::default();
         let way = |stream| {
-            let counter =
-                |direction| bytes.get_or_create_owned(&[("stream", stream), ("direction", direction)]);
-            Way { sent: counter("to_guest"), received: counter("from_guest") }
+            let [sent, received] =
+                DIRECTIONS.map(|way| bytes.get_or_create_owned(&[("stream", stream), ("direction", way)]));
+            Way { sent, received }
         };
         let traffic = Traffic { exec: way("exec"), files: way("files") };
         let mut metrics = Self {
@@ -59,6 +74,7 @@ impl Metrics {
             images: Counter::default(),
             requests: counters("status", &CLASSES),
             traffic,
+            network: Network { bytes: counters("direction", &DIRECTIONS), ..Network::default() },
         };
         metrics.register(bytes);
         metrics
@@ -81,6 +97,14 @@ impl Metrics {
         all.register_with_unit("guest_traffic", help, Unit::Bytes, bytes);
         all.register("images_pulled", "Images that the daemon has pulled or imported", self.images.clone());
         all.register("http_requests", "Requests by status class", self.requests.clone());
+        let help = "IP packets that sandboxes' networks have carried, by direction";
+        all.register_with_unit("network", help, Unit::Bytes, self.network.bytes.clone());
+        let help = "TCP connections that sandboxes have made";
+        all.register("network_connections", help, self.network.connections.clone());
+        let help = "Connections, datagrams and names that network policies have denied";
+        all.register("network_denials", help, self.network.denied.clone());
+        let help = "Frames and packets that were dropped: malformed, without room, or above a limit";
+        all.register("network_dropped_packets", help, self.network.dropped.clone());
     }
 
     /// What counts the bytes of a machine's streams.
@@ -104,6 +128,24 @@ impl Metrics {
         self.exits.get_or_create(&[("reason", reason)]).inc();
     }
 
+    /// The network of a machine has done so much since its start, of which a part may be counted already.
+    pub(super) fn network(&self, handle: &Handle, now: NetworkMetrics) {
+        let mut counted = handle.network.lock().unwrap_or_else(PoisonError::into_inner);
+        // Of two answers the later one may come first.
+        let more = |counted: &mut u64, now: u64| {
+            let more = now.saturating_sub(*counted);
+            *counted += more;
+            more
+        };
+        let Network { bytes, connections, denied, dropped } = &self.network;
+        let [to_guest, from_guest] = DIRECTIONS.map(|way| bytes.get_or_create_owned(&[("direction", way)]));
+        to_guest.inc_by(more(&mut counted.received_bytes, now.received_bytes));
+        from_guest.inc_by(more(&mut counted.sent_bytes, now.sent_bytes));
+        connections.inc_by(more(&mut counted.connections, now.connections));
+        denied.inc_by(more(&mut counted.denied, now.denied));
+        dropped.inc_by(more(&mut counted.dropped, now.dropped));
+    }
+
     pub(super) fn image(&self) {
         self.images.inc();
     }
@@ -122,7 +164,14 @@ impl Daemon {
     }
 
     /// All metrics as they are now, in the text format of OpenMetrics 1.0, which Prometheus reads.
-    pub(crate) fn scrape(&self) -> String {
+    pub(crate) async fn scrape(&self) -> String {
+        let mut machines = JoinSet::new();
+        for sandbox in self.table().all() {
+            if let Ok(handle) = sandbox.machine("measure", &UP) {
+                machines.spawn(async move { sandbox.count_network(&handle).await });
+            }
+        }
+        machines.join_all().await;
         let states: Vec<&str> = self
             .table()
             .all()

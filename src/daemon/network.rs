@@ -4,20 +4,22 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use net::policy::{Mode, Policy};
-use vmm::devices::net::NumberedDenial;
-
+use net::policy::Mode;
 use tokio::time::MissedTickBehavior;
+use vmm::control::{Client, Status};
+use vmm::devices::net::NumberedDenial;
 
 use super::error::DaemonError;
 use super::sandbox::Sandbox;
 use super::state::State;
 use super::{Daemon, chain};
-use crate::sandbox::resolvers;
+use crate::sandbox::{Access, Handle, resolvers};
 
 /// States with a machine whose process can be asked.
-const UP: [State; 2] = [State::Running, State::Paused];
+pub(super) const UP: [State; 2] = [State::Running, State::Paused];
 
+/// A machine says within this time what its network has done.
+const TOLD: Duration = Duration::from_secs(1);
 /// So often it looks whether the host has other name servers.
 const LOOK: Duration = Duration::from_secs(5);
 
@@ -49,20 +51,21 @@ impl Sandbox {
         let action = "tell the name servers to";
         let Ok(handle) = self.machine(action, &UP) else { return Ok(()) };
         self.control(action, &handle, |client| {
-            if client.metrics()?.network.is_some() { client.set_resolvers(servers) } else { Ok(()) }
+            if client.status()?.network.is_some() { client.set_resolvers(servers) } else { Ok(()) }
         })
         .await
     }
 
-    /// Has the machine, if there is one, hold to `policy` from now on.
-    pub(super) async fn enforce(&self, policy: Policy) -> Result<(), DaemonError> {
+    /// Has the machine, if there is one, hold to this from now on.
+    pub(super) async fn enforce(&self, Access { policy, limits }: Access) -> Result<(), DaemonError> {
         let action = "change the network of";
         let Some(handle) = self.machine_to_tell(action)? else { return Ok(()) };
         let wanted = policy.mode() != Mode::None;
-        let done = self.control(action, &handle, |client| {
-            let has_device = client.metrics()?.network.is_some();
+        let done = self.control(action, &handle, move |client| {
+            let has_device = client.status()?.network.is_some();
             if has_device {
                 client.set_network(policy)?;
+                client.set_limits(limits)?;
             }
             Ok(has_device)
         });
@@ -70,14 +73,14 @@ impl Sandbox {
         if done.await? || !wanted { Ok(()) } else { Err(DaemonError::NoNetwork(self.name())) }
     }
 
-    /// Makes a machine that was found hold to the policy of the record, and ask the host's name servers of now, in the background:
+    /// Makes a machine that was found hold to the policy and the limits of the record, and ask the host's name servers of now, in the background:
     /// whoever was at changing them may have been killed in the middle of it.
     pub(super) fn find_network(self: &Arc<Self>) {
         let sandbox = Arc::clone(self);
         tokio::spawn(async move {
             let _turn = sandbox.turn.lock().await;
-            let policy = sandbox.record().network.clone();
-            let told = sandbox.enforce(policy).await;
+            let network = sandbox.record().access();
+            let told = sandbox.enforce(network).await;
             let told = match tokio::task::spawn_blocking(resolvers).await {
                 Ok(Ok(servers)) => told.and(sandbox.ask_names_of(servers).await),
                 _ => told,
@@ -86,6 +89,14 @@ impl Sandbox {
                 tracing::warn!(sandbox = sandbox.id(), error = %chain(&error), "its network may be another than its record says");
             }
         });
+    }
+
+    /// Counts what the network of a machine has done since that was counted last. A machine that does not say it in time is counted later.
+    pub(super) async fn count_network(&self, handle: &Arc<Handle>) {
+        let status = tokio::time::timeout(TOLD, self.control("measure", handle, Client::status)).await;
+        if let Ok(Ok(Status { network: Some(network), .. })) = status {
+            self.metrics.network(handle, network);
+        }
     }
 
     /// What it was denied since its machine was started, behind the one with the number `after`.

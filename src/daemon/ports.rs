@@ -1,11 +1,12 @@
 //! Published ports. This daemon makes the listeners and hands them to the processes of the machines, where they live on
 //! without it; which there are, a process that somebody else has started is asked.
 
+use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
 
 use vmm::control::Client;
-use vmm::spec::MAX_PORTS;
+use vmm::spec::{MAX_PORTS, Transport};
 
 use super::error::DaemonError;
 use super::events::Kind;
@@ -44,7 +45,7 @@ impl Daemon {
 
     fn listen_for(&self, sandbox: &Sandbox, port: &Port) -> Result<Listener, DaemonError> {
         let error = match Listener::bind(port) {
-            Err(PortError::Taken(address)) => {
+            Err(PortError::Taken { transport, address }) => {
                 let others = self.table().all();
                 let has_it = |other: &&Arc<Sandbox>| {
                     other.id() != sandbox.id()
@@ -54,7 +55,7 @@ impl Daemon {
                 if let Some(other) = others.iter().find(has_it) {
                     return Err(DaemonError::PortOf { address, name: other.name() });
                 }
-                PortError::Taken(address)
+                PortError::Taken { transport, address }
             }
             result => return result.map_err(|source| DaemonError::Port { name: sandbox.name(), source }),
         };
@@ -89,8 +90,7 @@ impl Daemon {
                 let port = listener.port.clone();
                 if let Err(error) = sandbox.hand_over(handle, listener).await {
                     // It may have been taken, and the answer lost.
-                    let _ =
-                        sandbox.control(PUBLISH, handle, move |client| client.remove_port(port.host)).await;
+                    let _ = sandbox.close_port(handle, port.place()).await;
                     return Err(error);
                 }
                 (port, true)
@@ -104,7 +104,7 @@ impl Daemon {
             sandbox.record().ports.retain(|one| *one != port);
             if let Some(handle) = &handle {
                 // What stays is closed by the next daemon.
-                let _ = sandbox.control(PUBLISH, handle, move |client| client.remove_port(port.host)).await;
+                let _ = sandbox.close_port(handle, port.place()).await;
             }
             return Err(error);
         }
@@ -112,7 +112,7 @@ impl Daemon {
         Ok(PortView { port, published })
     }
 
-    /// Closes the listeners at a port of this machine; what is connected stays so. Returns what they were.
+    /// Closes the sockets at a port of this machine; what is connected by TCP stays so. Returns what they were.
     pub(crate) async fn remove_port(
         self: &Arc<Self>,
         sandbox: &Arc<Sandbox>,
@@ -130,11 +130,9 @@ impl Daemon {
             }
             // First, since it can be asked for again: nothing that the record does not tell of may listen on.
             if let Some(handle) = &handle {
-                let addresses: Vec<_> = gone.iter().map(|port| port.host).collect();
-                let close = move |client: &mut Client| {
-                    addresses.into_iter().try_for_each(|address| client.remove_port(address))
-                };
-                sandbox.control("remove a port of", handle, close).await?;
+                for port in &gone {
+                    sandbox.close_port(handle, port.place()).await?;
+                }
             }
             sandbox.record().ports.retain(|port| !is_it(port));
             if let Err(error) = sandbox.write_record().await {
@@ -166,6 +164,16 @@ impl Sandbox {
         self.control(PUBLISH, handle, add).await
     }
 
+    /// Has the process of the machine close a socket.
+    async fn close_port(
+        &self,
+        handle: &Arc<Handle>,
+        (transport, address): (Transport, SocketAddr),
+    ) -> Result<(), DaemonError> {
+        let close = move |client: &mut Client| client.remove_port(transport, address);
+        self.control("remove a port of", handle, close).await
+    }
+
     /// Its ports, as they are in its record, and which of them its machine has a listener for.
     pub(crate) async fn ports(&self) -> Result<Vec<PortView>, DaemonError> {
         let there = match self.machine(LIST, &UP) {
@@ -173,7 +181,7 @@ impl Sandbox {
             Err(_) => Vec::new(),
         };
         let ports = self.record().ports.clone();
-        let view = |port: Port| PortView { published: there.contains(&port.host), port };
+        let view = |port: Port| PortView { published: there.contains(&port.place()), port };
         Ok(ports.into_iter().map(view).collect())
     }
 
@@ -192,11 +200,11 @@ impl Sandbox {
                 }
             };
             let wanted = sandbox.record().ports.clone();
-            for address in there.iter().copied().filter(|one| wanted.iter().all(|port| port.host != *one)) {
-                tracing::info!(sandbox = sandbox.id(), %address, "is published no more");
-                let _ = sandbox.control(PUBLISH, &handle, move |client| client.remove_port(address)).await;
+            for place in there.iter().copied().filter(|one| wanted.iter().all(|port| port.place() != *one)) {
+                tracing::info!(sandbox = sandbox.id(), address = %place.1, "is published no more");
+                let _ = sandbox.close_port(&handle, place).await;
             }
-            for port in wanted.iter().filter(|port| !there.contains(&port.host)) {
+            for port in wanted.iter().filter(|port| !there.contains(&port.place())) {
                 let named = |source| DaemonError::Port { name: sandbox.name(), source };
                 // With its very number: nobody would learn of another one.
                 let published = match Listener::bind(&Port { picked: false, ..port.clone() }) {

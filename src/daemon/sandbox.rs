@@ -132,6 +132,9 @@ impl Sandbox {
         let current = status.handle.as_ref().is_some_and(|current| Arc::ptr_eq(current, handle));
         if current {
             self.metrics.exit(ending, status.stopping);
+            if let Some(network) = ending.network {
+                self.metrics.network(handle, network);
+            }
             let job_ended = self.record().job.as_ref().is_some_and(|job| job.exit.is_some());
             let stopped = status.stopping;
             *status = Status::ended(ending, stopped);

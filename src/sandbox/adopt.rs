@@ -1,7 +1,7 @@
 //! A machine that somebody else has started: a daemon that was here before us.
 
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use vmm::control::{Contact, ControlError, Status};
@@ -74,8 +74,14 @@ fn greet(directory: &Arc<Directory>) -> Result<Found, AdoptError> {
     let pidfd = contact.pidfd().try_clone().map_err(|e| failed(e.into()))?;
     let process = Process::new(pidfd).map_err(|e| failed(e.into()))?;
     let directory = Arc::clone(directory);
-    let traffic = Traffic::default();
-    let handle = Handle { directory: Arc::clone(&directory), process, traffic, _owner: None, agent: None };
+    let mut handle = Handle {
+        directory: Arc::clone(&directory),
+        process,
+        traffic: Traffic::default(),
+        network: Mutex::default(),
+        _owner: None,
+        agent: None,
+    };
     let status = contact.greeted().map_err(failed).and_then(|mut client| {
         if client.greeting().id != directory.id().as_str() {
             return Err(AdoptError::Other { id: id(), other: client.greeting().id.clone() });
@@ -83,7 +89,11 @@ fn greet(directory: &Arc<Directory>) -> Result<Found, AdoptError> {
         client.status().map_err(failed)
     });
     Ok(match status {
-        Ok(Status { paused, ready, .. }) => Found::Running { handle, paused, ready },
+        Ok(Status { paused, ready, network, .. }) => {
+            // What was before is not of this daemon's time.
+            handle.network = Mutex::new(network.unwrap_or_default());
+            Found::Running { handle, paused, ready }
+        }
         Err(error) => Found::Deaf { handle, error },
     })
 }

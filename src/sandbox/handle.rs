@@ -3,12 +3,12 @@
 use std::fmt;
 use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::os::unix::net::UnixStream as StdUnixStream;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use protocol::Hello;
 use tokio::net::UnixStream;
-use vmm::control::{Client, ControlError};
+use vmm::control::{Client, ControlError, NetworkMetrics};
 use vmm::exit::{Exit, ExitReason};
 
 use super::connect::{ConnectError, Connected, connect};
@@ -39,6 +39,8 @@ pub(crate) struct Handle {
     pub(super) process: Process,
     /// Counts the bytes of its streams.
     pub(crate) traffic: Traffic,
+    /// What its network had done when that was counted last.
+    pub(crate) network: Mutex<NetworkMetrics>,
     /// The machine of an ephemeral sandbox ends when this is closed, as it is by our death.
     pub(super) _owner: Option<StdUnixStream>,
     /// The first stream of the agent, where we have started the machine; it stays open.
@@ -54,6 +56,8 @@ pub(crate) struct Ending {
     console: String,
     /// The end of what the process has said; nothing where a reason is known.
     log: String,
+    /// What its network has done, where that is known.
+    pub(crate) network: Option<NetworkMetrics>,
     /// Why its report cannot be read, where that is so.
     #[source]
     unread: Option<io::Error>,
@@ -96,11 +100,11 @@ impl Ending {
             Err(error) if error.kind() == io::ErrorKind::NotFound => (None, None),
             Err(error) => (None, Some(error)),
         };
-        if let Some(Exit { reason, console }) = exit {
-            return Self { reason: Some(reason), console, log: String::new(), unread };
+        if let Some(Exit { reason, console, network }) = exit {
+            return Self { reason: Some(reason), console, log: String::new(), network, unread };
         }
         let log = log_tail(directory).unwrap_or_default();
-        Self { reason: None, console: String::new(), log, unread }
+        Self { reason: None, console: String::new(), log, network: None, unread }
     }
 }
 

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, Seek as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use protocol::{Config, Hello, Sender};
@@ -114,8 +114,8 @@ pub(crate) async fn boot(
 ) -> Result<Handle, LaunchError> {
     let Started { process, owner, ready } = start(directory, lock, open_kvm()?, launch)?;
     let directory = Arc::clone(directory);
-    let traffic = Traffic::default();
-    let mut handle = Handle { directory, process, traffic, _owner: owner, agent: None };
+    let (traffic, network) = (Traffic::default(), Mutex::default());
+    let mut handle = Handle { directory, process, traffic, network, _owner: owner, agent: None };
     match come_up(&handle, ready).await {
         Ok(agent) => handle.agent = Some(agent),
         Err(error) => {
@@ -148,7 +148,7 @@ fn start(
         ca_certificates: record.ca_certificates.as_deref().map(str::to_owned),
         ..Config::default()
     };
-    let network = network::of(&record.network, &record.hosts, &mut config);
+    let network = network::of(record.access(), &record.hosts, &mut config);
     let initramfs = in_memory("initramfs", &agent::initramfs(&config))?;
     // A sandbox that is kept outlives us.
     let owner = if record.ephemeral { Some(StdUnixStream::pair()) } else { None };

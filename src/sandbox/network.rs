@@ -5,7 +5,7 @@ use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
 
 use net::address::{GATEWAY, GATEWAY6, GUEST, GUEST6, MTU, PREFIX, PREFIX6};
-use net::engine;
+use net::engine::{self, Limits};
 use net::policy::{Mode, Policy};
 use protocol::{Config, Network6Config, NetworkConfig};
 
@@ -22,6 +22,13 @@ const DNS: u16 = 53;
 /// Of a root server: a global address. Nothing is sent to it.
 const GLOBAL: Ipv6Addr = Ipv6Addr::new(0x2001, 0x503, 0xba3e, 0, 0, 0, 2, 0x30);
 
+/// What a sandbox may reach, and how much of that.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Access {
+    pub(crate) policy: Policy,
+    pub(crate) limits: Limits,
+}
+
 /// What a resolv.conf says, as far as a guest needs it.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Resolv {
@@ -31,7 +38,7 @@ struct Resolv {
 
 /// What the machine is told of its network, and writes into the guest's `config`; none for a sandbox without one.
 pub(super) fn of(
-    policy: &Policy,
+    Access { policy, limits }: Access,
     hosts: &BTreeMap<String, IpAddr>,
     config: &mut Config,
 ) -> Option<engine::Config> {
@@ -54,11 +61,11 @@ pub(super) fn of(
     config.nameservers = vec![GATEWAY.to_string()];
     config.search = resolv.search;
     Some(engine::Config {
-        policy: policy.clone(),
+        policy,
         resolvers: resolv.servers,
         hosts: hosts.clone().into_iter().chain([(HOST.to_owned(), GATEWAY.into())]).collect(),
         ipv6,
-        limits: engine::Limits::default(),
+        limits,
     })
 }
 
@@ -112,6 +119,8 @@ impl Resolv {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU32;
+
     use super::*;
 
     #[test]
@@ -130,11 +139,12 @@ mod tests {
     fn without_a_network_nothing_is_told() {
         let mut config = Config::default();
         let hosts = BTreeMap::from([("db".to_owned(), IpAddr::from([10, 0, 0, 1]))]);
-        assert_eq!(of(&Mode::None.into(), &hosts, &mut config), None);
+        let limits = Limits { connections_per_second: NonZeroU32::new(7), ..Limits::default() };
+        assert_eq!(of(Access { policy: Mode::None.into(), limits }, &hosts, &mut config), None);
         assert_eq!(config, Config { hosts: hosts.clone(), ..Config::default() });
-        let engine = of(&Policy::default(), &hosts, &mut config).unwrap();
+        let engine = of(Access { policy: Policy::default(), limits }, &hosts, &mut config).unwrap();
         assert_eq!(engine.hosts.keys().collect::<Vec<_>>(), ["db", HOST]);
-        assert_eq!(engine.policy, Policy::default());
+        assert_eq!((engine.policy, engine.limits), (Policy::default(), limits));
         assert_eq!(config.nameservers, ["192.0.0.1"]);
         assert_eq!(config.network.unwrap().ipv6.is_some(), engine.ipv6);
     }

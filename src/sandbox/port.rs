@@ -1,4 +1,4 @@
-//! Ports of this machine that lead to one of a guest's loopback: what is kept of one, and its listener, which is made here and
+//! Ports of this machine that lead to one of a guest's loopback: what is kept of one, and its socket, which is made here and
 //! lives in the process of the machine.
 
 use std::fmt;
@@ -11,7 +11,7 @@ use protocol::{AGENT_PORT, FrameError, Request, encode};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, getsockname, listen, socket_with, sockopt};
 use serde::{Deserialize, Serialize};
-use vmm::spec::Target;
+use vmm::spec::{Target, Transport};
 
 /// Clients that wait until the machine takes them; the kernel makes it less where `net.core.somaxconn` is.
 const BACKLOG: i32 = 1024;
@@ -28,6 +28,7 @@ pub(crate) enum PortProtocol {
     Http,
     #[default]
     Tcp,
+    Udp,
 }
 
 /// A port that is published.
@@ -44,7 +45,7 @@ pub(crate) struct Port {
     pub(crate) picked: bool,
 }
 
-/// The listener of a port.
+/// The socket of a port: of UDP it is bound.
 #[derive(Debug)]
 pub(crate) struct Listener {
     pub(crate) socket: OwnedFd,
@@ -56,8 +57,12 @@ pub(crate) struct Listener {
 /// Where this machine cannot listen.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PortError {
-    #[error("{0} is taken by another program of this machine: `ss -ltnp 'sport = :{port}'` shows which", port = .0.port())]
-    Taken(SocketAddr),
+    #[error(
+        "{address} is taken by another program of this machine: `ss -l{kind}np 'sport = :{port}'` shows which",
+        kind = if *.transport == Transport::Tcp { 't' } else { 'u' },
+        port = .address.port()
+    )]
+    Taken { transport: Transport, address: SocketAddr },
     #[error(
         "this user may not listen at {address}: ports below {first} are root's (sysctl net.ipv4.ip_unprivileged_port_start)"
     )]
@@ -71,16 +76,20 @@ pub(crate) enum PortError {
 impl Listener {
     /// Listens for a port. One that was picked before is picked again if it is free.
     pub(crate) fn bind(port: &Port) -> Result<Self, PortError> {
-        let failed = |errno| PortError::of(port.host, errno);
-        let socket = match listen_at(port.host) {
+        let transport = port.transport();
+        let failed = |errno| PortError::of(transport, port.host, errno);
+        let socket = match listen_at(transport, port.host) {
             Err(Errno::ADDRINUSE) if port.picked && port.host.port() != 0 => {
-                listen_at(SocketAddr::new(port.host.ip(), 0))
+                listen_at(transport, SocketAddr::new(port.host.ip(), 0))
             }
             result => result,
         };
         let socket = socket.map_err(failed)?;
         let host = getsockname(&socket).and_then(SocketAddr::try_from).map_err(failed)?;
-        let preface = encode(&Request::Forward { port: port.guest });
+        let preface = encode(&match transport {
+            Transport::Tcp => Request::Forward { port: port.guest },
+            Transport::Udp => Request::ForwardUdp { port: port.guest },
+        });
         let preface = preface.map_err(|source: FrameError| PortError::Host {
             address: host,
             source: io::Error::other(source),
@@ -91,15 +100,23 @@ impl Listener {
 }
 
 /// What is set here holds for the sockets of the clients as well.
-fn listen_at(address: SocketAddr) -> Result<OwnedFd, Errno> {
+fn listen_at(transport: Transport, address: SocketAddr) -> Result<OwnedFd, Errno> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-    let socket = socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
-    // Connections of an earlier listener that are only waiting for their end are no hindrance.
-    sockopt::set_socket_reuseaddr(&socket, true)?;
+    let kind = match transport {
+        Transport::Tcp => SocketType::STREAM,
+        Transport::Udp => SocketType::DGRAM,
+    };
+    let socket = socket_with(family, kind, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
     if address.is_ipv6() {
         // All addresses of IPv4 are another listener's.
         sockopt::set_ipv6_v6only(&socket, true)?;
     }
+    if transport == Transport::Udp {
+        bind(&socket, &address)?;
+        return Ok(socket);
+    }
+    // Connections of an earlier listener that are only waiting for their end are no hindrance.
+    sockopt::set_socket_reuseaddr(&socket, true)?;
     sockopt::set_tcp_nodelay(&socket, true)?;
     sockopt::set_socket_keepalive(&socket, true)?;
     sockopt::set_tcp_keepidle(&socket, SILENCE)?;
@@ -111,9 +128,9 @@ fn listen_at(address: SocketAddr) -> Result<OwnedFd, Errno> {
 }
 
 impl PortError {
-    fn of(address: SocketAddr, errno: Errno) -> Self {
+    fn of(transport: Transport, address: SocketAddr, errno: Errno) -> Self {
         match errno {
-            Errno::ADDRINUSE => Self::Taken(address),
+            Errno::ADDRINUSE => Self::Taken { transport, address },
             Errno::ACCESS => {
                 let first = std::fs::read_to_string(UNPRIVILEGED).unwrap_or_default();
                 Self::Denied { address, first: first.trim().to_owned() }
@@ -126,10 +143,24 @@ impl PortError {
 }
 
 impl Port {
+    /// By what its clients speak.
+    pub(crate) fn transport(&self) -> Transport {
+        match self.protocol {
+            PortProtocol::Http | PortProtocol::Tcp => Transport::Tcp,
+            PortProtocol::Udp => Transport::Udp,
+        }
+    }
+
+    /// Where clients reach it.
+    pub(crate) fn place(&self) -> (Transport, SocketAddr) {
+        (self.transport(), self.host)
+    }
+
     /// Whether the two cannot be listened for at once.
     pub(crate) fn collides(&self, other: &Self) -> bool {
         let (ours, theirs) = (self.host.ip(), other.host.ip());
         self.host.port() != 0
+            && self.transport() == other.transport()
             && self.host.port() == other.host.port()
             && ours.is_ipv4() == theirs.is_ipv4()
             && (ours == theirs || ours.is_unspecified() || theirs.is_unspecified())
@@ -138,7 +169,8 @@ impl Port {
 
 impl fmt::Display for Port {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}->{}", self.host, self.guest)
+        let kind = if self.transport() == Transport::Udp { "/udp" } else { "" };
+        write!(f, "{}->{}{kind}", self.host, self.guest)
     }
 }
 
@@ -174,10 +206,26 @@ mod tests {
     }
 
     #[test]
+    fn of_udp_a_free_one_is_picked_and_a_taken_one_is_told_too() {
+        let udp = |host, picked| Port { protocol: PortProtocol::Udp, ..port(host, picked) };
+        let first = Listener::bind(&udp("127.0.0.1:0", true)).unwrap();
+        let host = first.port.host;
+        assert_eq!(first.target.preface, b"\x1f\0\0\0\x02{\"type\":\"forwardUdp\",\"port\":80}"[..]);
+        assert_eq!(first.port.to_string(), format!("{host}->80/udp"));
+        let said = Listener::bind(&Port { picked: false, ..first.port.clone() }).unwrap_err().to_string();
+        assert!(said.contains("ss -lunp"), "{said}");
+        // One of TCP has nothing to do with it.
+        Listener::bind(&port(&host.to_string(), false)).unwrap();
+        assert!(!first.port.collides(&port(&host.to_string(), false)));
+        assert!(first.port.collides(&udp(&host.to_string(), false)));
+    }
+
+    #[test]
     fn addresses_that_are_not_there() {
         let error = Listener::bind(&port("192.0.2.1:0", true)).unwrap_err();
         assert!(matches!(error, PortError::NoAddress(_)), "{error}");
-        let denied = PortError::of("127.0.0.1:80".parse().unwrap(), Errno::ACCESS).to_string();
+        let denied =
+            PortError::of(Transport::Tcp, "127.0.0.1:80".parse().unwrap(), Errno::ACCESS).to_string();
         assert!(denied.contains("127.0.0.1:80") && denied.contains("ip_unprivileged_port_start"), "{denied}");
     }
 

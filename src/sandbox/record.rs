@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use net::engine::Limits;
 use net::policy::{Mode, Policy};
 use protocol::{Exec, Exit};
 use rootfs_builder::image::{Digest, ImageConfig};
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use vmm::spec::{Cpus, MemoryMib};
 
 use super::kernel::Kernel;
+use super::network::Access;
 use super::port::Port;
 
 const VERSION: u32 = 1;
@@ -50,6 +52,9 @@ pub(crate) struct Record {
     /// What it may reach.
     #[serde(default = "unconnected")]
     pub(crate) network: Policy,
+    /// How much of its network it may use.
+    #[serde(default)]
+    pub(crate) limits: Limits,
     /// Names that its name server answers by itself.
     #[serde(default)]
     pub(crate) hosts: BTreeMap<String, IpAddr>,
@@ -110,6 +115,16 @@ pub(crate) enum RecordError {
 }
 
 impl Record {
+    /// What it may reach, and how much of that.
+    pub(crate) fn access(&self) -> Access {
+        Access { policy: self.network.clone(), limits: self.limits }
+    }
+
+    /// Its next machine may reach this.
+    pub(crate) fn set_access(&mut self, Access { policy, limits }: Access) {
+        (self.network, self.limits) = (policy, limits);
+    }
+
     /// Of a sandbox of this image, which is kept.
     pub(crate) fn new(image: &Image, kernel: &Kernel, cpus: Cpus, memory: MemoryMib) -> Self {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -128,6 +143,7 @@ impl Record {
             env: BTreeMap::new(),
             labels: BTreeMap::new(),
             network: Policy::default(),
+            limits: Limits::default(),
             hosts: BTreeMap::new(),
             ca_certificates: None,
             ttl_ms: None,

@@ -55,6 +55,10 @@ fn what_is_counted() {
         r#"voidrun_sandboxes{state="lost"}"#,
         r#"voidrun_http_requests_total{status="4xx"}"#,
         "voidrun_images_pulled_total",
+        r#"voidrun_network_bytes_total{direction="to_guest"}"#,
+        "voidrun_network_connections_total",
+        "voidrun_network_denials_total",
+        "voidrun_network_dropped_packets_total",
     ];
     for name in zero {
         assert_eq!(before.get(name), Some(&0.0), "{name}: {before:?}");

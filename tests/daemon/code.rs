@@ -241,6 +241,10 @@ fn code_by_the_command_line() {
     let ran = daemon.cli(&["--json", "code", "-e", "N=1", "--image", "code", &python]);
     let result: Value = serde_json::from_slice(&ran.stdout).unwrap();
     assert_eq!((ran.code, &result["results"], &result["exitCode"]), (Some(4), &json!({ "b": 1 }), &json!(4)));
+    let name = file("name.py", "import socket\nprint(socket.gethostbyname('db'))");
+    let with_host = ["code", "--add-host", "db:10.0.0.1", &name];
+    assert_eq!(daemon.cli(&[&with_host[..], &["--image", "code"]].concat()).text(), "10.0.0.1\n");
+    daemon.cli(&[&with_host[..], &["--sandbox", "dev"]].concat()).ends(125, &["--add-host"]);
     let mut child =
         daemon.store.command(&["--json", "code", "--sandbox", "dev", "-l", "bash", "--timeout", "1"]);
     let mut child = child.stdin(Stdio::piped()).spawn().unwrap();

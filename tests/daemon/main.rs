@@ -33,6 +33,7 @@ mod short;
 mod support;
 mod terminal;
 mod traffic;
+mod udp;
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::net::UnixStream;

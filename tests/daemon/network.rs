@@ -1,6 +1,8 @@
 //! A guest's network, in network namespaces of the test's own, which only root makes: one with the daemon, and another machine's, whose
 //! servers have addresses that look public, private, and like a cloud's metadata.
 
+mod limits;
+
 use std::fmt::Write as _;
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::control::NetworkMetrics;
+
 /// The end of a machine, as it is written to `exit.json` and told on the control socket.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
@@ -10,6 +12,9 @@ pub struct Exit {
     pub reason: ExitReason,
     /// The last lines of the serial console: what the guest's kernel has said. At most 8 KiB.
     pub console: String,
+    /// What its network has done; none where it had none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkMetrics>,
 }
 
 /// Why a machine has ended.

@@ -63,7 +63,8 @@ fn failed(error: &StartError, exit_file: Option<&mut File>) -> ExitCode {
     let message = machine::chain(error);
     // Nothing is to be done when nobody reads it.
     let _ = writeln!(io::stderr(), "voidrun vmm: {message}");
-    report(&Exit { reason: ExitReason::Failed { message }, console: String::new() }, exit_file);
+    let reason = ExitReason::Failed { message };
+    report(&Exit { reason, console: String::new(), network: None }, exit_file);
     ExitCode::FAILURE
 }
 

@@ -74,10 +74,19 @@ pub struct Fds {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PortFds {
-    /// A TCP socket that listens.
+    /// A TCP socket that listens, or a UDP socket that is bound.
     pub listener: RawFd,
     /// Where its clients go.
     pub target: Target,
+}
+
+/// By which protocol the clients of a published port speak.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// A connection each.
+    Tcp,
+    /// Datagrams, by the address that they come from.
+    Udp,
 }
 
 /// Where the clients of a published port go.

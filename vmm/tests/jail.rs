@@ -249,7 +249,7 @@ fn what_no_thread_may_do_ends_the_process() {
         ("io_uring", || syscall(libc::SYS_io_uring_setup, [0, 0, 0])),
         ("bind", || syscall(libc::SYS_bind, [0, 0, 0])),
         ("listen", || syscall(libc::SYS_listen, [0, 0, 0])),
-        ("socketpair", || drop(std::os::unix::net::UnixStream::pair())),
+        ("socketpair of datagrams", || drop(std::os::unix::net::UnixDatagram::pair())),
         ("stat", || syscall(libc::SYS_stat, [0, 0, 0])),
     ];
     for thread in Thread::ALL {
@@ -259,6 +259,9 @@ fn what_no_thread_may_do_ends_the_process() {
     }
     for thread in Thread::ALL.into_iter().filter(|thread| *thread != Thread::Net) {
         assert_killed(thread, "connect", || syscall(libc::SYS_connect, [0, 0, 0]));
+    }
+    for thread in [Thread::Vcpu, Thread::Disk, Thread::Net] {
+        assert_killed(thread, "socketpair", || drop(std::os::unix::net::UnixStream::pair()));
     }
     assert_killed(Thread::Io, "sendto an address", || {
         // SAFETY: the address is not looked at: the process has ended.

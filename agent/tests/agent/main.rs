@@ -3,6 +3,7 @@
 //! Its reaper collects every child of this process, so nothing here starts one by other means.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
+mod datagrams;
 mod detached;
 mod exec;
 mod files;

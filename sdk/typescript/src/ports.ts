@@ -2,7 +2,7 @@ import type { Api, CallOptions } from "./http.js";
 
 /** A port that is to be published. */
 export interface PortRequest {
-  /** `tcp` where it is absent; `udp` is not there yet. */
+  /** `tcp` where it is absent. */
   protocol?: "http" | "tcp" | "udp" | undefined;
   /** In the sandbox, at its loopback. */
   port: number;
@@ -47,7 +47,7 @@ export class Ports {
     return answer.data;
   }
 
-  /** Publishes a port of this machine no more. What is connected stays so. */
+  /** Publishes a port of this machine no more, of TCP and of UDP. What is connected by TCP stays so. */
   async remove(hostPort: number, { signal }: CallOptions = {}): Promise<void> {
     if (!Number.isInteger(hostPort)) throw new TypeError(`the port of this machine is ${hostPort}`);
     await this.#api.call("DELETE", `${this.#path}/${hostPort}`, { signal });

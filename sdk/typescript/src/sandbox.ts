@@ -19,6 +19,16 @@ export interface Network {
   deny?: string[];
   /** TCP ports of the host's loopback that the guest reaches, at `host.voidrun.internal`. */
   hostPorts?: number[];
+  /** How much of it the guest may use. */
+  limits?: NetworkLimits;
+}
+
+/** How much of its network a guest may use. What is absent stays as it was, and 0 is no limit. */
+export interface NetworkLimits {
+  /** Bytes of IP packets a second that it may send, and as many that it may get. Streams go slower; datagrams above that are lost. */
+  bytesPerSecond?: number;
+  /** TCP connections a second that it may begin. Those above that are begun later. */
+  connectionsPerSecond?: number;
 }
 
 /** Something that the network policy has denied. */

@@ -7,6 +7,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use net::engine::Limits;
 use net::policy::Policy;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
@@ -15,7 +16,7 @@ use rustix::net::{
 
 use super::{Greeting, MAX_LINE, Metrics, Request, Response, Status};
 use crate::devices::net::NumberedDenial;
-use crate::spec::{Target, VERSION};
+use crate::spec::{Target, Transport, VERSION};
 
 /// A connection to a machine's control socket.
 #[derive(Debug)]
@@ -139,6 +140,11 @@ impl Client {
         self.done(&Request::SetNetwork { policy })
     }
 
+    /// Gives its network other limits.
+    pub fn set_limits(&mut self, limits: Limits) -> Result<(), ControlError> {
+        self.done(&Request::SetLimits { limits })
+    }
+
     /// Tells it of the host's name servers.
     pub fn set_resolvers(&mut self, resolvers: Vec<SocketAddr>) -> Result<(), ControlError> {
         self.done(&Request::SetResolvers { resolvers })
@@ -167,15 +173,19 @@ impl Client {
         self.done(&Request::Kill)
     }
 
-    /// Where its listeners of published ports listen.
-    pub fn ports(&mut self) -> Result<Vec<SocketAddr>, ControlError> {
+    /// Where its sockets of published ports are.
+    pub fn ports(&mut self) -> Result<Vec<(Transport, SocketAddr)>, ControlError> {
         match self.ask(&Request::Ports)? {
-            Response::Ports { addresses } => Ok(addresses),
+            Response::Ports { addresses, udp } => {
+                let of = |transport| move |address| (transport, address);
+                let tcp = addresses.into_iter().map(of(Transport::Tcp));
+                Ok(tcp.chain(udp.into_iter().map(of(Transport::Udp))).collect())
+            }
             other => Err(unexpected(other)),
         }
     }
 
-    /// Publishes one more: `listener` is a TCP socket that listens.
+    /// Publishes one more: `listener` is a TCP socket that listens, or a UDP socket that is bound.
     pub fn add_port(&mut self, listener: BorrowedFd<'_>, target: Target) -> Result<(), ControlError> {
         match self.ask_with(&Request::AddPort(target), Some(listener))? {
             Response::Done => Ok(()),
@@ -183,9 +193,12 @@ impl Client {
         }
     }
 
-    /// Closes the listener at `address`, if there is one.
-    pub fn remove_port(&mut self, address: SocketAddr) -> Result<(), ControlError> {
-        self.done(&Request::RemovePort { address })
+    /// Closes the socket at `address`, if there is one.
+    pub fn remove_port(&mut self, transport: Transport, address: SocketAddr) -> Result<(), ControlError> {
+        self.done(&match transport {
+            Transport::Tcp => Request::RemovePort { address },
+            Transport::Udp => Request::RemoveUdpPort { address },
+        })
     }
 
     fn done(&mut self, request: &Request) -> Result<(), ControlError> {

@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use net::engine::Limits;
 use net::policy::Policy;
 use serde::{Deserialize, Serialize};
 
@@ -49,17 +50,27 @@ pub enum Request {
     Resume,
     /// Which ports of the host are published: [`Response::Ports`].
     Ports,
-    /// Publishes one more: a TCP socket that listens comes with the request. [`Response::Done`].
+    /// Publishes one more: a TCP socket that listens, or a UDP socket that is bound, comes with the request. [`Response::Done`].
     AddPort(Target),
     /// Closes the listener at an address. [`Response::Done`], also where there is none. What is connected stays so.
     RemovePort {
         /// Where it listens.
         address: SocketAddr,
     },
+    /// Closes the UDP socket at an address, and forgets its clients. [`Response::Done`], also where there is none.
+    RemoveUdpPort {
+        /// Where it is bound.
+        address: SocketAddr,
+    },
     /// Another network policy: it holds, and flows that it does not allow are ended, when [`Response::Done`] comes.
     SetNetwork {
         /// The policy. One of mode `none` takes no device away, and allows nothing.
         policy: Policy,
+    },
+    /// Other limits of the network, from now on. [`Response::Done`].
+    SetLimits {
+        /// All of them: one that is not there is none.
+        limits: Limits,
     },
     /// The host has other name servers. [`Response::Done`].
     SetResolvers {
@@ -85,8 +96,11 @@ pub enum Response {
     Metrics(Metrics),
     /// To [`Request::Ports`].
     Ports {
-        /// Where its listeners listen.
+        /// Where its listeners of TCP listen.
         addresses: Vec<SocketAddr>,
+        /// Where its sockets of UDP are bound.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        udp: Vec<SocketAddr>,
     },
     /// To [`Request::Denials`].
     Denials {
@@ -114,6 +128,9 @@ pub struct Status {
     pub uptime_ms: u64,
     /// What the process has given up.
     pub jail: Layers,
+    /// What the network has done; none where the machine has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkMetrics>,
 }
 
 /// What a machine has cost since it was started.
@@ -148,7 +165,7 @@ pub struct DeviceMetrics {
 }
 
 /// What a machine's network has done.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct NetworkMetrics {
     /// Bytes of IP packets from the guest.

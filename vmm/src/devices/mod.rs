@@ -22,8 +22,11 @@ pub(crate) use worker::borrow;
 
 use std::net::SocketAddr;
 
+use ::net::engine::Limits;
 use ::net::policy::Policy;
 use serde::{Deserialize, Serialize};
+
+use crate::spec::Transport;
 
 /// The state of any device, as it is saved.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
@@ -43,10 +46,12 @@ pub enum State {
 pub enum Setting {
     /// Of [`Vsock`]: one more port of the host.
     Publish(vsock::Published),
-    /// Of [`Vsock`]: one port of the host less. What is connected stays so.
-    Unpublish(SocketAddr),
+    /// Of [`Vsock`]: one port of the host less. What is connected by TCP stays so.
+    Unpublish(Transport, SocketAddr),
     /// Of [`Net`]: what the guest may reach.
     Policy(Policy),
+    /// Of [`Net`]: how much of its network the guest may use.
+    Limits(Limits),
     /// Of [`Net`]: the host's name servers.
     Resolvers(Vec<SocketAddr>),
 }

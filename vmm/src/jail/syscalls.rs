@@ -1,7 +1,7 @@
 //! Which system calls each kind of thread may make, and why where the name does not tell.
 //!
 //! What is not here on purpose: anything with a path; `bind` and `listen`; `socket` and `connect`, but for the thread of the network
-//! (all other sockets come by descriptor, and a Unix socket with a path leads to the services of the user, where Landlock
+//! (all other sockets come by descriptor, or are a pair of streams, and a Unix socket with a path leads to the services of the user, where Landlock
 //! does not look yet: that thread can make none); `execve`; `kill`.
 
 use kvm_bindings as kvm;
@@ -16,8 +16,8 @@ use libc::{
     SYS_recvfrom, SYS_recvmsg, SYS_restart_syscall, SYS_rseq, SYS_rt_sigaction, SYS_rt_sigprocmask,
     SYS_rt_sigreturn, SYS_sched_getaffinity, SYS_sched_yield, SYS_seccomp, SYS_sendmsg, SYS_sendto,
     SYS_set_robust_list, SYS_set_tid_address, SYS_setsockopt, SYS_shutdown, SYS_sigaltstack, SYS_socket,
-    SYS_statx, SYS_tgkill, SYS_timerfd_create, SYS_timerfd_settime, SYS_tkill, SYS_wait4, SYS_waitid,
-    SYS_write, SYS_writev, c_int, c_long,
+    SYS_socketpair, SYS_statx, SYS_tgkill, SYS_timerfd_create, SYS_timerfd_settime, SYS_tkill, SYS_wait4,
+    SYS_waitid, SYS_write, SYS_writev, c_int, c_long,
 };
 use rustix::ioctl::opcode::{none, read, read_write, write};
 
@@ -165,8 +165,11 @@ const IO: &[Call] = &[
     (SYS_recvmsg, Always),
     (SYS_sendto, Null(4)), // to the connected peer alone
     // Addresses are in memory, where no filter can look. Connected stream sockets ignore them, and one that listens, as for a published
-    // port, would take one by MSG_FASTOPEN alone, which connects it.
+    // port, would take one by MSG_FASTOPEN alone, which connects it. A UDP socket, which is here where such a port is published, sends
+    // to whom it is told: its clients are anywhere.
     (SYS_sendmsg, Without(2, libc::MSG_FASTOPEN as u32)),
+    // Between a client of such a port and its connection. Stream sockets alone: one of datagrams would reach any Unix socket by its path.
+    (SYS_socketpair, Socket(&[(libc::AF_UNIX, libc::SOCK_STREAM, 0)])),
     (SYS_shutdown, Always),
     (SYS_getsockopt, OneOf(1, &[libc::SOL_SOCKET as u32])), // SO_ERROR, SO_PEERCRED
     (SYS_setsockopt, Both([(1, libc::SOL_SOCKET as u32), (2, libc::SO_LINGER as u32)])), // a client sees a reset

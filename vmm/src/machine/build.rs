@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io;
-use std::net::SocketAddr;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 
@@ -103,7 +102,7 @@ impl Machine {
 
         let mut vsock = Vsock::new(GUEST_CID, parts.vsock, parts.ready).map_err(host("preparing vsock"))?;
         let connections = vsock.counters();
-        let published: Vec<SocketAddr> = parts.ports.iter().map(Published::address).collect();
+        let published = parts.ports.iter().map(Published::place).collect();
         for port in parts.ports {
             vsock.publish(port, None).map_err(host("publishing a port"))?;
         }

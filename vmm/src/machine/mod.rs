@@ -36,7 +36,7 @@ use crate::devices::vsock::Counters;
 use crate::devices::{Console, Setting, Worker, borrow};
 use crate::exit::{Exit, ExitReason};
 use crate::jail::{Layers, SelfReport};
-use crate::spec::MachineSpec;
+use crate::spec::{MachineSpec, Transport};
 use crate::virtio::{DeviceError, Interrupt};
 use bus::Bus;
 use ending::Ending;
@@ -140,12 +140,12 @@ impl Machine {
         drop(vcpus);
         drop(bus);
         drop(workers);
-        drop(network);
+        let network = network.map(|network| NetworkMetrics::of(&network.counters));
         let reason = match (reason, console.panic()) {
             (ExitReason::Reset, Some(message)) => ExitReason::KernelPanic { message },
             (reason, _) => reason,
         };
-        Exit { reason, console: console.tail(TAIL) }
+        Exit { reason, console: console.tail(TAIL), network }
     }
 
     fn serve(&mut self, mut control: Server, limits: Limits) -> io::Result<ExitReason> {
@@ -220,11 +220,14 @@ impl Machine {
                 Err(source) => Err(DeviceError::Host { what: "reading the process's own report", source }),
             },
             Request::Ports => {
-                return Response::Ports { addresses: self.published.addresses().to_vec() };
+                let of = |transport| self.published.addresses(transport);
+                return Response::Ports { addresses: of(Transport::Tcp), udp: of(Transport::Udp) };
             }
             Request::AddPort(target) => self.published.add(descriptor, &target),
-            Request::RemovePort { address } => self.published.remove(address),
+            Request::RemovePort { address } => self.published.remove(Transport::Tcp, address),
+            Request::RemoveUdpPort { address } => self.published.remove(Transport::Udp, address),
             Request::SetNetwork { policy } => self.configure(Setting::Policy(policy)),
+            Request::SetLimits { limits } => self.configure(Setting::Limits(limits)),
             Request::SetResolvers { resolvers } => self.configure(Setting::Resolvers(resolvers)),
             Request::Denials { after } => {
                 let denials = self.network.as_ref().map(|network| network.denials.after(after));
@@ -279,7 +282,12 @@ impl Machine {
             ready: self.is_ready(),
             uptime_ms: self.steps.began.elapsed().as_millis() as u64,
             jail: self.layers.clone(),
+            network: self.network_metrics(),
         }
+    }
+
+    fn network_metrics(&self) -> Option<NetworkMetrics> {
+        self.network.as_ref().map(|network| NetworkMetrics::of(&network.counters))
     }
 
     fn metrics(&self) -> Result<Metrics, io::Error> {
@@ -294,7 +302,7 @@ impl Machine {
         Ok(Metrics {
             exits: self.vcpus.exits(),
             devices: devices.collect(),
-            network: self.network.as_ref().map(|network| NetworkMetrics::of(&network.counters)),
+            network: self.network_metrics(),
             start: self.steps.done.clone(),
             pss_kib: self.report.pss_kib()?,
             own_kib: self.report.own_kib(&self.ram)?,

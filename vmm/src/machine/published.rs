@@ -6,15 +6,15 @@ use std::os::fd::OwnedFd;
 
 use crate::devices::Setting;
 use crate::devices::vsock::Published;
-use crate::spec::Target;
+use crate::spec::{Target, Transport};
 use crate::virtio::{DeviceError, Place};
 
-/// The listeners of a machine, which live in its socket device.
+/// The sockets of a machine's ports, which live in its socket device.
 #[derive(Debug)]
 pub(super) struct PublishedPorts {
     vsock: Option<Place>,
-    /// Where they listen, in no order.
-    addresses: Vec<SocketAddr>,
+    /// Where they are, in no order.
+    places: Vec<(Transport, SocketAddr)>,
 }
 
 fn host(source: io::Error) -> DeviceError {
@@ -22,13 +22,15 @@ fn host(source: io::Error) -> DeviceError {
 }
 
 impl PublishedPorts {
-    /// Of the socket device, which has listeners at these addresses already.
-    pub(super) fn new(vsock: Option<Place>, addresses: Vec<SocketAddr>) -> Self {
-        Self { vsock, addresses }
+    /// Of the socket device, which has sockets at these places already.
+    pub(super) fn new(vsock: Option<Place>, places: Vec<(Transport, SocketAddr)>) -> Self {
+        Self { vsock, places }
     }
 
-    pub(super) fn addresses(&self) -> &[SocketAddr] {
-        &self.addresses
+    /// Of one protocol.
+    pub(super) fn addresses(&self, of: Transport) -> Vec<SocketAddr> {
+        let address = |&(transport, address)| (transport == of).then_some(address);
+        self.places.iter().filter_map(address).collect()
     }
 
     /// Takes clients of one more.
@@ -36,16 +38,16 @@ impl PublishedPorts {
         let listener =
             listener.ok_or_else(|| host(io::Error::other("no socket has come with the request")))?;
         let port = Published::new(listener, target).map_err(host)?;
-        let address = port.address();
+        let place = port.place();
         self.set(Setting::Publish(port))?;
-        self.addresses.push(address);
+        self.places.push(place);
         Ok(())
     }
 
-    /// Closes one. What is connected stays so; nothing is done where there is none.
-    pub(super) fn remove(&mut self, address: SocketAddr) -> Result<(), DeviceError> {
-        self.set(Setting::Unpublish(address))?;
-        self.addresses.retain(|other| *other != address);
+    /// Closes one. What is connected by TCP stays so; nothing is done where there is none.
+    pub(super) fn remove(&mut self, transport: Transport, address: SocketAddr) -> Result<(), DeviceError> {
+        self.set(Setting::Unpublish(transport, address))?;
+        self.places.retain(|place| *place != (transport, address));
         Ok(())
     }
 

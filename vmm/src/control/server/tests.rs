@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::control::{Client, Contact, ControlError};
-use crate::spec::Target;
+use crate::spec::{Target, Transport};
 
 const LISTENER: u64 = 0;
 const FIRST: u64 = 1;
@@ -77,7 +77,9 @@ fn run(mut server: Server) {
                             Response::Done
                         }
                         (Request::AddPort(_), None) => Response::Error { message: "none".to_owned() },
-                        (Request::Ports, _) => Response::Ports { addresses: addresses.clone() },
+                        (Request::Ports, _) => {
+                            Response::Ports { addresses: addresses.clone(), udp: Vec::new() }
+                        }
                         _ => Response::Done,
                     }
                 }),
@@ -140,9 +142,12 @@ fn a_descriptor_comes_with_a_request() {
     for listener in &listeners {
         client.add_port(listener.as_fd(), target.clone()).unwrap();
     }
-    let addresses: Vec<_> = listeners.iter().map(|listener| listener.local_addr().unwrap()).collect();
+    let addresses: Vec<_> =
+        listeners.iter().map(|listener| (Transport::Tcp, listener.local_addr().unwrap())).collect();
     assert_eq!(client.ports().unwrap(), addresses);
-    client.remove_port(addresses[0]).unwrap();
+    for transport in [Transport::Tcp, Transport::Udp] {
+        client.remove_port(transport, addresses[0].1).unwrap();
+    }
     server.end();
 }
 

@@ -100,8 +100,9 @@ impl Network for Engine {
     fn configure(&mut self, setting: Setting) -> Result<(), DeviceError> {
         match setting {
             Setting::Policy(policy) => self.set_policy(policy),
+            Setting::Limits(limits) => self.set_limits(limits),
             Setting::Resolvers(resolvers) => self.set_resolvers(resolvers),
-            Setting::Publish(_) | Setting::Unpublish(_) => return Err(DeviceError::NoSetting),
+            Setting::Publish(_) | Setting::Unpublish(..) => return Err(DeviceError::NoSetting),
         }
         Ok(())
     }

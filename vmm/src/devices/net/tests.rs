@@ -401,6 +401,7 @@ fn an_engine_answers_for_the_gateway() {
     // A policy of another mode is taken, also by a paused device, and by it alone.
     worker.configure(0, Setting::Policy(net::policy::Policy::default())).unwrap();
     worker.pause().unwrap();
+    worker.configure(0, Setting::Limits(net::engine::Limits::default())).unwrap();
     worker.configure(0, Setting::Resolvers(Vec::new())).unwrap();
     worker.resume().unwrap();
 }

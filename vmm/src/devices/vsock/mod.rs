@@ -3,6 +3,7 @@
 //! ```text
 //!   client ──CONNECT 1024──▶ listener ─▶ greeting ─▶ connection ◀──▶ RX and TX queue ◀──▶ guest
 //!   TCP client ─────────────▶ published port ─────────▶ connection, its preface first
+//!   UDP client ─────────────▶ published port ─▶ peer ─▶ connection, its preface first
 //!   `ready` stream ◀──────── the guest connects to port 1024 of the host
 //! ```
 //!
@@ -20,6 +21,7 @@ mod connections;
 pub mod fuzz;
 mod greeting;
 mod packet;
+mod peers;
 mod published;
 mod socket;
 mod to_host;
@@ -50,8 +52,9 @@ use self::connection::{Connection, Verdict};
 use self::connections::{Connections, MAX_CONNECTIONS, MAX_RESETS, TOKENS};
 use self::greeting::Greeting;
 use self::packet::STREAM;
+use self::peers::Peers;
 use super::{Setting, State};
-use crate::spec::MAX_PORTS;
+use crate::spec::{MAX_PORTS, Transport};
 use crate::virtio::{Active, ConfigSpace, Device, DeviceError, Events, Info, Saved};
 
 pub use self::activity::Activity;
@@ -83,8 +86,10 @@ pub struct Vsock {
     listener: UnixListener,
     /// What the guest may connect to: by port, one stream for one connection.
     ports: BTreeMap<u32, UnixStream>,
-    /// What clients of the host reach by TCP, by their tokens.
+    /// What clients of the host reach by TCP and UDP, by their tokens.
     published: BTreeMap<u32, Published>,
+    /// The clients by UDP.
+    peers: Peers,
     timer: OwnedFd,
     /// The timer is running.
     armed: bool,
@@ -148,6 +153,7 @@ impl Vsock {
             listener,
             ports: BTreeMap::from([(READY_PORT, ready)]),
             published: BTreeMap::new(),
+            peers: Peers::new(),
             timer,
             armed: false,
             deaf: false,
@@ -170,7 +176,7 @@ impl Vsock {
         events.add(&self.listener, LISTENER, EventFlags::IN)?;
         for (token, port) in &mut self.published {
             port.deaf = false;
-            events.add(&port.listener, *token, EventFlags::IN)?;
+            events.add(&port.socket, *token, EventFlags::IN)?;
         }
         events.add(&self.timer, TIMER, EventFlags::IN)
     }
@@ -185,7 +191,7 @@ impl Vsock {
         let token =
             token.ok_or_else(|| io::Error::other(format!("{MAX_PORTS} ports are published already")))?;
         if let Some(events) = events {
-            events.add(&port.listener, token, EventFlags::IN)?;
+            events.add(&port.socket, token, EventFlags::IN)?;
         }
         self.published.insert(token, port);
         Ok(())
@@ -231,7 +237,7 @@ impl Vsock {
     fn accept_published(&mut self, token: u32, events: &Events<'_>) {
         for _ in 0..ACCEPTED_AT_ONCE {
             let Some(port) = self.published.get_mut(&token) else { return };
-            match rustix::net::accept_with(&port.listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
+            match rustix::net::accept_with(&port.socket, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
                 Ok(client) if self.connections.is_full_for_ports() => {
                     socket::reset(&client);
                     count(&self.counters.refused);
@@ -242,7 +248,7 @@ impl Vsock {
                 }
                 Err(Errno::AGAIN) => return,
                 Err(Errno::NOMEM | Errno::NOBUFS | Errno::MFILE | Errno::NFILE) => {
-                    port.deaf = events.modify(&port.listener, token, EventFlags::empty()).is_ok();
+                    port.deaf = events.modify(&port.socket, token, EventFlags::empty()).is_ok();
                     return self.expect();
                 }
                 // Of the client, which has gone (accept(2)).
@@ -350,12 +356,13 @@ impl Vsock {
             self.deaf = events.modify(&self.listener, LISTENER, EventFlags::IN).is_err();
         }
         for (token, port) in self.published.iter_mut().filter(|(_, port)| port.deaf) {
-            port.deaf = events.modify(&port.listener, *token, EventFlags::IN).is_err();
+            port.deaf = events.modify(&port.socket, *token, EventFlags::IN).is_err();
         }
+        self.peers.expire(now);
         let next = self.connections.iter().filter_map(|(_, connection)| connection.deadline).min();
         if let Some(next) = next {
             self.arm(next.saturating_duration_since(now));
-        } else if self.deaf || self.published.values().any(|port| port.deaf) {
+        } else if self.deaf || !self.peers.is_empty() || self.published.values().any(|port| port.deaf) {
             self.expect();
         }
     }
@@ -386,10 +393,11 @@ impl Device for Vsock {
         // Each is missing where the activation has failed half-way.
         let _ = events.remove(&self.listener);
         for port in self.published.values() {
-            let _ = events.remove(&port.listener);
+            let _ = events.remove(&port.socket);
         }
         let _ = events.remove(&self.timer);
         self.connections.clear();
+        self.peers.clear();
         self.active = None;
         self.used = [false; 2];
     }
@@ -414,8 +422,12 @@ impl Device for Vsock {
                 self.armed = false;
                 self.sweep(events);
             }
-            token if self.published.contains_key(&token) => self.accept_published(token, events),
-            token => self.socket_ready(token, flags, events),
+            token if peers::TOKENS.contains(&token) => self.peer_ready(token, flags, events),
+            token => match self.published.get(&token).map(|port| port.transport) {
+                Some(Transport::Tcp) => self.accept_published(token, events),
+                Some(Transport::Udp) => self.take_datagrams(token, events),
+                None => self.socket_ready(token, flags, events),
+            },
         }
         self.fill(events)?;
         self.signal()
@@ -439,12 +451,15 @@ impl Device for Vsock {
                 self.publish(port, events)
                     .map_err(|source| DeviceError::Host { what: "publishing a port", source })
             }
-            Setting::Unpublish(address) => {
-                // Closed, it is no longer waited for. The connections that it has made go on.
-                self.published.retain(|_, port| port.address() != address);
+            Setting::Unpublish(transport, address) => {
+                // Closed, it is no longer waited for. The connections that it has made by TCP go on.
+                let place = (transport, address);
+                for (token, _) in self.published.extract_if(.., |_, port| port.place() == place) {
+                    self.peers.forget(token);
+                }
                 Ok(())
             }
-            Setting::Policy(_) | Setting::Resolvers(_) => Err(DeviceError::NoSetting),
+            Setting::Policy(_) | Setting::Limits(_) | Setting::Resolvers(_) => Err(DeviceError::NoSetting),
         }
     }
 

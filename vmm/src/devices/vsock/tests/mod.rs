@@ -4,5 +4,6 @@ mod data;
 mod guest;
 mod hostile;
 mod life;
+mod peers;
 mod published;
 mod random;

@@ -3,7 +3,7 @@
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use super::super::packet::{Header, Op, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
 use super::super::{Pair, Published};
 use super::guest::{Machine, data, from_guest, ops, pattern, shutdown};
 use crate::devices::Setting;
-use crate::spec::{MAX_PORTS, MAX_PREFACE, Target};
+use crate::spec::{MAX_PORTS, MAX_PREFACE, Target, Transport};
 use crate::virtio::{Device as _, DeviceError, Events};
 
 const GUEST: u32 = 1024;
@@ -30,13 +30,16 @@ fn target() -> Target {
 impl Machine {
     fn publish(&mut self, listener: TcpListener) -> Result<SocketAddr, DeviceError> {
         let port = Published::new(listener.into(), &target()).unwrap();
-        let address = port.address();
+        let (transport, address) = port.place();
+        assert_eq!(transport, Transport::Tcp);
         self.device.configure(Setting::Publish(port), &Events::new(&self.epoll, 0))?;
         Ok(address)
     }
 
     fn unpublish(&mut self, address: SocketAddr) {
-        self.device.configure(Setting::Unpublish(address), &Events::new(&self.epoll, 0)).unwrap();
+        self.device
+            .configure(Setting::Unpublish(Transport::Tcp, address), &Events::new(&self.epoll, 0))
+            .unwrap();
     }
 
     /// Runs until the device has `count` connections in all.
@@ -299,9 +302,9 @@ fn clients_keep_the_machine_busy_and_are_counted() {
 }
 
 #[test]
-fn what_is_no_listening_tcp_socket_is_refused() {
+fn what_has_no_clients_of_tcp_or_udp_is_refused() {
     let refused = |socket: OwnedFd| Published::new(socket, &target()).unwrap_err().kind();
-    assert_eq!(refused(std::net::UdpSocket::bind("127.0.0.1:0").unwrap().into()), ErrorKind::InvalidInput);
+    assert_eq!(refused(UnixDatagram::unbound().unwrap().into()), ErrorKind::InvalidInput);
     assert_eq!(refused(UnixStream::pair().unwrap().0.into()), ErrorKind::InvalidInput);
     assert_eq!(refused(connect(listener_of_a_thread()).into()), ErrorKind::InvalidInput);
     refused(std::fs::File::open("/dev/null").unwrap().into());
