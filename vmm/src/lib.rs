@@ -12,6 +12,7 @@ mod machine;
 pub mod memory;
 pub mod probe;
 pub mod process;
+pub mod snapshot;
 pub mod spec;
 mod vectored;
 pub mod virtio;

@@ -1,12 +1,13 @@
-//! Guest RAM: private anonymous memory, filled from files.
+//! Guest RAM: private memory, anonymous and filled from files, or a file's until it is written to.
 
+use std::ffi::c_void;
 use std::fs::File;
 use std::io;
 use std::ptr;
 use std::sync::Arc;
 
 use kvm_bindings::kvm_userspace_memory_region;
-use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags, madvise, mmap_anonymous, mprotect};
+use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags, madvise, mmap, mmap_anonymous, mprotect};
 use vm_memory::mmap::MmapRegionError;
 use vm_memory::{
     Bytes, GuestAddress, GuestMemoryBackend as _, GuestMemoryError, GuestMemoryMmap, GuestMemoryRegion as _,
@@ -99,6 +100,36 @@ pub enum MemoryError {
 /// # Errors
 /// The host has not enough memory or address space.
 pub fn allocate(size: MemoryMib) -> Result<GuestMemory, MemoryError> {
+    place(size, |start, len, _| {
+        // SAFETY: by `place` the range is its caller's alone.
+        unsafe { mprotect(start, len, MprotectFlags::READ | MprotectFlags::WRITE) }?;
+        // A kernel without huge pages refuses this, and does without.
+        // SAFETY: as above; the advice does not change what is read.
+        let _ = unsafe { madvise(start, len, Advice::LinuxHugepage) };
+        Ok(libc::MAP_ANONYMOUS)
+    })
+}
+
+/// The same with what `file` holds, from `offset` on: a page is the file's until it is written to, and the file stays as it is. It
+/// must not become shorter for as long as the process lives.
+///
+/// # Errors
+/// As of [`allocate`], or the file cannot be mapped.
+pub fn map(size: MemoryMib, file: &File, offset: u64) -> Result<GuestMemory, MemoryError> {
+    place(size, |start, len, before| {
+        let (access, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::NORESERVE);
+        // SAFETY: by `place` the range is its caller's alone; what is replaced is the reservation.
+        unsafe { mmap(start, len, access, flags | MapFlags::FIXED, file, offset + before) }?;
+        Ok(0)
+    })
+}
+
+/// Reserves a range for each part of the RAM, has `fill` make it accessible, by where it is, its length and how much is in the parts
+/// before it, and puts the parts together. `fill` tells what the mapping is besides private.
+fn place(
+    size: MemoryMib,
+    fill: impl Fn(*mut c_void, usize, u64) -> rustix::io::Result<libc::c_int>,
+) -> Result<GuestMemory, MemoryError> {
     let mib = u32::from(size);
     let failed = |error: rustix::io::Errno| MemoryError::Allocate { mib, source: error.into() };
     let ranges = layout::ram(size.bytes());
@@ -110,20 +141,19 @@ pub fn allocate(size: MemoryMib) -> Result<GuestMemory, MemoryError> {
     }
     .map_err(failed)?;
     let mut at = HUGE + reserved.align_offset(HUGE);
+    let mut before = 0;
     let mut regions = Vec::with_capacity(ranges.len());
     for (address, len) in ranges {
         let start = reserved.wrapping_byte_add(at);
         at += padded(len);
+        // `start` and `len` are within what was reserved above (2 MiB of it are for the alignment), which nothing else refers to.
+        let flags = fill(start, len as usize, before).map_err(failed)?;
+        before += len;
         let len = len as usize;
-        // SAFETY: `start` and `len` are within what was reserved above (2 MiB of it are for the alignment), which nothing
-        // else refers to.
-        unsafe { mprotect(start, len, MprotectFlags::READ | MprotectFlags::WRITE) }.map_err(failed)?;
-        // A kernel without huge pages or core dumps refuses these, and does without.
-        // SAFETY: as above; neither advice changes what is read.
-        let _ = unsafe { madvise(start, len, Advice::LinuxHugepage) };
-        // SAFETY: as above.
+        // A kernel without core dumps refuses this.
+        // SAFETY: as above; the advice does not change what is read.
         let _ = unsafe { madvise(start, len, Advice::LinuxDontDump) };
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        let flags = flags | libc::MAP_PRIVATE | libc::MAP_NORESERVE;
         // SAFETY: the mapping has just been made, and is never unmapped.
         let region =
             unsafe { MmapRegion::build_raw(start.cast(), len, libc::PROT_READ | libc::PROT_WRITE, flags) }

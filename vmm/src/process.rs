@@ -12,7 +12,7 @@ use crate::control::{Greeting, Server};
 use crate::devices::vsock::Published;
 use crate::exit::{Exit, ExitReason};
 use crate::jail::{self, SelfReport};
-use crate::machine::{self, Disk, Limits, Machine, Parts, Steps};
+use crate::machine::{self, Begin, Disk, Limits, Machine, Parts, Steps};
 use crate::spec::{Fds, MAX_PORTS, MachineSpec, PortFds, VERSION};
 
 /// The descriptor of the specification: a file with a [`MachineSpec`] as JSON, read from its beginning.
@@ -32,6 +32,8 @@ enum StartError {
     Twice(RawFd),
     #[error("the machine's specification has {0} ports, of which there may be {MAX_PORTS}")]
     Ports(usize),
+    #[error("the machine's specification has neither a kernel nor a snapshot, or both")]
+    Begin,
     #[error("the machine's descriptors cannot be taken")]
     Descriptors(#[source] io::Error),
     #[error("the machine's process cannot be locked in")]
@@ -99,8 +101,13 @@ fn start(spec: &MachineSpec, mut steps: Steps) -> Result<(Machine, Server), Star
     let report = SelfReport::open().map_err(StartError::Descriptors)?;
     let parts = Parts {
         kvm: owned(spec.fds.kvm)?,
-        kernel: owned(spec.fds.kernel)?,
-        initramfs: spec.fds.initramfs.map(owned).transpose()?,
+        begin: match (spec.fds.kernel, spec.fds.snapshot) {
+            (Some(kernel), None) => {
+                Begin::Boot { kernel: owned(kernel)?, initramfs: spec.fds.initramfs.map(owned).transpose()? }
+            }
+            (None, Some(snapshot)) => Begin::Restore(owned(snapshot)?),
+            _ => return Err(StartError::Begin),
+        },
         disk: match spec.fds.disk {
             Some(disk) => Some(Disk { base: owned(disk.base)?, diff: owned(disk.diff)? }),
             None => None,
@@ -151,7 +158,8 @@ fn numbers(fds: &Fds) -> Vec<RawFd> {
     let disk = fds.disk.map(|disk| [disk.base, disk.diff]);
     [
         Some(fds.kvm),
-        Some(fds.kernel),
+        fds.kernel,
+        fds.snapshot,
         fds.initramfs,
         fds.lock,
         Some(fds.control),

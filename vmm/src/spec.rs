@@ -47,8 +47,13 @@ pub struct MachineSpec {
 pub struct Fds {
     /// `/dev/kvm`, open for reading and writing.
     pub kvm: RawFd,
-    /// The kernel, a `vmlinux` or `bzImage`, open for reading.
-    pub kernel: RawFd,
+    /// The kernel, a `vmlinux` or `bzImage`, open for reading. Either this, or `snapshot`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<RawFd>,
+    /// What the machine goes on from instead of booting a kernel, open for reading and writing: see [`crate::snapshot`]. It is marked as
+    /// used before the vCPUs run, and must not become shorter for as long as the machine lives.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<RawFd>,
     /// The initramfs, open for reading.
     pub initramfs: Option<RawFd>,
     /// The root disk.

@@ -168,6 +168,14 @@ impl Client {
         self.done(&Request::Resume)
     }
 
+    /// Writes it, paused, to `file`, which is empty and open for reading and writing; returns when it is on the disk.
+    pub fn save(&mut self, file: BorrowedFd<'_>) -> Result<(), ControlError> {
+        match self.ask_with(&Request::Save, Some(file))? {
+            Response::Done => Ok(()),
+            other => Err(unexpected(other)),
+        }
+    }
+
     /// Ends it at once. Its process may live for some ms more: see [`pidfd`](Self::pidfd).
     pub fn kill(&mut self) -> Result<(), ControlError> {
         self.done(&Request::Kill)

@@ -82,6 +82,9 @@ pub enum Request {
         /// The number of the last one that the client knows, 0 at first.
         after: u64,
     },
+    /// Writes the machine, which is paused, to a file that comes with the request, empty and open for reading and writing: see
+    /// [`crate::snapshot`]. [`Response::Done`] when it is on the disk.
+    Save,
     /// Ends the machine at once. [`Response::Done`], and then the end of the stream.
     Kill,
 }

@@ -3,7 +3,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::arch::x86_64::layout;
-use crate::virtio::Transport;
+use crate::virtio::{DeviceError, Transport, TransportState};
 
 /// The virtio devices by address.
 #[derive(Debug)]
@@ -30,6 +30,15 @@ impl Bus {
         if let Some((mut transport, offset)) = self.find(address) {
             transport.write(offset, data);
         }
+    }
+
+    /// The paused devices with their names, in the order of their addresses.
+    pub(crate) fn save(&self) -> Result<Vec<(String, TransportState)>, DeviceError> {
+        let saved = |transport: &Mutex<Transport>| {
+            let transport = lock(transport);
+            Ok((transport.info().name.to_owned(), transport.save()?))
+        };
+        self.transports.iter().map(saved).collect()
     }
 
     fn find(&self, address: u64) -> Option<(MutexGuard<'_, Transport>, u64)> {

@@ -15,7 +15,7 @@ mod ports;
 mod published;
 mod vcpu;
 
-pub(crate) use build::{BuildError, Disk, Parts};
+pub(crate) use build::{Begin, BuildError, Disk, Parts};
 
 use std::fs::File;
 use std::io;
@@ -29,14 +29,16 @@ use std::time::{Duration, Instant};
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, EventData, EventFlags};
 
-use crate::arch::x86_64::Vm;
+use crate::GuestMemory;
+use crate::arch::x86_64::{Vm, VmState};
 use crate::control::{DeviceMetrics, Metrics, NetworkMetrics, Request, Response, Server, Status};
 use crate::devices::net::Denials;
 use crate::devices::vsock::Counters;
 use crate::devices::{Console, Setting, Worker, borrow};
 use crate::exit::{Exit, ExitReason};
 use crate::jail::{Layers, SelfReport};
-use crate::spec::{MachineSpec, Transport};
+use crate::snapshot::{self, MachineState, SnapshotError};
+use crate::spec::{Cpus, MachineSpec, MemoryMib, Transport};
 use crate::virtio::{DeviceError, Interrupt};
 use bus::Bus;
 use ending::Ending;
@@ -63,7 +65,9 @@ pub(crate) struct Machine {
     /// and at once again.
     interrupts: Vec<(&'static str, Interrupt)>,
     /// Holds what KVM keeps of the machine together: memory slots, interrupt controllers, eventfds.
-    _vm: Vm,
+    vm: Arc<Vm>,
+    memory: GuestMemory,
+    shape: (Cpus, MemoryMib),
     console: Console,
     ending: Ending,
     /// The agent is the first to open one.
@@ -155,7 +159,11 @@ impl Machine {
         if let Some(owner) = &self.owner {
             epoll::add(&epoll, owner, EventData::new_u64(OWNER), EventFlags::RDHUP)?;
         }
-        self.vcpus.resume()?;
+        if self.paused {
+            self.resume().map_err(io::Error::other)?;
+        } else {
+            self.vcpus.resume()?;
+        }
         self.steps.done("started");
         let mut events = Vec::with_capacity(16);
         loop {
@@ -235,6 +243,12 @@ impl Machine {
             }
             Request::Pause => self.pause(),
             Request::Resume => self.resume(),
+            Request::Save => {
+                return match self.save(descriptor) {
+                    Ok(()) => Response::Done,
+                    Err(error) => Response::Error { message: chain(&error) },
+                };
+            }
             Request::Kill => {
                 self.ending.because(ExitReason::Killed);
                 Ok(())
@@ -274,6 +288,20 @@ impl Machine {
             self.connections.activity.touch();
         }
         Ok(())
+    }
+
+    /// Writes the paused machine to `file`.
+    fn save(&self, file: Option<OwnedFd>) -> Result<(), SnapshotError> {
+        let wrong = |what| SnapshotError::File { what, source: io::ErrorKind::InvalidInput.into() };
+        let file = file.map(File::from).ok_or_else(|| wrong("no descriptor came for"))?;
+        if !self.paused {
+            return Err(wrong("the machine is not paused, for"));
+        }
+        let (cpus, memory) = self.shape;
+        // The interrupt controllers last: to save a vCPU may change them.
+        let (vcpus, devices) = (self.vcpus.save()?, self.bus.save()?);
+        let state = MachineState { cpus, memory, vm: VmState::save(&self.vm)?, vcpus, devices };
+        snapshot::write(&file, &self.memory, &state)
     }
 
     fn status(&self) -> Status {

@@ -17,8 +17,10 @@ use vmm_sys_util::signal::{Killable as _, register_signal_handler};
 use super::bus::Bus;
 use super::ending::Ending;
 use super::ports::{Ports, Power};
+use crate::arch::x86_64::{ArchError, VcpuState, Vm};
 use crate::exit::ExitReason;
 use crate::jail::KICK_SIGNAL;
+use crate::snapshot::SnapshotError;
 
 /// KVM_SYSTEM_EVENT_SHUTDOWN and _RESET.
 const SYSTEM_EVENT_SHUTDOWN: u32 = 1;
@@ -42,6 +44,8 @@ struct Thread {
 enum Command {
     Pause(Sender<()>),
     Resume,
+    /// Of one that is halted.
+    Save(Sender<Result<VcpuState, ArchError>>),
     Stop,
 }
 
@@ -87,6 +91,7 @@ extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_v
 impl Vcpus {
     /// Starts a paused thread for each vCPU. `prepare` runs first on each: it takes from it what it does not need.
     pub(crate) fn spawn(
+        vm: &Arc<Vm>,
         vcpus: Vec<VcpuFd>,
         bus: &Arc<Bus>,
         ports: &Arc<Ports>,
@@ -103,6 +108,7 @@ impl Vcpus {
             let immediate_exit = SharedFlag(&raw mut vcpu.get_kvm_run().immediate_exit);
             let runner = Runner {
                 index: index as u32,
+                vm: Arc::clone(vm),
                 vcpu,
                 bus: Arc::clone(bus),
                 ports: Arc::clone(ports),
@@ -139,6 +145,18 @@ impl Vcpus {
             count if count == self.threads.len() => Ok(()),
             _ => Err(gone()),
         }
+    }
+
+    /// The states of all vCPUs, which are halted.
+    pub(crate) fn save(&self) -> Result<Vec<VcpuState>, SnapshotError> {
+        let gone = |_| SnapshotError::File { what: "asking the vCPUs for", source: gone() };
+        let saved = |thread: &Thread| {
+            let (done, state) = mpsc::channel();
+            // It waits for a command, so that it need not be kicked.
+            thread.commands.send(Command::Save(done)).map_err(|_| gone(mpsc::RecvError))?;
+            Ok(state.recv().map_err(gone)??)
+        };
+        self.threads.iter().map(saved).collect()
     }
 
     /// Goes on, also for the first time.
@@ -197,6 +215,7 @@ fn gone() -> io::Error {
 /// What a vCPU's thread owns.
 struct Runner {
     index: u32,
+    vm: Arc<Vm>,
     vcpu: VcpuFd,
     bus: Arc<Bus>,
     ports: Arc<Ports>,
@@ -231,6 +250,9 @@ impl Runner {
             match self.commands.recv() {
                 Ok(Command::Pause(done)) => {
                     let _ = done.send(());
+                }
+                Ok(Command::Save(done)) => {
+                    let _ = done.send(VcpuState::save(&self.vm, &self.vcpu));
                 }
                 Ok(Command::Resume) => return self.kicked(),
                 Ok(Command::Stop) | Err(mpsc::RecvError) => return Next::Stop,
@@ -297,7 +319,8 @@ impl Runner {
                     let _ = done.send(());
                     return Next::Wait;
                 }
-                Ok(Command::Resume) => {}
+                // It runs, and is not asked for its state.
+                Ok(Command::Resume | Command::Save(_)) => {}
                 Err(mpsc::TryRecvError::Empty) => return Next::Run,
                 Ok(Command::Stop) | Err(mpsc::TryRecvError::Disconnected) => return Next::Stop,
             }
