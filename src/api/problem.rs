@@ -138,7 +138,10 @@ fn classify(error: &DaemonError) -> (StatusCode, &'static str) {
         DaemonError::Port { source: PortError::Denied { .. }, .. } => (StatusCode::FORBIDDEN, "portDenied"),
         DaemonError::Port { source: PortError::NoAddress(_), .. } => (WRONG, "invalid"),
         DaemonError::NameTaken { .. } => (StatusCode::CONFLICT, "nameTaken"),
-        DaemonError::State { .. } | DaemonError::NoNetwork(_) => (StatusCode::CONFLICT, "wrongState"),
+        DaemonError::State { .. }
+        | DaemonError::Asleep { .. }
+        | DaemonError::NoNetwork(_)
+        | DaemonError::Ephemeral { .. } => (StatusCode::CONFLICT, "wrongState"),
         DaemonError::TooMany(_)
         | DaemonError::TooManyPulls(_)
         | DaemonError::TooManyWatches { .. }
@@ -171,6 +174,7 @@ fn classify(error: &DaemonError) -> (StatusCode, &'static str) {
         DaemonError::Port { .. }
         | DaemonError::Directory(_)
         | DaemonError::Control { .. }
+        | DaemonError::Snapshot { .. }
         | DaemonError::Host { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "failed"),
     }
 }

@@ -326,22 +326,25 @@ pub(super) async fn stats(Target(sandbox): Target) -> Answer<Stats> {
     Ok(success("statistics", sandbox.stats().await?))
 }
 
-/// Not there yet.
+/// Writes the memory of a sandbox to the disk and ends its machine: it takes no memory then. Streams to it end, what runs in it goes
+/// on when it wakes.
 #[utoipa::path(
     post, path = "/sandboxes/{id}/sleep", operation_id = "sleepSandbox", tag = "sandboxes",
-    responses((status = 501))
+    responses((status = 200, description = "The sandbox, which sleeps", body = Envelope<Sandbox>))
 )]
-pub(super) async fn sleep(Target(_): Target) -> Problem {
-    Problem::not_implemented("sleep")
+pub(super) async fn sleep(State(daemon): State<Arc<Daemon>>, Target(sandbox): Target) -> Answer<Sandbox> {
+    daemon.sleep(&sandbox).await?;
+    Ok(success("sandbox sleeps", Sandbox::from(sandbox.view())))
 }
 
-/// Not there yet.
+/// Lets a sandbox go on where it fell asleep.
 #[utoipa::path(
     post, path = "/sandboxes/{id}/wake", operation_id = "wakeSandbox", tag = "sandboxes",
-    responses((status = 501))
+    responses((status = 200, description = "The sandbox, which runs", body = Envelope<Sandbox>))
 )]
-pub(super) async fn wake(Target(_): Target) -> Problem {
-    Problem::not_implemented("wake")
+pub(super) async fn wake(State(daemon): State<Arc<Daemon>>, Target(sandbox): Target) -> Answer<Sandbox> {
+    daemon.wake(&sandbox).await?;
+    Ok(success("sandbox woken", Sandbox::from(sandbox.view())))
 }
 
 #[cfg(test)]

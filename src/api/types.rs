@@ -366,7 +366,7 @@ impl From<View> for Sandbox {
     fn from(View { id, record, state, reason, lost }: View) -> Self {
         let status = match state {
             State::Creating | State::Running => "running",
-            State::Paused | State::Stopped => "snapshotted",
+            State::Paused | State::Sleeping | State::Stopped => "snapshotted",
             State::Failed => "error",
         };
         // What the machine itself says, `GET .../ports` tells.

@@ -1,4 +1,4 @@
-//! `voidrun stop`, `start`, `pause`, `resume`
+//! `voidrun stop`, `start`, `pause`, `resume`, `sleep`, `wake`
 
 use std::time::Duration;
 
@@ -54,6 +54,32 @@ pub(crate) struct ResumeArgs {
     sandboxes: Vec<String>,
 }
 
+/// Write the memory of sandboxes to the disk and end their machines; `wake` goes on from there
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "A sandbox that sleeps takes no memory and no processor, and on the disk what its memory held. What runs in it goes on when it
+wakes, with the right time of day; connections, and commands that somebody waits for, lose their streams. `stop` gives the memory up.
+
+Examples:
+  voidrun sleep dev
+  voidrun wake dev"
+)]
+pub(crate) struct SleepArgs {
+    /// Names, ids, or beginnings of ids
+    #[arg(required = true)]
+    sandboxes: Vec<String>,
+}
+
+/// Let sandboxes go on where they fell asleep
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  voidrun wake dev")]
+pub(crate) struct WakeArgs {
+    /// Names, ids, or beginnings of ids
+    #[arg(required = true)]
+    sandboxes: Vec<String>,
+}
+
 pub(super) fn stop(args: &StopArgs, context: &Context) -> Result<(), CliError> {
     let whole = |time: Duration| time.as_secs() + u64::from(time.subsec_nanos() > 0);
     let stop = Stop { timeout: args.timeout.map(whole) };
@@ -70,6 +96,14 @@ pub(super) fn pause(args: &PauseArgs, context: &Context) -> Result<(), CliError>
 
 pub(super) fn resume(args: &ResumeArgs, context: &Context) -> Result<(), CliError> {
     each(context, &args.sandboxes, "resume", &())
+}
+
+pub(super) fn sleep(args: &SleepArgs, context: &Context) -> Result<(), CliError> {
+    each(context, &args.sandboxes, "sleep", &())
+}
+
+pub(super) fn wake(args: &WakeArgs, context: &Context) -> Result<(), CliError> {
+    each(context, &args.sandboxes, "wake", &())
 }
 
 /// One after the other, up to the first that fails. Prints them as they were called, as docker does; also those before it.

@@ -86,6 +86,8 @@ enum Verb {
     Start(life::StartArgs),
     Pause(life::PauseArgs),
     Resume(life::ResumeArgs),
+    Sleep(life::SleepArgs),
+    Wake(life::WakeArgs),
     Rm(rm::Args),
     Daemon(daemon::Args),
     /// Pull, list and remove images
@@ -192,6 +194,8 @@ fn run(cli: Cli) -> Result<u8, CliError> {
         Verb::Start(args) => life::start(&args, &context),
         Verb::Pause(args) => life::pause(&args, &context),
         Verb::Resume(args) => life::resume(&args, &context),
+        Verb::Sleep(args) => life::sleep(&args, &context),
+        Verb::Wake(args) => life::wake(&args, &context),
         Verb::Rm(args) => rm::run(&args, &context),
         Verb::Daemon(args) => daemon::run(&args, context),
         Verb::Images(verb) => images::run(verb, &context),

@@ -18,7 +18,7 @@ use super::sandbox::Sandbox;
 use super::state::Status;
 use super::{Daemon, ImageWanted, chain, name};
 use crate::config::{Origin, Setting};
-use crate::sandbox::{Access, Command, Job, Kernel, Launch, Port, Record, boot};
+use crate::sandbox::{Access, Begin, Command, Job, Kernel, Launch, Port, Record, boot};
 
 /// What a user wants. What is not given is the configuration's.
 #[derive(Clone, Debug, Default)]
@@ -115,7 +115,7 @@ impl Daemon {
         let (preparing, cmdline) = (Arc::clone(self), new.cmdline.clone());
         let Prepared { sandbox, turn: _turn, lock, kernel } =
             blocking(move || preparing.prepare(new, &image)).await?;
-        let result = self.boot(&sandbox, lock, kernel, &cmdline).await;
+        let result = self.boot(&sandbox, lock, Begin::Kernel(kernel), &cmdline).await;
         if let Err(error) = &result {
             sandbox.tell(Kind::Failed, Some(&chain(error)));
             self.table().remove(&sandbox);
@@ -234,29 +234,41 @@ impl Daemon {
         self: &Arc<Self>,
         sandbox: &Arc<Sandbox>,
         lock: OwnedFd,
-        kernel: Kernel,
+        begin: Begin,
         cmdline: &str,
     ) -> Result<(), DaemonError> {
+        let wakes = matches!(begin, Begin::Snapshot { .. });
         // First: what is taken is told before anything is started.
         let ports = self.listen(sandbox).await?;
         let record = sandbox.record().clone();
         let (store, derivation) = (self.store.clone(), record.image);
         // Only now that the record is written does the store's collection leave the image alone.
         let rootfs = blocking(move || Ok(store.rootfs(&derivation)?)).await?;
-        let launch = Launch { record: &record, rootfs: &rootfs, kernel, cmdline, ports };
+        let launch = Launch { record: &record, rootfs: &rootfs, begin, cmdline, ports };
         let began = Instant::now();
         let launched = boot(&sandbox.directory, lock, launch).await;
-        self.metrics.boot(began.elapsed(), launched.is_ok());
+        if !wakes {
+            self.metrics.boot(began.elapsed(), launched.is_ok());
+        }
         let mut handle = launched.map_err(|source| {
             let (name, image) = (record.name.clone(), record.image_name.clone());
             DaemonError::Launch { name, image, source }
         })?;
         handle.traffic = self.metrics.traffic();
         let handle = Arc::new(handle);
+        if wakes && let Err(error) = sandbox.reseed(&handle).await {
+            sandbox.end_machine(&handle).await?;
+            return Err(error);
+        }
         *sandbox.status() = Status::up(Arc::clone(&handle), false);
-        sandbox.tell(Kind::Started, None);
+        sandbox.tell(if wakes { Kind::Woken } else { Kind::Started }, None);
         tracing::info!(sandbox = sandbox.id(), name = record.name, image = record.image_name, "runs");
         supervise(sandbox, Arc::clone(&handle));
+        if wakes {
+            self.find_job(sandbox, &handle);
+            let directory = Arc::clone(&sandbox.directory);
+            return blocking(move || Ok(directory.clear_snapshots()?)).await;
+        }
         let started = self.start_job(sandbox, &handle).await;
         if started.is_err() {
             sandbox.status().stopping = true;

@@ -6,6 +6,7 @@ use rootfs_builder::pull::PullError;
 use rootfs_builder::reference::NameError;
 use rootfs_builder::store::StoreError;
 use vmm::control::ControlError;
+use vmm::snapshot::SnapshotError;
 
 use super::name::InvalidName;
 use super::state::State;
@@ -56,6 +57,16 @@ pub(crate) enum DaemonError {
         "the sandbox {0} was started without a network, and has no device for one: stop it, change its network, start it"
     )]
     NoNetwork(String),
+    #[error("cannot {action} the sandbox {name}: it is sleeping; `voidrun wake {name}` lets it go on")]
+    Asleep { action: &'static str, name: String },
+    #[error(
+        "cannot {action} the sandbox {name}: it goes with the command that it was made for; `voidrun create` makes one that stays"
+    )]
+    Ephemeral { action: &'static str, name: String },
+    #[error(
+        "cannot {action} the sandbox {name}; `voidrun stop {name}` gives its memory up, and keeps its disk"
+    )]
+    Snapshot { action: &'static str, name: String, source: SnapshotError },
     #[error("there is no terminal {id} in the sandbox {sandbox}, or it has ended")]
     NoTerminal { id: String, sandbox: String },
     #[error("the sandbox {sandbox} has {limit} terminals, which is the limit: end one of them")]

@@ -31,6 +31,10 @@ pub(crate) enum Kind {
     Changed,
     Paused,
     Resumed,
+    /// Its memory is on the disk.
+    Slept,
+    /// It has gone on from there.
+    Woken,
     /// Its machine has ended as it was to: by a user, the guest's own shutdown, or a limit of time.
     Stopped,
     /// Its machine has ended otherwise, or could not be started.

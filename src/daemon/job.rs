@@ -14,6 +14,7 @@ use super::error::DaemonError;
 use super::life::GRACE;
 use super::log::{Reader, Stream, Writer};
 use super::sandbox::Sandbox;
+use super::state::State;
 use super::{Daemon, chain};
 use crate::sandbox::{Event, Handle};
 
@@ -71,7 +72,10 @@ impl Daemon {
                     () = tokio::time::sleep(PAUSE) => {}
                 }
             };
-            daemon.job_ended(&sandbox, exit).await;
+            // One that sleeps goes on with it.
+            if exit.is_some() || sandbox.state() != State::Sleeping {
+                daemon.job_ended(&sandbox, exit).await;
+            }
         });
     }
 

@@ -17,7 +17,7 @@ use super::events::Kind;
 use super::sandbox::Sandbox;
 use super::state::{State, Status};
 use super::{Daemon, chain, name};
-use crate::sandbox::{Access, Claim, Directory, Ending, Handle, Kernel};
+use crate::sandbox::{Access, Begin, Claim, Directory, Ending, Handle, Kernel};
 
 /// Between SIGTERM and SIGKILL to the processes of a sandbox that is stopped.
 pub(crate) const GRACE: Duration = Duration::from_secs(2);
@@ -73,6 +73,9 @@ impl Sandbox {
     /// `grace` to end.
     async fn stop(self: &Arc<Self>, grace: Duration) -> Result<(), DaemonError> {
         let _turn = self.turn.lock().await;
+        if self.state() == State::Sleeping {
+            return self.forget_memory().await;
+        }
         let handle = self.to_end().await?.ok_or_else(|| self.wrong_state("stop"))?;
         let paused = self.state() == State::Paused;
         self.status().stopping = true;
@@ -107,6 +110,8 @@ impl Sandbox {
     async fn resume(&self) -> Result<(), DaemonError> {
         let _turn = self.turn.lock().await;
         let handle = self.machine("resume", &[State::Paused])?;
+        // What is left of one that could not be put to sleep is not what it will be.
+        self.directory.clear_snapshots()?;
         self.control("resume", &handle, Client::resume).await?;
         self.is_now(&handle, State::Running, Kind::Resumed);
         Ok(())
@@ -168,7 +173,7 @@ impl Sandbox {
     }
 
     /// The lock of a sandbox that nobody runs.
-    async fn claim(&self) -> Result<OwnedFd, DaemonError> {
+    pub(super) async fn claim(&self) -> Result<OwnedFd, DaemonError> {
         let end = tokio::time::Instant::now() + UNLOCK;
         loop {
             match self.directory.claim()? {
@@ -253,17 +258,22 @@ impl Daemon {
     }
 
     async fn start_now(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Result<(), DaemonError> {
-        // The sandbox counts already.
+        self.admitted(sandbox)?;
+        let (config, store) = (self.config.kernel.clone(), self.store.clone());
+        let lock = sandbox.claim().await?;
+        let kernel = blocking(move || Ok(Kernel::find(&config, store.root())?)).await?;
+        self.boot(sandbox, lock, Begin::Kernel(kernel), "").await
+    }
+
+    /// Whether there is memory for a sandbox, which counts already.
+    pub(super) fn admitted(&self, sandbox: &Sandbox) -> Result<(), DaemonError> {
         let used = self.table().memory_mib();
         let limit = self.config.max_memory.value.0 >> 20;
         if used > limit {
             let wanted = u64::from(u32::from(sandbox.record().memory_mib));
             return Err(DaemonError::TooMuchMemory { used: used - wanted, wanted, limit });
         }
-        let (config, store) = (self.config.kernel.clone(), self.store.clone());
-        let lock = sandbox.claim().await?;
-        let kernel = blocking(move || Ok(Kernel::find(&config, store.root())?)).await?;
-        self.boot(sandbox, lock, kernel, "").await
+        Ok(())
     }
 
     /// Makes of a sandbox what `changes` say.

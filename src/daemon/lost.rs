@@ -11,15 +11,16 @@ use super::events::Kind;
 use super::life::supervise;
 use super::metrics::Metrics;
 use super::sandbox::Sandbox;
+use super::sleep;
 use super::state::{State, Status};
-use crate::sandbox::{AdoptError, Found, Handle, adopt};
+use crate::sandbox::{AdoptError, Directory, Found, Handle, adopt};
 
 /// Between two attempts: twice as long after each.
 const FIRST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(30);
 
-/// What has become of a sandbox's machine.
-pub(super) fn found(found: Result<Found, AdoptError>, metrics: &Metrics) -> Status {
+/// What has become of a sandbox's machine. Blocks.
+pub(super) fn found(found: Result<Found, AdoptError>, directory: &Directory, metrics: &Metrics) -> Status {
     let counted = |mut handle: Handle| {
         handle.traffic = metrics.traffic();
         Arc::new(handle)
@@ -30,8 +31,12 @@ pub(super) fn found(found: Result<Found, AdoptError>, metrics: &Metrics) -> Stat
             let reason = "its guest is still coming up".to_owned();
             Status { state: State::Creating, ..Status::lost(Some(counted(handle)), reason) }
         }
-        Ok(Found::Running { handle, paused, .. }) => Status::up(counted(handle), paused),
+        Ok(Found::Running { handle, paused, .. }) => {
+            let paused = paused && !sleep::goes_on(directory, &handle);
+            Status::up(counted(handle), paused)
+        }
         Ok(Found::Deaf { handle, error }) => Status::lost(Some(counted(handle)), chain(&error)),
+        Ok(Found::Ended(_)) if sleep::is_asleep(directory) => Status::sleeping(),
         // Whether it was to end is not known any more; how it did is.
         Ok(Found::Ended(ending)) => Status::ended(&ending, false),
         Err(error) => Status::lost(None, chain(&error)),
@@ -64,7 +69,9 @@ impl Sandbox {
             return;
         }
         let (directory, metrics) = (Arc::clone(&self.directory), Arc::clone(&self.metrics));
-        let Ok(new) = blocking(move || Ok(found(adopt(&directory, Duration::ZERO), &metrics))).await else {
+        let Ok(new) =
+            blocking(move || Ok(found(adopt(&directory, Duration::ZERO), &directory, &metrics))).await
+        else {
             return;
         };
         let mut status = self.status();
@@ -81,6 +88,7 @@ impl Sandbox {
                 self.find_ports();
                 self.find_network();
             }
+            None if status.state == State::Sleeping => self.tell(Kind::Slept, None),
             None => self.tell_end(status.state, status.reason.as_deref()),
         }
         drop(status);

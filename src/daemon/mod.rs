@@ -25,6 +25,7 @@ mod network;
 mod ports;
 mod sandbox;
 mod serve;
+mod sleep;
 mod state;
 mod stream;
 mod table;
@@ -191,7 +192,7 @@ impl Daemon {
         if let Err(error) = directory.clear_new_record() {
             tracing::warn!(sandbox = %directory.id(), error = %chain(&error), "what is left of a record stays");
         }
-        let (status, removed) = (lost::found(found, &self.metrics), record.removed);
+        let (status, removed) = (lost::found(found, &directory, &self.metrics), record.removed);
         let (handle, is_lost) = (status.handle.clone(), status.lost);
         tracing::info!(sandbox = %directory.id(), state = %status.state, "found");
         let sandbox =

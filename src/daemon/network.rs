@@ -59,6 +59,9 @@ impl Sandbox {
     /// Has the machine, if there is one, hold to this from now on.
     pub(super) async fn enforce(&self, Access { policy, limits }: Access) -> Result<(), DaemonError> {
         let action = "change the network of";
+        if self.state() == State::Sleeping {
+            return self.can_have(policy.mode()).await;
+        }
         let Some(handle) = self.machine_to_tell(action)? else { return Ok(()) };
         let wanted = policy.mode() != Mode::None;
         let done = self.control(action, &handle, move |client| {

@@ -153,7 +153,7 @@ impl Sandbox {
             return Err(self.wrong_state(action));
         }
         match self.state() {
-            State::Stopped | State::Failed => self.is_not_lost().map(|()| None),
+            State::Stopped | State::Failed | State::Sleeping => self.is_not_lost().map(|()| None),
             _ => self.machine(action, &UP).map(Some),
         }
     }

@@ -103,7 +103,11 @@ impl Sandbox {
 
     pub(super) fn wrong_state(&self, action: &'static str) -> DaemonError {
         let (name, state) = (self.name(), self.state());
-        DaemonError::State { action, name, state }
+        if state == State::Sleeping {
+            DaemonError::Asleep { action, name }
+        } else {
+            DaemonError::State { action, name, state }
+        }
     }
 
     /// The machine, if the state is one of `states`.
@@ -201,7 +205,7 @@ impl Sandbox {
         self.explain(RUN, handle.as_deref(), error).await
     }
 
-    async fn answered<T>(
+    pub(super) async fn answered<T>(
         &self,
         action: &'static str,
         handle: &Handle,

@@ -18,6 +18,8 @@ pub(crate) enum State {
     Running,
     /// Its machine stands still, its memory is kept.
     Paused,
+    /// Its memory is on the disk, and it has no machine.
+    Sleeping,
     /// It has no machine; its disk is kept.
     Stopped,
     /// Its machine has ended by itself or could not be started.
@@ -40,8 +42,8 @@ pub(super) struct Status {
 
 impl State {
     /// All there are.
-    pub(super) const ALL: [Self; 5] =
-        [Self::Creating, Self::Running, Self::Paused, Self::Stopped, Self::Failed];
+    pub(super) const ALL: [Self; 6] =
+        [Self::Creating, Self::Running, Self::Paused, Self::Sleeping, Self::Stopped, Self::Failed];
 
     /// Whether a machine takes memory.
     pub(crate) fn is_up(self) -> bool {
@@ -53,6 +55,7 @@ impl State {
             Self::Creating => "creating",
             Self::Running => "running",
             Self::Paused => "paused",
+            Self::Sleeping => "sleeping",
             Self::Stopped => "stopped",
             Self::Failed => "failed",
         }
@@ -73,6 +76,14 @@ impl Status {
     pub(super) fn up(handle: Arc<Handle>, paused: bool) -> Self {
         let state = if paused { State::Paused } else { State::Running };
         Self { state, handle: Some(handle), reason: None, stopping: false, lost: false }
+    }
+
+    pub(super) fn sleeping() -> Self {
+        Self { state: State::Sleeping, ..Self::creating() }
+    }
+
+    pub(super) fn stopped() -> Self {
+        Self { state: State::Stopped, reason: Some("it was stopped".to_owned()), ..Self::creating() }
     }
 
     /// After the end of a machine; `stopping`: a user has asked for it.

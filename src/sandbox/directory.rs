@@ -4,6 +4,7 @@
 //! sandboxes/<id>/lock          held (flock) by the process of the machine for as long as it lives
 //!                spec.json     what the sandbox was made of, see [`super::record`]
 //!                disk.diff     what the guest has written to its disk
+//!                snapshot      its machine while it sleeps, see [`vmm::snapshot`]
 //!                exit.json     why the machine has ended; empty until then, and if it was killed
 //!                vmm.log       what the process of the machine has said
 //!                control.sock  see [`vmm::control`]
@@ -34,6 +35,9 @@ const SPEC: &str = "spec.json";
 const DISK: &str = "disk.diff";
 /// A record on its way; what is left of one that was cut off is of no use.
 const NEW_SPEC: &str = "spec.json.new";
+const SNAPSHOT: &str = "snapshot";
+/// One that is being written.
+const NEW_SNAPSHOT: &str = "snapshot.new";
 /// More bytes than an exit.json has: a reason, and 8 KiB of the console.
 const EXIT_ROOM: u64 = 16 << 10;
 /// A longer record is none, in bytes.
@@ -246,6 +250,39 @@ impl Directory {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).mode(0o600);
         options.open(&path).map_err(DirectoryError::new("open", &path))
+    }
+
+    /// The machine of a sandbox that sleeps, to read and to be marked.
+    pub(crate) fn snapshot(&self) -> Result<File, DirectoryError> {
+        let path = self.path(SNAPSHOT);
+        File::options().read(true).write(true).open(&path).map_err(DirectoryError::new("open", &path))
+    }
+
+    /// An empty file for it.
+    pub(crate) fn new_snapshot(&self) -> Result<File, DirectoryError> {
+        self.clear_snapshots()?;
+        self.create_file(NEW_SNAPSHOT)
+    }
+
+    /// The file has all of the machine, on the disk: from now on the sandbox sleeps, with what its disk has at this moment.
+    pub(crate) fn keep_snapshot(&self) -> Result<(), DirectoryError> {
+        let keep = || {
+            self.disk().map_err(io::Error::other)?.sync_data()?;
+            std::fs::rename(self.path(NEW_SNAPSHOT), self.path(SNAPSHOT))?;
+            File::open(&self.path)?.sync_all()
+        };
+        keep().map_err(DirectoryError::new("write", &self.path(SNAPSHOT)))
+    }
+
+    /// Whether there is one, or part of one.
+    pub(crate) fn has_snapshot(&self) -> bool {
+        [SNAPSHOT, NEW_SNAPSHOT].iter().any(|name| self.path(name).exists())
+    }
+
+    /// Removes it, and what is left of one.
+    pub(crate) fn clear_snapshots(&self) -> Result<(), DirectoryError> {
+        self.clear(SNAPSHOT)?;
+        self.clear(NEW_SNAPSHOT)
     }
 
     /// Whether it ever had a machine: each begins with marking the disk as its own.

@@ -76,7 +76,12 @@ impl Handle {
 
     /// A connection to the process of the machine. Blocks.
     pub(crate) fn control(&self) -> Result<Client, ControlError> {
-        Client::new(StdUnixStream::connect(self.directory.socket(CONTROL))?, CONTROL_TIMEOUT)
+        self.control_within(CONTROL_TIMEOUT)
+    }
+
+    /// The same, where an answer may take this long.
+    pub(crate) fn control_within(&self, timeout: Duration) -> Result<Client, ControlError> {
+        Client::new(StdUnixStream::connect(self.directory.socket(CONTROL))?, timeout)
     }
 
     /// Returns when the machine has ended, and why it has.

@@ -55,12 +55,24 @@ pub(crate) struct Launch<'a> {
     pub(crate) record: &'a Record,
     /// Its root file system; nothing is written to it.
     pub(crate) rootfs: &'a File,
-    /// What it boots.
-    pub(crate) kernel: Kernel,
+    pub(crate) begin: Begin,
     /// What the kernel is told beside what it always is, behind that.
     pub(crate) cmdline: &'a str,
     /// The listeners of its ports.
     pub(crate) ports: Vec<Listener>,
+}
+
+/// What a machine begins with.
+#[derive(Debug)]
+pub(crate) enum Begin {
+    /// A kernel, which boots.
+    Kernel(Kernel),
+    /// What the last machine of the sandbox was when it fell asleep.
+    Snapshot {
+        file: File,
+        /// Whether it has a network device.
+        network: bool,
+    },
 }
 
 /// A machine that has not come up. Nothing of it runs.
@@ -148,8 +160,19 @@ fn start(
         ca_certificates: record.ca_certificates.as_deref().map(str::to_owned),
         ..Config::default()
     };
-    let network = network::of(record.access(), &record.hosts, &mut config);
-    let initramfs = in_memory("initramfs", &agent::initramfs(&config))?;
+    let mut inherits = Descriptors::default();
+    let (network, [kernel, initramfs, snapshot]) = match launch.begin {
+        Begin::Kernel(kernel) => {
+            directory.clear_snapshots()?;
+            let network = network::of(record.access(), &record.hosts, &mut config);
+            let initramfs = in_memory("initramfs", &agent::initramfs(&config))?;
+            (network, [Some(inherits.add(kernel.file)), Some(inherits.add(initramfs)), None])
+        }
+        Begin::Snapshot { file, network } => {
+            let network = network.then(|| network::engine(record.access(), &record.hosts));
+            (network, [None, None, Some(inherits.add(file))])
+        }
+    };
     // A sandbox that is kept outlives us.
     let owner = if record.ephemeral { Some(StdUnixStream::pair()) } else { None };
     let (owner, its_owner) = owner.transpose().map_err(host("make a pair of sockets"))?.unzip();
@@ -160,11 +183,11 @@ fn start(
     for name in [CONTROL, VSOCK, EXIT, LOG] {
         directory.clear(name)?;
     }
-    let mut inherits = Descriptors::default();
     let fds = Fds {
         kvm: inherits.add(kvm),
-        kernel: inherits.add(launch.kernel.file),
-        initramfs: Some(inherits.add(initramfs)),
+        kernel,
+        snapshot,
+        initramfs,
         disk: Some(DiskFds { base: inherits.add(base), diff: inherits.add(directory.disk()?) }),
         lock: Some(inherits.add(lock)),
         control: inherits.add(directory.listen(CONTROL)?),

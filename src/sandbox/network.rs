@@ -47,26 +47,30 @@ pub(super) fn of(
         config.hosts.clone_from(hosts);
         return None;
     }
-    // Those that cannot be read now are told later, when they can.
-    let resolv = Resolv::of_host().unwrap_or_default();
-    let ipv6 = host_has_ipv6();
+    let engine = engine(Access { policy, limits }, hosts);
     let network6 = Network6Config { address: GUEST6, prefix: PREFIX6, gateway: GATEWAY6 };
     config.network = Some(NetworkConfig {
         address: GUEST,
         prefix: PREFIX,
         gateway: GATEWAY,
-        ipv6: ipv6.then_some(network6),
+        ipv6: engine.ipv6.then_some(network6),
         mtu: MTU,
     });
     config.nameservers = vec![GATEWAY.to_string()];
-    config.search = resolv.search;
-    Some(engine::Config {
+    config.search = Resolv::of_host().unwrap_or_default().search;
+    Some(engine)
+}
+
+/// What the machine is told of the network that it has.
+pub(super) fn engine(Access { policy, limits }: Access, hosts: &BTreeMap<String, IpAddr>) -> engine::Config {
+    engine::Config {
         policy,
-        resolvers: resolv.servers,
+        // Those that cannot be read now are told later, when they can.
+        resolvers: resolvers().unwrap_or_default(),
         hosts: hosts.clone().into_iter().chain([(HOST.to_owned(), GATEWAY.into())]).collect(),
-        ipv6,
+        ipv6: host_has_ipv6(),
         limits,
-    })
+    }
 }
 
 /// The host's name servers, at this moment.

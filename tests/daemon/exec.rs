@@ -47,7 +47,6 @@ fn in_one_answer() {
         let refused = daemon.refuses(422, "POST", EXEC, body);
         assert!(refused.contains(words), "{refused}");
     }
-    daemon.refuses(501, "POST", "/v1/sandboxes/dev/sleep", Value::Null);
     daemon.cli(&["rm", "-f", "dev"]).ends(0, &[]);
     daemon.is_clean();
 }

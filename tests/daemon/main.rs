@@ -29,6 +29,7 @@ mod readme_lines;
 mod release;
 mod reset;
 mod short;
+mod sleep;
 #[path = "../support/mod.rs"]
 mod support;
 mod terminal;

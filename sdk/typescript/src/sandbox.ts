@@ -192,6 +192,14 @@ export class Sandbox {
   resume(options: CallOptions = {}): Promise<void> {
     return this.#turn("resume", options);
   }
+  /** Writes the memory to the disk and ends the machine; streams to it end. */
+  sleep(options: CallOptions = {}): Promise<void> {
+    return this.#turn("sleep", options);
+  }
+  /** Goes on where it fell asleep. */
+  wake(options: CallOptions = {}): Promise<void> {
+    return this.#turn("wake", options);
+  }
 
   /** Changes what it may reach, at once; a list that is given replaces the one before. */
   async setNetwork(network: Network, { signal }: CallOptions = {}): Promise<void> {

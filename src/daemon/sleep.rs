@@ -1,0 +1,191 @@
+//! Sandboxes that sleep: the memory of their machines is on disk, and takes none of this machine's.
+//!
+//! ```text
+//!   snapshot.new   is being written by the machine, which stands still
+//!   snapshot       is whole; its machine ends, or has ended
+//!   snapshot, marked as used: a machine has gone on from it, and it is of no use any more
+//! ```
+//!
+//! A machine that runs beside such a file has not ended, or was killed between two of these steps: it goes on, and the file goes.
+
+use std::fs::File;
+use std::os::fd::AsFd as _;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use net::policy::Mode;
+use vmm::control::Client;
+use vmm::snapshot;
+
+use super::create::blocking;
+use super::error::DaemonError;
+use super::events::Kind;
+use super::sandbox::Sandbox;
+use super::state::{State, Status};
+use super::{Daemon, chain};
+use crate::sandbox::{Begin, Directory, Handle};
+
+/// A machine has to be on the disk within this time: of 64 GiB at 110 MB/s.
+const SAVING: Duration = Duration::from_mins(10);
+/// Of the host, for the guest's random numbers.
+const ENTROPY: usize = 64;
+
+const SLEEP: &str = "put to sleep";
+const WAKE: &str = "wake";
+
+impl Daemon {
+    /// Writes the memory of a sandbox to the disk and ends its machine.
+    pub(crate) async fn sleep(&self, sandbox: &Arc<Sandbox>) -> Result<(), DaemonError> {
+        let sandbox = Arc::clone(sandbox);
+        self.to_its_end(async move { sandbox.sleep().await }).await
+    }
+
+    /// Goes on where a sandbox fell asleep. After an error it sleeps on, if that is still possible.
+    pub(crate) async fn wake(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Result<(), DaemonError> {
+        let (daemon, sandbox) = (Arc::clone(self), Arc::clone(sandbox));
+        self.to_its_end(async move {
+            let _turn = sandbox.turn.lock().await;
+            if sandbox.record().removed || sandbox.state() != State::Sleeping {
+                return Err(sandbox.wrong_state(WAKE));
+            }
+            // From now on its memory counts.
+            *sandbox.status() = Status::creating();
+            let result = daemon.wake_now(&sandbox).await;
+            let directory = Arc::clone(&sandbox.directory);
+            let left = blocking(move || Ok(is_asleep(&directory))).await?;
+            match &result {
+                Ok(()) => {}
+                Err(_) if left => *sandbox.status() = Status::sleeping(),
+                Err(error) => {
+                    let reason = chain(error);
+                    *sandbox.status() = Status::failed(reason.clone());
+                    sandbox.tell(Kind::Failed, Some(&reason));
+                }
+            }
+            result
+        })
+        .await
+    }
+
+    async fn wake_now(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Result<(), DaemonError> {
+        self.admitted(sandbox)?;
+        let lock = sandbox.claim().await?;
+        let (directory, name) = (Arc::clone(&sandbox.directory), sandbox.name());
+        let begin = blocking(move || {
+            let file = directory.snapshot()?;
+            let failed = |source| DaemonError::Snapshot { action: WAKE, name, source };
+            let checked =
+                snapshot::inspect(&file).and_then(|summary| snapshot::verify(&file).map(|()| summary));
+            Ok(Begin::Snapshot { network: checked.map_err(failed)?.network, file })
+        });
+        self.boot(sandbox, lock, begin.await?, "").await
+    }
+}
+
+impl Sandbox {
+    async fn sleep(self: &Arc<Self>) -> Result<(), DaemonError> {
+        let _turn = self.turn.lock().await;
+        if self.record().ephemeral {
+            return Err(DaemonError::Ephemeral { action: SLEEP, name: self.name() });
+        }
+        let handle = self.machine(SLEEP, &[State::Running, State::Paused])?;
+        let paused = self.state() == State::Paused;
+        self.control(SLEEP, &handle, Client::pause).await?;
+        if let Err(error) = self.save(&handle).await {
+            if !paused {
+                self.control("resume", &handle, Client::resume).await?;
+            }
+            return Err(error);
+        }
+        // Before its end, which is not to be taken for one by itself.
+        self.status().state = State::Sleeping;
+        let ended = self.end_machine(&handle).await;
+        *self.status() = Status::sleeping();
+        self.output.send_replace(());
+        self.tell(Kind::Slept, None);
+        ended
+    }
+
+    /// Writes the paused machine to the disk, and the disk's own writes with it.
+    async fn save(self: &Arc<Self>, handle: &Arc<Handle>) -> Result<(), DaemonError> {
+        let (directory, handle, name) = (Arc::clone(&self.directory), Arc::clone(handle), self.name());
+        blocking(move || {
+            let file = directory.new_snapshot()?;
+            let saved = handle.control_within(SAVING).and_then(|mut client| client.save(file.as_fd()));
+            let kept = match saved {
+                Ok(()) => directory.keep_snapshot().map_err(DaemonError::from),
+                Err(source) => Err(DaemonError::Control { action: SLEEP, name, source }),
+            };
+            if kept.is_err() {
+                // What stays all the same is of no use, and goes when the sandbox is started or sleeps.
+                let _ = directory.clear_snapshots();
+            }
+            kept
+        })
+        .await
+    }
+
+    /// After a restore: the guest gets the time of day and random numbers of its own.
+    pub(super) async fn reseed(&self, handle: &Handle) -> Result<(), DaemonError> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let mut entropy = vec![0; ENTROPY];
+        rustix::rand::getrandom(&mut entropy, rustix::rand::GetRandomFlags::empty())
+            .map_err(|e| self.host(WAKE, e.into()))?;
+        let request = protocol::Request::Reseed { wall_time_ns: now.as_nanos() as u64, entropy };
+        self.answered(WAKE, handle, handle.ask(&request)).await
+    }
+
+    /// Stops one that sleeps: its memory goes.
+    pub(super) async fn forget_memory(&self) -> Result<(), DaemonError> {
+        let directory = Arc::clone(&self.directory);
+        blocking(move || Ok(directory.clear_snapshots()?)).await?;
+        *self.status() = Status::stopped();
+        self.tell(Kind::Stopped, None);
+        Ok(())
+    }
+
+    /// Whether one that sleeps can have this network when it wakes: its machine has a device for one, or not.
+    pub(super) async fn can_have(&self, mode: Mode) -> Result<(), DaemonError> {
+        if mode == Mode::None {
+            return Ok(());
+        }
+        let (directory, name) = (Arc::clone(&self.directory), self.name());
+        blocking(move || match snapshot::inspect(&directory.snapshot()?) {
+            Ok(summary) if summary.network => Ok(()),
+            Ok(_) => Err(DaemonError::NoNetwork(name)),
+            Err(source) => Err(DaemonError::Snapshot { action: "change the network of", name, source }),
+        })
+        .await
+    }
+}
+
+/// Whether a machine that is found again and stands still goes on: one that was being put to sleep, or had just been woken, when the
+/// last daemon ended. Blocks.
+pub(super) fn goes_on(directory: &Directory, handle: &Handle) -> bool {
+    if !directory.has_snapshot() {
+        return false;
+    }
+    // The file first: beside a machine that runs it must not be taken for what that was.
+    let cleared = directory.clear_snapshots().map_err(|error| chain(&error));
+    let resumed = cleared.and_then(|()| {
+        handle.control().and_then(|mut client| client.resume()).map_err(|error| chain(&error))
+    });
+    if let Err(error) = &resumed {
+        tracing::warn!(sandbox = %directory.id(), error, "was being put to sleep, and stands still");
+    }
+    resumed.is_ok()
+}
+
+/// Whether a sandbox without a machine can be woken: what a machine has gone on from is removed. Blocks.
+pub(super) fn is_asleep(directory: &Directory) -> bool {
+    let usable = |file: File| match snapshot::inspect(&file) {
+        Ok(summary) => !summary.used,
+        // Whoever wakes it is told what is wrong.
+        Err(_) => true,
+    };
+    let asleep = directory.snapshot().is_ok_and(usable);
+    if !asleep && let Err(error) = directory.clear_snapshots() {
+        tracing::warn!(sandbox = %directory.id(), error = %chain(&error), "what is left of its memory stays");
+    }
+    asleep
+}

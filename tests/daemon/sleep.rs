@@ -1,0 +1,225 @@
+//! Sandboxes whose machine is on the disk: what of it is as it was, and what a daemon finds that was killed in the middle.
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::thread;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde_json::{Value, json};
+
+use crate::guests::count;
+use crate::{Daemon, until};
+
+/// Counts in memory, for ever; a file shows how far it is.
+const COUNTER: &str =
+    "i=0; while :; do i=$((i + 1)); echo $i > /run/count.new; mv /run/count.new /run/count; sleep 0.02; done";
+
+impl Daemon {
+    /// A command in the background; its pid.
+    fn background(&self, sandbox: &str, line: &str) -> u64 {
+        let path = format!("/v1/sandboxes/{sandbox}/commands/run");
+        self.data("POST", &path, json!({ "command": line }))["pid"].as_u64().unwrap()
+    }
+
+    fn counted(&self, sandbox: &str) -> u64 {
+        self.cli(&["exec", sandbox, "cat", "/run/count"]).text().trim_end().parse().unwrap()
+    }
+}
+
+fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64()
+}
+
+#[test]
+fn what_runs_goes_on_where_it_was() {
+    let daemon = Daemon::new();
+    let create = json!({
+        "image": "code", "name": "dev", "mem": 512, "cpu": 2, "ports": [{ "port": 8000 }],
+        "network": { "mode": "public", "deny": ["udp:*"] },
+    });
+    let port = daemon.data("POST", "/v1/sandboxes", create)["ports"][0]["hostPort"].as_u64().unwrap();
+    let counter = daemon.background("dev", COUNTER);
+    let server = "import http.server\n\
+                  class H(http.server.BaseHTTPRequestHandler):\n    \
+                      hits = 0\n    \
+                      def do_GET(self):\n        \
+                          H.hits += 1\n        \
+                          self.send_response(200)\n        \
+                          self.end_headers()\n        \
+                          self.wfile.write(b'%d' % H.hits)\n    \
+                      def log_message(self, *_): pass\n\
+                  http.server.HTTPServer(('127.0.0.1', 8000), H).serve_forever()\n";
+    daemon.background("dev", &format!("python3 - <<'END'\n{server}END\n"));
+    let writer = "import sqlite3\n\
+                  db = sqlite3.connect('/root/db')\n\
+                  db.execute('create table t (n integer)')\n\
+                  n = 0\n\
+                  while True:\n    \
+                      with db: db.executemany('insert into t values (?)', [(n + i,) for i in range(50)])\n    \
+                      n += 50\n    \
+                      open('/run/rows', 'w').write(str(n))\n";
+    daemon.background("dev", &format!("python3 - <<'END'\n{writer}END\n"));
+    let hits = || {
+        let mut stream = TcpStream::connect(("127.0.0.1", port as u16)).ok()?;
+        stream.write_all(b"GET / HTTP/1.0\r\n\r\n").ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        answer.rsplit("\r\n").next()?.parse::<u64>().ok()
+    };
+    until(|| hits().is_some());
+    until(|| daemon.cli(&["exec", "dev", "test", "-s", "/run/rows"]).code == Some(0));
+    // Somebody's stream ends, and what it was of goes on.
+    let waits = daemon.store.command(&["exec", "dev", "sleep", "1000"]).spawn().unwrap();
+    until(|| daemon.running("dev") == 4);
+
+    let (before, asleep) = (daemon.counted("dev"), now());
+    let served = hits().unwrap();
+    daemon.cli(&["sleep", "dev"]).prints("dev\n");
+    assert!(daemon.store.machines().is_empty());
+    let ran = crate::Ran::from(waits.wait_with_output().unwrap());
+    assert_ne!(ran.code, Some(0), "{ran:?}");
+    let sandbox = daemon.data("GET", "/v1/sandboxes/dev", Value::Null);
+    assert_eq!((&sandbox["state"], &sandbox["status"]), (&json!("sleeping"), &json!("snapshotted")));
+    daemon.cli(&["exec", "dev", "true"]).ends(125, &["it is sleeping; `voidrun wake dev`"]);
+    daemon.cli(&["sleep", "dev"]).ends(1, &["sleeping"]);
+    daemon.cli(&["start", "dev"]).ends(1, &["sleeping"]);
+    // Only what was touched is on the disk.
+    let saved = daemon.store.sandboxes()[0].join("snapshot").metadata().unwrap();
+    let (length, blocks) = (saved.len() >> 20, saved.blocks() * 512 >> 20);
+    eprintln!("512 MiB: a snapshot of {blocks} MiB");
+    assert!((514..520).contains(&length) && blocks < 300, "{length} MiB, {blocks} of them on the disk");
+
+    // Another daemon knows of it, and time goes by.
+    let daemon = daemon.kill();
+    assert_eq!(daemon.state("dev"), "sleeping");
+    thread::sleep(Duration::from_secs(3));
+    daemon.cli(&["wake", "dev"]).prints("dev\n");
+    assert_eq!(daemon.state("dev"), "running");
+    let clock: f64 = daemon.cli(&["exec", "dev", "date", "+%s.%N"]).text().trim_end().parse().unwrap();
+    assert!((now() - clock).abs() < 5.0 && clock > asleep + 3.0, "{clock} at {}", now());
+    let after = daemon.counted("dev");
+    assert!(after >= before, "{before}, {after}");
+    until(|| daemon.counted("dev") > after);
+    assert_eq!(hits(), Some(served + 1));
+    assert_eq!(daemon.running("dev"), 4);
+    let kill = daemon.ask("POST", "/v1/sandboxes/dev/commands/kill", json!({ "pid": counter })).1;
+    assert_eq!(kill["success"], true, "{kill}");
+    // The policy is what it was, and the database whole.
+    assert_eq!(daemon.cli(&["network", "dev"]).text(), "public\ndeny udp:*\n");
+    let check = "import sqlite3\n\
+                 db = sqlite3.connect('/root/db', timeout=60)\n\
+                 n, distinct, top = db.execute('select count(*), count(distinct n), max(n) from t').fetchone()\n\
+                 print(db.execute('pragma integrity_check').fetchone()[0], n == distinct == top + 1)\n";
+    daemon.cli(&["exec", "dev", "python3", "-c", check]).prints("ok True\n");
+    assert!(!daemon.store.sandboxes()[0].join("snapshot").exists());
+
+    // From a pause, and to nothing.
+    daemon.cli(&["pause", "dev"]).ends(0, &[]);
+    daemon.cli(&["sleep", "dev"]).ends(0, &[]);
+    daemon.cli(&["rm", "dev"]).ends(0, &[]);
+    daemon.is_clean();
+}
+
+#[test]
+fn a_job_goes_on_with_its_log() {
+    let daemon = Daemon::new();
+    let script = "i=0; while [ ! -e /end ]; do i=$((i + 1)); echo $i; sleep 0.1; done; exit 7";
+    let run = ["run", "-d", "--name", "job", "--memory", "256m", "debian", "sh", "-c", script];
+    daemon.cli(&run).ends(0, &[]);
+    let lines = || daemon.cli(&["logs", "job"]).text().lines().count();
+    until(|| lines() > 5);
+    daemon.cli(&["sleep", "job"]).ends(0, &[]);
+    let asleep = lines();
+    daemon.cli(&["wake", "job"]).ends(0, &[]);
+    until(|| lines() > asleep + 5);
+    daemon.cli(&["exec", "job", "touch", "/end"]).prints("");
+    until(|| daemon.state("job") == "stopped");
+    let log = daemon.cli(&["logs", "job"]).text();
+    // None is missing, and none is there twice.
+    let numbers: Vec<usize> = log.lines().map(|line| line.parse().unwrap()).collect();
+    assert_eq!(numbers, (1..=numbers.len()).collect::<Vec<_>>());
+    daemon.cli(&["rm", "job"]).ends(0, &[]);
+    daemon.is_clean();
+}
+
+#[test]
+fn what_cannot_be_woken_can_be_started() {
+    let daemon = Daemon::new();
+    daemon.create("dev");
+    daemon.cli(&["exec", "dev", "sh", "-c", "echo kept > /root/file; sync"]).prints("");
+    // A network that it has no device for is refused before, not when it wakes.
+    let none = json!({ "image": "debian", "mem": 256, "name": "none", "network": { "mode": "none" } });
+    daemon.data("POST", "/v1/sandboxes", none);
+    daemon.cli(&["sleep", "none"]).ends(0, &[]);
+    daemon.cli(&["network", "none", "--network", "public"]).ends(1, &["no device for one"]);
+    daemon.cli(&["wake", "none"]).ends(0, &[]);
+    daemon.cli(&["exec", "none", "true"]).prints("");
+    daemon.cli(&["rm", "-f", "none"]).ends(0, &[]);
+
+    daemon.cli(&["sleep", "dev"]).ends(0, &[]);
+    let path = daemon.store.sandboxes()[0].join("snapshot");
+    let file = std::fs::File::options().read(true).write(true).open(&path).unwrap();
+    // A bit of its RAM: the first page that is not zero.
+    let at = (0..).map(|page| (2 << 20) + page * 4096).find(|at| {
+        let mut page = [0; 4096];
+        file.read_exact_at(&mut page, *at).unwrap();
+        page != [0; 4096]
+    });
+    let (at, mut byte) = (at.unwrap(), [0]);
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], at).unwrap();
+    daemon.cli(&["wake", "dev"]).ends(1, &["the checksum of its RAM is another one", "`voidrun stop dev`"]);
+    assert_eq!(daemon.state("dev"), "sleeping");
+    file.write_all_at(&byte, at).unwrap();
+    daemon.cli(&["wake", "dev"]).ends(0, &[]);
+
+    daemon.cli(&["sleep", "dev"]).ends(0, &[]);
+    std::fs::File::options().write(true).open(&path).unwrap().set_len(5 << 20).unwrap();
+    daemon.cli(&["wake", "dev"]).ends(1, &["are not its length"]);
+    daemon.cli(&["stop", "dev"]).ends(0, &[]);
+    assert!(!path.exists());
+    daemon.cli(&["start", "dev"]).ends(0, &[]);
+    daemon.cli(&["exec", "dev", "cat", "/root/file"]).prints("kept\n");
+    daemon.cli(&["rm", "-f", "dev"]).ends(0, &[]);
+    daemon.is_clean();
+}
+
+#[test]
+fn a_daemon_that_is_killed_in_the_middle_loses_nothing() {
+    let kills = count("VOIDRUN_DAEMON_KILLS", 3);
+    let mut daemon = Daemon::new();
+    daemon.create("dev");
+    daemon.background("dev", COUNTER);
+    until(|| daemon.cli(&["exec", "dev", "test", "-s", "/run/count"]).code == Some(0));
+    let mut before = daemon.counted("dev");
+    let mut found = Vec::new();
+    for kill in 0..kills {
+        for verb in ["sleep", "wake"] {
+            // All along what it takes, which is about two seconds here.
+            let request = daemon.send("POST", &format!("/v1/sandboxes/dev/{verb}"), "", &Value::Null);
+            thread::sleep(Duration::from_millis(20 + 2000 * kill as u64 / kills as u64));
+            daemon = daemon.kill();
+            drop(request);
+            until(|| ["running", "sleeping"].contains(&&*daemon.state("dev")));
+            let state = daemon.state("dev");
+            found.push(state.clone());
+            if state == "sleeping" {
+                assert!(daemon.store.machines().is_empty());
+                daemon.cli(&["wake", "dev"]).ends(0, &[]);
+            }
+            let after = daemon.counted("dev");
+            assert!(after >= before, "{verb} {kill}: {before}, {after}");
+            until(|| daemon.counted("dev") > after);
+            before = after;
+            let left = |name: &str| daemon.store.sandboxes()[0].join(name).exists();
+            until(|| !left("snapshot.new") && !left("snapshot"));
+            if verb == "sleep" {
+                daemon.cli(&["sleep", "dev"]).ends(0, &[]);
+            }
+        }
+    }
+    eprintln!("found: {found:?}");
+    daemon.cli(&["rm", "-f", "dev"]).ends(0, &[]);
+    daemon.is_clean();
+}
