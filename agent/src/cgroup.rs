@@ -9,9 +9,16 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 /// cpu.max counts microseconds in each period of this length.
 const CPU_PERIOD_US: u64 = 100_000;
+
+/// What the names of the commands' cgroups begin with.
+const PREFIX: &str = "exec-";
+
+/// How long to wait for processes to stand still.
+const FREEZING: Duration = Duration::from_millis(500);
 
 /// The directory of the commands' cgroups.
 #[derive(Debug)]
@@ -35,12 +42,45 @@ impl Cgroups {
 
     /// A new cgroup with these limits. The error names the file that could not be written.
     pub(crate) fn create(&self, limits: &Limits) -> Result<Cgroup, (PathBuf, std::io::Error)> {
-        let name = format!("exec-{}", self.next.fetch_add(1, Ordering::Relaxed));
+        let name = format!("{PREFIX}{}", self.next.fetch_add(1, Ordering::Relaxed));
         let path = self.directory.join(name);
         fs::create_dir(&path).map_err(|error| (path.clone(), error))?;
         let cgroup = Cgroup { path };
         cgroup.limit(limits).inspect_err(|_| drop(cgroup.remove()))?;
         Ok(cgroup)
+    }
+
+    /// Halts all processes of all commands. Returns when they stand still, or soon: one that waits for a disk cannot be halted, and does
+    /// nothing either.
+    pub(crate) fn freeze(&self) {
+        let all = self.each("1");
+        let end = Instant::now() + FREEZING;
+        let frozen = |path: &PathBuf| {
+            let events = fs::read_to_string(path.join("cgroup.events"));
+            // One without events is gone.
+            events.map_or(true, |events| events.lines().any(|line| line == "frozen 1"))
+        };
+        while !all.iter().all(frozen) && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Lets them go on.
+    pub(crate) fn thaw(&self) {
+        self.each("0");
+    }
+
+    /// Writes to the file that halts a command, of each of them; where they are.
+    fn each(&self, value: &str) -> Vec<PathBuf> {
+        let entries = fs::read_dir(&self.directory).into_iter().flatten().flatten();
+        let commands =
+            entries.filter(|entry| entry.file_name().as_encoded_bytes().starts_with(PREFIX.as_bytes()));
+        let paths: Vec<PathBuf> = commands.map(|entry| entry.path()).collect();
+        for path in &paths {
+            // It fails only when the cgroup is gone.
+            drop(fs::write(path.join("cgroup.freeze"), value));
+        }
+        paths
     }
 
     /// Removes the cgroup of a command that has ended, at once or when its last process is gone.

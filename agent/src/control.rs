@@ -42,7 +42,7 @@ fn serve(agent: &Arc<Agent>, mut stream: Stream, hello: &Hello) -> Result<(), St
                 power::off(agent, grace_ms);
             }
             Ok(Request::Reseed { wall_time_ns, entropy }) => {
-                stream.answer(power::reseed(wall_time_ns, &entropy))?;
+                stream.answer(power::reseed(agent, wall_time_ns, &entropy))?;
             }
             Ok(_) => {
                 stream.message(&refusal(ErrorCode::BadRequest, "this request needs a stream of its own"))?;

@@ -31,7 +31,7 @@ use process::Processes;
 use protocol::{Error, ErrorCode};
 use rustix::io::Errno;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 
 /// What a thread needs: parsing JSON and tar headers goes no deeper. Only what is touched takes memory.
@@ -43,12 +43,15 @@ pub struct Agent {
     processes: Processes,
     cgroups: Cgroups,
     streams: AtomicUsize,
+    /// How often the machine was saved: streams from before that are broken by no fault of the host.
+    saves: AtomicU64,
 }
 
 impl Agent {
     /// An agent that keeps its commands' cgroups in `cgroups`, with its reaper running.
     pub fn new(cgroups: Cgroups) -> std::io::Result<Arc<Self>> {
-        let agent = Arc::new(Self { processes: Processes::default(), cgroups, streams: AtomicUsize::new(0) });
+        let (streams, saves) = (AtomicUsize::new(0), AtomicU64::new(0));
+        let agent = Arc::new(Self { processes: Processes::default(), cgroups, streams, saves });
         let reaper = Arc::clone(&agent);
         start_thread(move || reaper.processes.reap_forever())?;
         Ok(agent)

@@ -9,6 +9,7 @@ use rustix::process::Signal;
 use rustix::system::RebootCommand;
 use rustix::time::{ClockId, Timespec, clock_settime};
 use std::os::fd::AsRawFd;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 const DEFAULT_GRACE: Duration = Duration::from_secs(2);
@@ -47,8 +48,21 @@ fn signal_all(signal: Signal) {
     }
 }
 
-/// Sets the clock and reseeds the kernel's random numbers, which a restored machine shares with all its siblings otherwise.
-pub(crate) fn reseed(wall_time_ns: u64, entropy: &[u8]) -> Result<(), Error> {
+/// Halts every command, until the machine has been restored or was not saved after all.
+pub(crate) fn suspend(agent: &Agent) {
+    agent.saves.fetch_add(1, Ordering::Relaxed);
+    agent.cgroups.freeze();
+}
+
+/// Lets them go on in a machine that was not saved.
+pub(crate) fn go_on(agent: &Agent) {
+    agent.cgroups.thaw();
+    // The host may ask for it where it does not know whether there was anything to undo.
+    let _ = agent.saves.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |saves| saves.checked_sub(1));
+}
+
+/// Sets the clock and reseeds the kernel's random numbers, which a restored machine shares with all its siblings otherwise; then the commands go on.
+pub(crate) fn reseed(agent: &Agent, wall_time_ns: u64, entropy: &[u8]) -> Result<(), Error> {
     if !ENTROPY.contains(&entropy.len()) {
         let message =
             format!("entropy: {} bytes, not from {} to {}", entropy.len(), ENTROPY.start(), ENTROPY.end());
@@ -59,7 +73,9 @@ pub(crate) fn reseed(wall_time_ns: u64, entropy: &[u8]) -> Result<(), Error> {
         tv_sec: (wall_time_ns / 1_000_000_000).cast_signed(),
         tv_nsec: (wall_time_ns % 1_000_000_000).cast_signed(),
     };
-    clock_settime(ClockId::Realtime, time).map_err(|errno| failure(ErrorCode::Internal, "the clock", errno))
+    let set = clock_settime(ClockId::Realtime, time);
+    agent.cgroups.thaw();
+    set.map_err(|errno| failure(ErrorCode::Internal, "the clock", errno))
 }
 
 fn add_entropy(entropy: &[u8]) -> Result<(), Errno> {

@@ -108,7 +108,17 @@ fn serve(agent: &Arc<Agent>, socket: OwnedFd) {
             drop(stream.mark(FrameType::Done));
             power::off(agent, grace_ms)
         }
-        Ok(Request::Reseed { wall_time_ns, entropy }) => stream.answer(power::reseed(wall_time_ns, &entropy)),
+        Ok(Request::Reseed { wall_time_ns, entropy }) => {
+            stream.answer(power::reseed(agent, wall_time_ns, &entropy))
+        }
+        Ok(Request::Suspend) => {
+            power::suspend(agent);
+            stream.mark(FrameType::Done)
+        }
+        Ok(Request::Continue) => {
+            power::go_on(agent);
+            stream.mark(FrameType::Done)
+        }
     };
     // The host sees the end of the stream, whichever side it came from.
     drop(done);

@@ -121,7 +121,12 @@ pub enum Request {
         #[serde(default)]
         grace_ms: Option<u64>,
     },
-    /// After a restore: sets the clock and reseeds the kernel's random numbers. Answer: Done.
+    /// Before the machine is saved: halts every command. From now on a stream that breaks ends no command: those in the foreground live
+    /// on without one. Answer: Done.
+    Suspend,
+    /// The machine was not saved: as if [`Self::Suspend`] had not been. Answer: Done.
+    Continue,
+    /// After a restore: sets the clock, reseeds the kernel's random numbers, and lets the commands go on. Answer: Done.
     Reseed {
         /// The time of day: nanoseconds since 1970, UTC.
         wall_time_ns: u64,

@@ -73,6 +73,8 @@ fn the_other_requests() {
         ),
         (r#"{"type":"forward","port":8080}"#, Request::Forward { port: 8080 }),
         (r#"{"type":"powerOff","graceMs":10}"#, Request::PowerOff { grace_ms: Some(10) }),
+        (r#"{"type":"suspend"}"#, Request::Suspend),
+        (r#"{"type":"continue"}"#, Request::Continue),
         (
             r#"{"type":"reseed","wallTimeNs":1,"entropy":[2,3]}"#,
             Request::Reseed { wall_time_ns: 1, entropy: vec![2, 3] },

@@ -245,10 +245,10 @@ impl Daemon {
         // Only now that the record is written does the store's collection leave the image alone.
         let rootfs = blocking(move || Ok(store.rootfs(&derivation)?)).await?;
         let launch = Launch { record: &record, rootfs: &rootfs, begin, cmdline, ports };
-        let began = Instant::now();
+        let start = Instant::now();
         let launched = boot(&sandbox.directory, lock, launch).await;
         if !wakes {
-            self.metrics.boot(began.elapsed(), launched.is_ok());
+            self.metrics.boot(start.elapsed(), launched.is_ok());
         }
         let mut handle = launched.map_err(|source| {
             let (name, image) = (record.name.clone(), record.image_name.clone());

@@ -32,7 +32,7 @@ pub(super) fn found(found: Result<Found, AdoptError>, directory: &Directory, met
             Status { state: State::Creating, ..Status::lost(Some(counted(handle)), reason) }
         }
         Ok(Found::Running { handle, paused, .. }) => {
-            let paused = paused && !sleep::goes_on(directory, &handle);
+            let paused = sleep::is_paused(directory, &handle, paused);
             Status::up(counted(handle), paused)
         }
         Ok(Found::Deaf { handle, error }) => Status::lost(Some(counted(handle)), chain(&error)),

@@ -6,7 +6,8 @@
 //!   snapshot, marked as used: a machine has gone on from it, and it is of no use any more
 //! ```
 //!
-//! A machine that runs beside such a file has not ended, or was killed between two of these steps: it goes on, and the file goes.
+//! A machine that is found beside such a file was left in the middle: it goes on, and the file goes. It goes last, since it is what tells
+//! of that; it is marked before, so that nobody takes it for what the machine is.
 
 use std::fs::File;
 use std::os::fd::AsFd as _;
@@ -14,13 +15,14 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use net::policy::Mode;
+use protocol::Request;
 use vmm::control::Client;
 use vmm::snapshot;
 
 use super::create::blocking;
 use super::error::DaemonError;
 use super::events::Kind;
-use super::sandbox::Sandbox;
+use super::sandbox::{ANSWER, Sandbox};
 use super::state::{State, Status};
 use super::{Daemon, chain};
 use crate::sandbox::{Begin, Directory, Handle};
@@ -90,48 +92,64 @@ impl Sandbox {
         }
         let handle = self.machine(SLEEP, &[State::Running, State::Paused])?;
         let paused = self.state() == State::Paused;
-        self.control(SLEEP, &handle, Client::pause).await?;
-        if let Err(error) = self.save(&handle).await {
-            if !paused {
-                self.control("resume", &handle, Client::resume).await?;
-            }
+        // First: it tells the next daemon that what follows was left in the middle.
+        let directory = Arc::clone(&self.directory);
+        let file = blocking(move || Ok(directory.new_snapshot()?)).await?;
+        if paused {
+            // Its agent has something to do yet.
+            self.control(SLEEP, &handle, Client::resume).await?;
+        }
+        let mut saved = self.answered(SLEEP, &handle, handle.ask(&Request::Suspend)).await;
+        if saved.is_ok() {
+            saved = self.save(&handle, file).await;
+        }
+        if let Err(error) = saved {
+            self.stay_awake(&handle, paused).await?;
             return Err(error);
         }
         // Before its end, which is not to be taken for one by itself.
-        self.status().state = State::Sleeping;
-        let ended = self.end_machine(&handle).await;
         *self.status() = Status::sleeping();
+        let ended = self.end_machine(&handle).await;
         self.output.send_replace(());
         self.tell(Kind::Slept, None);
         ended
     }
 
-    /// Writes the paused machine to the disk, and the disk's own writes with it.
-    async fn save(self: &Arc<Self>, handle: &Arc<Handle>) -> Result<(), DaemonError> {
+    /// Writes the machine, paused, to the disk, and the disk's own writes with it.
+    async fn save(self: &Arc<Self>, handle: &Arc<Handle>, file: File) -> Result<(), DaemonError> {
         let (directory, handle, name) = (Arc::clone(&self.directory), Arc::clone(handle), self.name());
         blocking(move || {
-            let file = directory.new_snapshot()?;
-            let saved = handle.control_within(SAVING).and_then(|mut client| client.save(file.as_fd()));
-            let kept = match saved {
-                Ok(()) => directory.keep_snapshot().map_err(DaemonError::from),
-                Err(source) => Err(DaemonError::Control { action: SLEEP, name, source }),
-            };
-            if kept.is_err() {
-                // What stays all the same is of no use, and goes when the sandbox is started or sleeps.
-                let _ = directory.clear_snapshots();
-            }
-            kept
+            let saved = handle.control_within(SAVING).and_then(|mut client| {
+                client.pause()?;
+                client.save(file.as_fd())
+            });
+            saved.map_err(|source| DaemonError::Control { action: SLEEP, name, source })?;
+            Ok(directory.keep_snapshot()?)
         })
         .await
     }
 
+    /// After a save that has failed: the machine goes on as it was.
+    async fn stay_awake(&self, handle: &Arc<Handle>, paused: bool) -> Result<(), DaemonError> {
+        self.void_snapshot().await?;
+        self.control("resume", handle, Client::resume).await?;
+        self.answered("resume", handle, handle.ask(&Request::Continue)).await?;
+        if paused {
+            self.control("pause", handle, Client::pause).await?;
+        }
+        let directory = Arc::clone(&self.directory);
+        blocking(move || Ok(directory.clear_snapshots()?)).await
+    }
+
+    /// Nobody goes on any more from what may be there.
+    async fn void_snapshot(&self) -> Result<(), DaemonError> {
+        let directory = Arc::clone(&self.directory);
+        blocking(move || Ok(directory.void_snapshot()?)).await
+    }
+
     /// After a restore: the guest gets the time of day and random numbers of its own.
     pub(super) async fn reseed(&self, handle: &Handle) -> Result<(), DaemonError> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let mut entropy = vec![0; ENTROPY];
-        rustix::rand::getrandom(&mut entropy, rustix::rand::GetRandomFlags::empty())
-            .map_err(|e| self.host(WAKE, e.into()))?;
-        let request = protocol::Request::Reseed { wall_time_ns: now.as_nanos() as u64, entropy };
+        let request = reseed().map_err(|e| self.host(WAKE, e))?;
         self.answered(WAKE, handle, handle.ask(&request)).await
     }
 
@@ -159,21 +177,37 @@ impl Sandbox {
     }
 }
 
-/// Whether a machine that is found again and stands still goes on: one that was being put to sleep, or had just been woken, when the
-/// last daemon ended. Blocks.
-pub(super) fn goes_on(directory: &Directory, handle: &Handle) -> bool {
+fn reseed() -> std::io::Result<Request> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let mut entropy = vec![0; ENTROPY];
+    rustix::rand::getrandom(&mut entropy, rustix::rand::GetRandomFlags::empty())?;
+    Ok(Request::Reseed { wall_time_ns: now.as_nanos() as u64, entropy })
+}
+
+/// Whether a machine that is found again stands still, `paused` being what it says of itself. One that was being put to sleep, or had
+/// just been woken, when the last daemon ended goes on. Blocks.
+pub(super) fn is_paused(directory: &Directory, handle: &Handle, paused: bool) -> bool {
     if !directory.has_snapshot() {
-        return false;
+        return paused;
     }
-    // The file first: beside a machine that runs it must not be taken for what that was.
-    let cleared = directory.clear_snapshots().map_err(|error| chain(&error));
-    let resumed = cleared.and_then(|()| {
-        handle.control().and_then(|mut client| client.resume()).map_err(|error| chain(&error))
-    });
-    if let Err(error) = &resumed {
-        tracing::warn!(sandbox = %directory.id(), error, "was being put to sleep, and stands still");
+    let go_on = || -> Result<(), String> {
+        let text = |error: &dyn std::error::Error| chain(error);
+        directory.void_snapshot().map_err(|e| text(&e))?;
+        handle.control().and_then(|mut client| client.resume()).map_err(|e| text(&e))?;
+        // Whether it was restored or was not saved: it does no harm to have another clock, and undoes both.
+        let request = reseed().map_err(|e| text(&e))?;
+        let asked = tokio::time::timeout(ANSWER, handle.ask(&request));
+        let runtime = tokio::runtime::Handle::current();
+        runtime.block_on(asked).map_err(|e| text(&e))?.map_err(|e| text(&e))?;
+        directory.clear_snapshots().map_err(|e| text(&e))
+    };
+    match go_on() {
+        Ok(()) => false,
+        Err(error) => {
+            tracing::warn!(sandbox = %directory.id(), error, "was being put to sleep, or woken, and does not go on");
+            paused
+        }
     }
-    resumed.is_ok()
 }
 
 /// Whether a sandbox without a machine can be woken: what a machine has gone on from is removed. Blocks.

@@ -24,6 +24,8 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
+use vmm::snapshot::mark_used;
+
 use rustix::fs::{FallocateFlags, FlockOperation, Mode, OFlags, fallocate, flock};
 
 use super::id::SandboxId;
@@ -272,6 +274,15 @@ impl Directory {
             File::open(&self.path)?.sync_all()
         };
         keep().map_err(DirectoryError::new("write", &self.path(SNAPSHOT)))
+    }
+
+    /// Marks it as of no use any more, if it is there.
+    pub(crate) fn void_snapshot(&self) -> Result<(), DirectoryError> {
+        let path = self.path(SNAPSHOT);
+        match File::options().write(true).open(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            opened => opened.and_then(|file| mark_used(&file)).map_err(DirectoryError::new("mark", &path)),
+        }
     }
 
     /// Whether there is one, or part of one.

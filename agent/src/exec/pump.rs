@@ -21,6 +21,7 @@ use rustix::net::RecvFlags;
 use rustix::process::Signal;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// Between SIGTERM and SIGKILL.
@@ -52,6 +53,8 @@ pub(crate) struct Pump {
     stdio: Stdio,
     /// None: detached, or the host is gone.
     host: Option<Stream>,
+    /// How often the machine had been saved when that stream began.
+    saves: u64,
     /// Frames, of which `sent` bytes have been sent.
     frames: Vec<u8>,
     sent: usize,
@@ -108,6 +111,7 @@ impl Pump {
         Self {
             // One too long to be counted never comes.
             deadline: timeout.and_then(|timeout| process.started.checked_add(timeout)),
+            saves: agent.saves.load(Ordering::Relaxed),
             agent,
             process,
             end: Some(end),
@@ -287,7 +291,15 @@ impl Pump {
     fn host_gone(&mut self) {
         self.host = None;
         self.forget_frames();
-        self.end();
+        if self.agent.saves.load(Ordering::Relaxed) == self.saves {
+            self.end();
+        } else {
+            // The machine was saved since: the command goes on, with nobody to write to it.
+            self.input.clear();
+            if self.stdio.terminal.is_none() {
+                self.stdio.stdin = None;
+            }
+        }
     }
 
     fn forget_frames(&mut self) {

@@ -171,7 +171,7 @@ impl Machine {
         let restored = match &content {
             Content::Kernel(..) => false,
             Content::Saved(_, file) => {
-                snapshot::mark_used(file)?;
+                snapshot::mark_used(file).map_err(host("marking the snapshot"))?;
                 true
             }
         };

@@ -195,8 +195,11 @@ impl Saved {
 
 /// Marks the snapshot in `file`, from which a machine is about to go on: from then on its disk is another one than it was. The mark
 /// is on the disk when this returns.
-pub(crate) fn mark_used(file: &File) -> Result<(), SnapshotError> {
-    header::mark_used(file).map_err(failed("marking"))
+///
+/// # Errors
+/// The file cannot be written.
+pub fn mark_used(file: &File) -> io::Result<()> {
+    header::mark_used(file)
 }
 
 #[cfg(test)]
