@@ -4,7 +4,7 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::thread;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
@@ -75,7 +75,9 @@ fn what_runs_goes_on_where_it_was() {
 
     let (before, asleep) = (daemon.counted("dev"), now());
     let served = hits().unwrap();
+    let began = Instant::now();
     daemon.cli(&["sleep", "dev"]).prints("dev\n");
+    let slept = began.elapsed();
     assert!(daemon.store.machines().is_empty());
     let ran = crate::Ran::from(waits.wait_with_output().unwrap());
     assert_ne!(ran.code, Some(0), "{ran:?}");
@@ -87,14 +89,15 @@ fn what_runs_goes_on_where_it_was() {
     // Only what was touched is on the disk.
     let saved = daemon.store.sandboxes()[0].join("snapshot").metadata().unwrap();
     let (length, blocks) = (saved.len() >> 20, saved.blocks() * 512 >> 20);
-    eprintln!("512 MiB: a snapshot of {blocks} MiB");
     assert!((514..520).contains(&length) && blocks < 300, "{length} MiB, {blocks} of them on the disk");
 
     // Another daemon knows of it, and time goes by.
     let daemon = daemon.kill();
     assert_eq!(daemon.state("dev"), "sleeping");
     thread::sleep(Duration::from_secs(3));
+    let began = Instant::now();
     daemon.cli(&["wake", "dev"]).prints("dev\n");
+    eprintln!("512 MiB: {blocks} MiB on the disk; asleep in {slept:?}, awake in {:?}", began.elapsed());
     assert_eq!(daemon.state("dev"), "running");
     let clock: f64 = daemon.cli(&["exec", "dev", "date", "+%s.%N"]).text().trim_end().parse().unwrap();
     assert!((now() - clock).abs() < 5.0 && clock > asleep + 3.0, "{clock} at {}", now());

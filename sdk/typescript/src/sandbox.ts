@@ -192,10 +192,12 @@ export class Sandbox {
   resume(options: CallOptions = {}): Promise<void> {
     return this.#turn("resume", options);
   }
+
   /** Writes the memory to the disk and ends the machine; streams to it end. */
   sleep(options: CallOptions = {}): Promise<void> {
     return this.#turn("sleep", options);
   }
+
   /** Goes on where it fell asleep. */
   wake(options: CallOptions = {}): Promise<void> {
     return this.#turn("wake", options);

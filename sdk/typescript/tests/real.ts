@@ -241,6 +241,13 @@ test("paused, resumed, stopped and started, with its files", async () => {
   assert.equal(sandbox.info.state, "paused");
   await assert.rejects(sandbox.exec({ command: "true" }), ConflictError);
   await sandbox.resume();
+  const { pid } = await sandbox.commands.run({ command: "sleep 1000" });
+  await sandbox.sleep();
+  assert.equal(sandbox.info.state, "sleeping");
+  await assert.rejects(sandbox.exec({ command: "true" }), ConflictError);
+  await sandbox.wake();
+  const { processes } = await sandbox.commands.list();
+  assert.ok(processes.some((process) => process.pid === pid && process.running));
   await sandbox.stop();
   assert.equal(sandbox.info.state, "stopped");
   await assert.rejects(sandbox.execStream({ command: "true" }), ConflictError);
