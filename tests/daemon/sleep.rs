@@ -1,5 +1,6 @@
 //! Sandboxes whose machine is on the disk: what of it is as it was, and what a daemon finds that was killed in the middle.
 
+use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
@@ -7,8 +8,10 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
+use vmm::jail::Layers;
 
 use crate::guests::count;
+use crate::network::control;
 use crate::{Daemon, until};
 
 /// Counts in memory, for ever; a file shows how far it is.
@@ -25,6 +28,29 @@ impl Daemon {
     fn counted(&self, sandbox: &str) -> u64 {
         self.cli(&["exec", sandbox, "cat", "/run/count"]).text().trim_end().parse().unwrap()
     }
+}
+
+/// What the kernel says of each thread of the one machine, and what that says of its jail.
+fn jail(daemon: &Daemon, id: &str) -> (BTreeSet<String>, Layers) {
+    let [pid] = daemon.store.machines()[..] else { panic!("one machine") };
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let wanted = [
+        "Name",
+        "NoNewPrivs",
+        "Seccomp",
+        "Seccomp_filters",
+        "CapInh",
+        "CapPrm",
+        "CapEff",
+        "CapBnd",
+        "CapAmb",
+    ];
+    let thread = |entry: std::io::Result<std::fs::DirEntry>| {
+        let status = std::fs::read_to_string(entry.unwrap().path().join("status")).unwrap();
+        let lines = status.lines().filter(|line| wanted.contains(&line.split(':').next().unwrap()));
+        lines.collect::<Vec<_>>().join(", ")
+    };
+    (threads.map(thread).collect(), control(daemon, id).status().unwrap().jail)
 }
 
 fn now() -> f64 {
@@ -73,6 +99,9 @@ fn what_runs_goes_on_where_it_was() {
     let waits = daemon.store.command(&["exec", "dev", "sleep", "1000"]).spawn().unwrap();
     until(|| daemon.running("dev") == 4);
 
+    let id = daemon.data("GET", "/v1/sandboxes/dev", Value::Null)["id"].as_str().unwrap().to_owned();
+    let cold = jail(&daemon, &id);
+    assert!(cold.0.len() > 4 && cold.0.iter().all(|thread| thread.contains("Seccomp:\t2")), "{cold:?}");
     let (before, asleep) = (daemon.counted("dev"), now());
     let served = hits().unwrap();
     let began = Instant::now();
@@ -99,6 +128,7 @@ fn what_runs_goes_on_where_it_was() {
     daemon.cli(&["wake", "dev"]).prints("dev\n");
     eprintln!("512 MiB: {blocks} MiB on the disk; asleep in {slept:?}, awake in {:?}", began.elapsed());
     assert_eq!(daemon.state("dev"), "running");
+    assert_eq!(jail(&daemon, &id), cold);
     let clock: f64 = daemon.cli(&["exec", "dev", "date", "+%s.%N"]).text().trim_end().parse().unwrap();
     assert!((now() - clock).abs() < 5.0 && clock > asleep + 3.0, "{clock} at {}", now());
     let after = daemon.counted("dev");
