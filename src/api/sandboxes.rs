@@ -150,7 +150,7 @@ fn wanted(body: Create, network: Access) -> Result<New, Problem> {
         env,
         network,
         hosts: network::hosts(body.hosts.unwrap_or_default())?,
-        ca_certificates: body.ca_certificates.map(certificates::checked).transpose()?,
+        ca_certificates: body.ca_certificates.as_deref().map(certificates::checked).transpose()?,
         labels: checked(body.labels.unwrap_or_default())?,
         ttl_ms,
         idle_ms,

@@ -6,21 +6,16 @@ mod passed;
 use std::collections::BTreeMap;
 use std::net::ToSocketAddrs as _;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
-
 use self::passed::Passed;
 use super::error::CliError;
 use super::{Context, tell};
 use crate::api::types::{Create, Network, NetworkMode};
-use crate::config;
+use crate::{config, pem};
 
 /// The variables with proxies, as programs read them.
 const PROXIES: [&str; 3] = ["http_proxy", "https_proxy", "all_proxy"];
 /// The one with the names that are reached without.
 const NO_PROXY: &str = "no_proxy";
-/// Of a line of PEM.
-const PEM_LINE: usize = 64;
 
 /// A kind of settings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -152,17 +147,7 @@ fn certificates() -> Result<String, CliError> {
         let why = found.errors.first().map(|error| format!(": {error}")).unwrap_or_default();
         return Err(CliError::Usage(format!("--inherit ca: this machine trusts no authority{why}")));
     }
-    let mut text = String::new();
-    for certificate in found.certs {
-        let encoded = BASE64.encode(&certificate);
-        text.push_str("-----BEGIN CERTIFICATE-----\n");
-        for line in encoded.as_bytes().chunks(PEM_LINE) {
-            text.push_str(&String::from_utf8_lossy(line));
-            text.push('\n');
-        }
-        text.push_str("-----END CERTIFICATE-----\n");
-    }
-    Ok(text)
+    Ok(pem::certificates(found.certs))
 }
 
 #[cfg(test)]
