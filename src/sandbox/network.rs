@@ -10,7 +10,7 @@ use net::policy::{Mode, Policy};
 use protocol::{Config, Network6Config, NetworkConfig};
 
 /// The name of the machine that a guest runs on: by it the guest reaches the ports of the host that its policy opens.
-const HOST: &str = "host.voidrun.internal";
+pub(crate) const HOST: &str = "host.voidrun.internal";
 /// The file with the host's name servers.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// So many of them are asked, as by the C library (resolv.conf(5)).
