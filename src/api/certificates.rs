@@ -106,7 +106,7 @@ mod tests {
         let one = pem::certificates([shape(300)]);
         let two = pem::certificates([shape(300), shape(1)]);
         assert_eq!(&*checked(&two).unwrap(), two);
-        let long_lines = two.replace("\n", "").replace("CERTIFICATE-----", "CERTIFICATE-----\n");
+        let long_lines = two.replace('\n', "").replace("CERTIFICATE-----", "CERTIFICATE-----\n");
         let long_lines = long_lines.replace("-----END", "\n-----END");
         for text in [
             two.replace('\n', "\r\n"),

@@ -242,10 +242,7 @@ pub(super) async fn change(
     Body(body): Body<Change>,
 ) -> Answer<Sandbox> {
     let labels = body.labels.map(checked).transpose()?;
-    let network = match body.network {
-        Some(wanted) => Some(network::access(wanted, sandbox.view().record.access())?),
-        None => None,
-    };
+    let network = body.network.map(network::change).transpose()?;
     daemon.change(&sandbox, Changes { name: body.name, labels, network }).await?;
     Ok(success("sandbox changed", Sandbox::from(sandbox.view())))
 }
