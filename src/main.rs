@@ -9,6 +9,7 @@ mod config;
 mod daemon;
 mod images;
 mod lock;
+mod pem;
 mod sandbox;
 mod size;
 mod socket;

@@ -6,7 +6,7 @@ use std::num::{NonZeroU32, NonZeroU64};
 
 use axum::Json;
 use net::engine::Limits;
-use net::policy::{Mode, Parts, Policy, Rule};
+use net::policy::{Mode, Parts, Rule};
 use vmm::devices::net::NumberedDenial;
 
 use super::answers::Envelope;
@@ -14,51 +14,38 @@ use super::input::{Parameters, Target};
 use super::problem::Problem;
 use super::success;
 use super::types::{Denial, DenialParameters, Network, NetworkLimits, NetworkMode, time};
-use crate::sandbox::Access;
+use crate::daemon::DaemonError;
+use crate::sandbox::{Access, AccessChange};
 
 /// Names of `hosts`.
 const MAX_HOSTS: usize = 64;
 
-/// The policy and the limits that a request asks for; what it does not say is as in `before`, but for rules of the mode `allow`, which
-/// go with it.
-pub(super) fn access(network: Network, before: Access) -> Result<Access, Problem> {
-    let limits = limits(network.limits.unwrap_or_default(), before.limits);
-    Ok(Access { policy: policy(network, before.policy)?, limits })
-}
-
-fn limits(limits: NetworkLimits, before: Limits) -> Limits {
-    let NetworkLimits { bytes_per_second, connections_per_second } = limits;
-    Limits {
-        bytes_per_second: bytes_per_second.map_or(before.bytes_per_second, NonZeroU64::new),
-        connections_per_second: connections_per_second.map_or(before.connections_per_second, NonZeroU32::new),
-    }
-}
-
-fn policy(network: Network, before: Policy) -> Result<Policy, Problem> {
-    let rules = |field: &str, given: Vec<String>| -> Result<Vec<Rule>, Problem> {
+/// What a request asks for.
+pub(super) fn change(network: Network) -> Result<AccessChange, Problem> {
+    let rules = |field: &str, given: Option<Vec<String>>| -> Result<Option<Vec<Rule>>, Problem> {
         let rule = |(index, text)| {
             Rule::try_from(text).map_err(|error| Problem::field(&format!("network.{field}[{index}]"), error))
         };
-        given.into_iter().enumerate().map(rule).collect()
+        given.map(|given| given.into_iter().enumerate().map(rule).collect()).transpose()
     };
-    let before = Parts::from(before);
-    let has_rules = network.allow.as_ref().is_some_and(|allow| !allow.is_empty());
-    let mode = match network.mode {
-        Some(NetworkMode::None) => Mode::None,
-        Some(NetworkMode::Public) => Mode::Public,
-        Some(NetworkMode::Allow) => Mode::Allow,
-        None if has_rules => Mode::Allow,
-        None => before.mode,
-    };
-    let allow = match network.allow {
-        Some(allow) => rules("allow", allow)?,
-        None if mode == before.mode => before.allow,
-        None => Vec::new(),
-    };
-    let deny = network.deny.map_or(Ok(before.deny), |deny| rules("deny", deny))?;
-    let host_ports = network.host_ports.unwrap_or(before.host_ports);
-    let parts = Parts { mode, allow, deny, host_ports };
-    Policy::try_from(parts).map_err(|error| Problem::field("network", error))
+    let NetworkLimits { bytes_per_second, connections_per_second } = network.limits.unwrap_or_default();
+    Ok(AccessChange {
+        mode: network.mode.map(|mode| match mode {
+            NetworkMode::None => Mode::None,
+            NetworkMode::Public => Mode::Public,
+            NetworkMode::Allow => Mode::Allow,
+        }),
+        allow: rules("allow", network.allow)?,
+        deny: rules("deny", network.deny)?,
+        host_ports: network.host_ports,
+        bytes_per_second,
+        connections_per_second,
+    })
+}
+
+/// What a new sandbox may reach; what the request does not say is as in `default`.
+pub(super) fn access(network: Network, default: Access) -> Result<Access, Problem> {
+    Ok(change(network)?.on(default).map_err(DaemonError::Policy)?)
 }
 
 /// Names that the sandbox's name server answers by itself.
@@ -131,10 +118,12 @@ pub(super) async fn denials(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use net::policy::Policy;
     use serde_json::json;
 
     fn wanted(json: serde_json::Value, before: &Policy) -> Result<Policy, Problem> {
-        policy(serde_json::from_value(json).unwrap(), before.clone())
+        let before = Access { policy: before.clone(), ..Access::default() };
+        access(serde_json::from_value(json).unwrap(), before).map(|access| access.policy)
     }
 
     #[test]

@@ -151,6 +151,7 @@ fn classify(error: &DaemonError) -> (StatusCode, &'static str) {
         | DaemonError::TooMuchMemory { .. } => (StatusCode::TOO_MANY_REQUESTS, "limit"),
         DaemonError::ImageName(NameError::DefaultImage) => of_image(failure::NOT_FOUND),
         DaemonError::InvalidName(_)
+        | DaemonError::Policy(_)
         | DaemonError::ImageSize(_)
         | DaemonError::ImageName(_)
         | DaemonError::Exec { source: ExecError::TooLong(_), .. } => {

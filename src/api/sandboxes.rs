@@ -150,7 +150,7 @@ fn wanted(body: Create, network: Access) -> Result<New, Problem> {
         env,
         network,
         hosts: network::hosts(body.hosts.unwrap_or_default())?,
-        ca_certificates: body.ca_certificates.map(certificates::checked).transpose()?,
+        ca_certificates: body.ca_certificates.as_deref().map(certificates::checked).transpose()?,
         labels: checked(body.labels.unwrap_or_default())?,
         ttl_ms,
         idle_ms,
@@ -242,10 +242,7 @@ pub(super) async fn change(
     Body(body): Body<Change>,
 ) -> Answer<Sandbox> {
     let labels = body.labels.map(checked).transpose()?;
-    let network = match body.network {
-        Some(wanted) => Some(network::access(wanted, sandbox.view().record.access())?),
-        None => None,
-    };
+    let network = body.network.map(network::change).transpose()?;
     daemon.change(&sandbox, Changes { name: body.name, labels, network }).await?;
     Ok(success("sandbox changed", Sandbox::from(sandbox.view())))
 }

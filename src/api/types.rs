@@ -78,8 +78,8 @@ pub(crate) struct Create {
     /// Names and their addresses, which the sandbox's name server answers by itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) hosts: Option<BTreeMap<String, String>>,
-    /// Certificates of authorities, in PEM, that its programs trust beside the image's, at most 1 MiB. They are told of the file by
-    /// variables, SSL_CERT_FILE and its like.
+    /// Certificates of authorities, in PEM, that its programs trust beside the image's, at most 1 MiB. Keys and other sections are refused,
+    /// and text between the certificates is left out. Programs are told of the file by variables, SSL_CERT_FILE and its like.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) ca_certificates: Option<String>,
     /// Ports of the sandbox that this machine is to reach; at most 64.

@@ -101,7 +101,7 @@ pub(super) struct Networking {
     /// What it reaches [default: run.network, public; allow where there is an --allow]
     #[arg(long, value_enum, value_name = "MODE", visible_alias = "net")]
     network: Option<NetworkMode>,
-    /// Let it reach this alone: a domain, *.DOMAIN, an address or a CIDR, with :PORT or :FROM-TO behind and tcp: or udp: before it
+    /// Let it reach this alone, or with --network public this address besides: a domain, *.DOMAIN, an address or a CIDR, with :PORT or :FROM-TO behind and tcp: or udp: before it
     #[arg(long, value_name = "RULE")]
     allow: Vec<String>,
     /// Do not let it reach this, whatever else is allowed

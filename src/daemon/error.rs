@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use net::policy::PolicyError;
 use rootfs_builder::pull::PullError;
 use rootfs_builder::reference::NameError;
 use rootfs_builder::store::StoreError;
@@ -57,6 +58,9 @@ pub(crate) enum DaemonError {
         "the sandbox {0} was started without a network, and has no device for one: stop it, change its network, start it"
     )]
     NoNetwork(String),
+    /// What a change would make of its network, or a request asks for.
+    #[error("network: {0}")]
+    Policy(PolicyError),
     #[error("cannot {action} the sandbox {name}: it is sleeping; `voidrun wake {name}` lets it go on")]
     Asleep { action: &'static str, name: String },
     #[error(

@@ -17,7 +17,7 @@ use super::events::Kind;
 use super::sandbox::Sandbox;
 use super::state::{State, Status};
 use super::{Daemon, chain, name};
-use crate::sandbox::{Access, Begin, Claim, Directory, Ending, Handle, Kernel};
+use crate::sandbox::{AccessChange, Begin, Claim, Directory, Ending, Handle, Kernel};
 
 /// Between SIGTERM and SIGKILL to the processes of a sandbox that is stopped.
 pub(crate) const GRACE: Duration = Duration::from_secs(2);
@@ -34,7 +34,8 @@ const AGAIN: Duration = Duration::from_mins(1);
 pub(crate) struct Changes {
     pub(crate) name: Option<String>,
     pub(crate) labels: Option<BTreeMap<String, String>>,
-    pub(crate) network: Option<Access>,
+    /// Made of what holds when it is this change's turn: of two at once, each keeps what the other one has changed.
+    pub(crate) network: Option<AccessChange>,
 }
 
 /// What a machine has cost.
@@ -292,7 +293,7 @@ impl Daemon {
     async fn change_now(&self, sandbox: &Arc<Sandbox>, changes: Changes) -> Result<(), DaemonError> {
         let Changes { name, labels, network } = changes;
         let _turn = sandbox.turn.lock().await;
-        let before = {
+        let (before, network) = {
             let table = self.table();
             if let Some(name) = &name
                 && let Some(other) = table.named(name)
@@ -302,12 +303,14 @@ impl Daemon {
             }
             let mut record = sandbox.record();
             let before = record.clone();
+            let network = network.map(|change| change.on(before.access())).transpose();
+            let network = network.map_err(DaemonError::Policy)?;
             record.name = name.unwrap_or_else(|| before.name.clone());
             record.labels = labels.unwrap_or_else(|| before.labels.clone());
             if let Some(network) = &network {
                 record.set_access(network.clone());
             }
-            before
+            (before, network)
         };
         // The machine has to do with the network alone.
         let network_before = network.is_some().then(|| before.access());

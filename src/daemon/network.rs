@@ -4,9 +4,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use net::engine::Limits;
 use net::policy::Mode;
 use tokio::time::MissedTickBehavior;
-use vmm::control::{Client, Status};
+use vmm::control::{Client, ControlError, Status};
 use vmm::devices::net::NumberedDenial;
 
 use super::error::DaemonError;
@@ -45,13 +46,29 @@ pub(super) async fn follow_resolvers(daemon: Arc<Daemon>) {
     }
 }
 
+/// A machine's network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Device {
+    Limited,
+    /// Of an earlier build, whose machines tell of it with their metrics alone.
+    Unlimited,
+}
+
+/// The network of a machine, if it has one.
+fn network_of(client: &mut Client) -> Result<Option<Device>, ControlError> {
+    if client.status()?.network.is_some() {
+        return Ok(Some(Device::Limited));
+    }
+    Ok(client.metrics()?.network.map(|_| Device::Unlimited))
+}
+
 impl Sandbox {
     /// Has the machine, if there is one with a network, ask these name servers from now on.
     async fn ask_names_of(&self, servers: Vec<SocketAddr>) -> Result<(), DaemonError> {
         let action = "tell the name servers to";
         let Ok(handle) = self.machine(action, &UP) else { return Ok(()) };
         self.control(action, &handle, |client| {
-            if client.status()?.network.is_some() { client.set_resolvers(servers) } else { Ok(()) }
+            if network_of(client)?.is_some() { client.set_resolvers(servers) } else { Ok(()) }
         })
         .await
     }
@@ -65,12 +82,15 @@ impl Sandbox {
         let Some(handle) = self.machine_to_tell(action)? else { return Ok(()) };
         let wanted = policy.mode() != Mode::None;
         let done = self.control(action, &handle, move |client| {
-            let has_device = client.status()?.network.is_some();
-            if has_device {
+            let device = network_of(client)?;
+            if let Some(device) = device {
                 client.set_network(policy)?;
-                client.set_limits(limits)?;
+                // One of an earlier build has no limits, nor a word for them.
+                if device == Device::Limited || limits != Limits::default() {
+                    client.set_limits(limits)?;
+                }
             }
-            Ok(has_device)
+            Ok(device.is_some())
         });
         // One that was started without a network has no device for it.
         if done.await? || !wanted { Ok(()) } else { Err(DaemonError::NoNetwork(self.name())) }

@@ -32,7 +32,7 @@ pub(crate) use frames::{FrameReader, StreamError};
 pub(crate) use handle::{Ending, Handle};
 pub(crate) use kernel::{Kernel, KernelError};
 pub(crate) use launch::{Begin, Launch, LaunchError, boot};
-pub(crate) use network::{Access, resolvers};
+pub(crate) use network::{Access, AccessChange, HOST, resolvers};
 pub(crate) use port::{Listener, Port, PortError, PortProtocol};
 pub(crate) use record::{Fate, Job, Record};
 pub(crate) use traffic::{Traffic, Way};

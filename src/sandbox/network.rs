@@ -3,14 +3,15 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::num::{NonZeroU32, NonZeroU64};
 
 use net::address::{GATEWAY, GATEWAY6, GUEST, GUEST6, MTU, PREFIX, PREFIX6};
 use net::engine::{self, Limits};
-use net::policy::{Mode, Policy};
+use net::policy::{Mode, Parts, Policy, PolicyError, Rule};
 use protocol::{Config, Network6Config, NetworkConfig};
 
 /// The name of the machine that a guest runs on: by it the guest reaches the ports of the host that its policy opens.
-const HOST: &str = "host.voidrun.internal";
+pub(crate) const HOST: &str = "host.voidrun.internal";
 /// The file with the host's name servers.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// So many of them are asked, as by the C library (resolv.conf(5)).
@@ -27,6 +28,51 @@ const GLOBAL: Ipv6Addr = Ipv6Addr::new(0x2001, 0x503, 0xba3e, 0, 0, 0, 2, 0x30);
 pub(crate) struct Access {
     pub(crate) policy: Policy,
     pub(crate) limits: Limits,
+}
+
+/// What of an [`Access`] is to be another way. What is absent stays, but for rules of `allow`, which go with another mode.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct AccessChange {
+    pub(crate) mode: Option<Mode>,
+    pub(crate) allow: Option<Vec<Rule>>,
+    pub(crate) deny: Option<Vec<Rule>>,
+    pub(crate) host_ports: Option<Vec<u16>>,
+    /// 0 lifts the limit, as in the next one.
+    pub(crate) bytes_per_second: Option<u64>,
+    pub(crate) connections_per_second: Option<u32>,
+}
+
+impl AccessChange {
+    /// `before` with the change.
+    ///
+    /// # Errors
+    /// That is no policy.
+    pub(crate) fn on(self, before: Access) -> Result<Access, PolicyError> {
+        let (policy, limits) = (Parts::from(before.policy), before.limits);
+        let mode = match self.mode {
+            Some(mode) => mode,
+            None if self.allow.as_ref().is_some_and(|rules| !rules.is_empty()) => Mode::Allow,
+            None => policy.mode,
+        };
+        let allow = match self.allow {
+            Some(rules) => rules,
+            None if mode == policy.mode => policy.allow,
+            None => Vec::new(),
+        };
+        let parts = Parts {
+            mode,
+            allow,
+            deny: self.deny.unwrap_or(policy.deny),
+            host_ports: self.host_ports.unwrap_or(policy.host_ports),
+        };
+        let limits = Limits {
+            bytes_per_second: self.bytes_per_second.map_or(limits.bytes_per_second, NonZeroU64::new),
+            connections_per_second: self
+                .connections_per_second
+                .map_or(limits.connections_per_second, NonZeroU32::new),
+        };
+        Ok(Access { policy: parts.try_into()?, limits })
+    }
 }
 
 /// What a resolv.conf says, as far as a guest needs it.
@@ -123,8 +169,6 @@ impl Resolv {
 
 #[cfg(test)]
 mod tests {
-    use std::num::NonZeroU32;
-
     use super::*;
 
     #[test]

@@ -81,7 +81,7 @@ fn a_mirror_of_this_machine_is_reached_without_its_password() {
         .env("npm_config_registry", format!("https://me:secret@localhost:{index}/npm/"))
         .env("SSL_CERT_FILE", daemon.store.path().join("ca.pem"))
         .env("http_proxy", format!("http://me:secret@127.0.0.1:{proxy}"))
-        .env("no_proxy", "host.voidrun.internal")
+        .env("no_proxy", "localhost,127.0.0.1")
         .env("PROXY", proxy.to_string())
         .output();
     let ran = Ran::from(output.unwrap());
@@ -91,7 +91,7 @@ fn a_mirror_of_this_machine_is_reached_without_its_password() {
         &format!("PIP_INDEX_URL=https://host.voidrun.internal:{index}/pypi/simple") as &str,
         &format!("NPM_CONFIG_REGISTRY=https://host.voidrun.internal:{index}/npm/"),
         &format!("http_proxy=http://host.voidrun.internal:{proxy}"),
-        "NO_PROXY=host.voidrun.internal",
+        "NO_PROXY=localhost,127.0.0.1,host.voidrun.internal",
         "from the wheel",
         "from the tarball",
         "by the proxy: http://nowhere.test/page",

@@ -1,5 +1,8 @@
 //! Sandboxes from their making to their removal.
 
+use std::io::{BufRead as _, BufReader};
+use std::process::Stdio;
+
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -209,4 +212,32 @@ fn runs_with_a_name() {
     run(&["--rm", "debian", "echo", "gone"]).prints("gone\n");
     daemon.refuses(404, "GET", "/v1/sandboxes/dev", Value::Null);
     daemon.is_clean();
+}
+
+#[test]
+fn of_two_changes_at_once_both_hold() {
+    let daemon = Daemon::new();
+    daemon.create("dev");
+    // Whoever stops a sandbox has its turn: two changes come while its command does not end yet, and wait for theirs.
+    let script = "trap 'echo stopping' TERM; echo waiting; while :; do sleep 0.1; done";
+    let mut session = daemon.store.command(&["exec", "dev", "bash", "-c", script]);
+    let mut session = session.stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(session.stdout.take().unwrap()).lines();
+    assert_eq!(lines.next().unwrap().unwrap(), "waiting");
+    let path = "/v1/sandboxes/dev";
+    let stop = daemon.send("POST", &format!("{path}/stop"), "", &json!({ "timeout": 3 }));
+    assert_eq!(lines.next().unwrap().unwrap(), "stopping");
+    let changes = [json!({ "deny": ["10.0.0.0/8"] }), json!({ "limits": { "bytesPerSecond": 1000 } })];
+    let changes = changes.map(|network| daemon.send("PATCH", path, "", &json!({ "network": network })));
+    for request in [stop].into_iter().chain(changes) {
+        let (status, body) = crate::answer(request);
+        assert_eq!(status, 200, "{body}");
+    }
+    let network = daemon.data("GET", path, Value::Null)["network"].take();
+    let both = json!({ "mode": "public", "deny": ["10.0.0.0/8"], "limits": { "bytesPerSecond": 1000 } });
+    assert_eq!(network, both);
+    let wrong =
+        daemon.refuses(422, "PATCH", path, json!({ "network": { "mode": "public", "allow": ["*"] } }));
+    assert!(wrong.starts_with("network: allow[0]: "), "{wrong}");
+    session.wait().unwrap();
 }

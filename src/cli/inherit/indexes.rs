@@ -42,10 +42,11 @@ fn registry(list: &str) -> Option<String> {
     serde_json::from_str(value).ok()
 }
 
-/// What a program writes; nothing if it is not there.
+/// What a program writes; nothing if it is not there. It is not asked in the user's directory: npm reads settings of the project there,
+/// and writes variables of the environment into them, so that a hostile one would decide what the policy opens and what the guest is told.
 fn answer(program: &str, arguments: &[&str]) -> Result<Option<String>, CliError> {
     let what = || format!("`{program} {}`, for --inherit indexes", arguments.join(" "));
-    let output = Command::new(program).args(arguments).stdin(Stdio::null()).output();
+    let output = Command::new(program).args(arguments).current_dir("/").stdin(Stdio::null()).output();
     let output = match output {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         output => output.map_err(|source| CliError::Input { what: what(), source })?,
@@ -112,6 +113,49 @@ mod tests {
                     registry = \"https://me:***@mirror.test/npm/\"\n";
         assert_eq!(registry(list).unwrap(), "https://me:***@mirror.test/npm/");
         assert_eq!(registry("registry = null\n"), None);
+    }
+
+    /// In a process of its own, whose directory is a project's.
+    #[test]
+    fn the_directory_of_a_project_is_not_asked() {
+        const INSIDE: &str = "VOIDRUN_TEST_REGISTRY";
+        if let Ok(expected) = std::env::var(INSIDE) {
+            assert_eq!(npm().unwrap(), expected);
+            return;
+        }
+        let (project, home) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let hostile = "registry=http://hostile.test/${HOME}/\n";
+        std::fs::write(project.path().join(".npmrc"), hostile).unwrap();
+        std::fs::write(project.path().join("package.json"), "{}").unwrap();
+        std::fs::write(home.path().join(".npmrc"), "registry=http://home.test/\n").unwrap();
+        let run = |program: &str, settings: &[(&str, &str)]| {
+            let mut command = Command::new(program);
+            command.current_dir(project.path()).stdin(Stdio::null());
+            let npms = |name: &str| name.to_lowercase().starts_with("npm_config_");
+            for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(npms)) {
+                command.env_remove(name);
+            }
+            command.env("HOME", home.path()).envs(settings.iter().copied());
+            command
+        };
+        let output = match run("npm", &[]).args(["config", "get", "registry"]).output() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return eprintln!("skipped: there is no npm on this machine, whose settings this is about");
+            }
+            output => output.unwrap(),
+        };
+        let there = format!("http://hostile.test/{}/\n", home.path().display());
+        assert_eq!(String::from_utf8_lossy(&output.stdout), there, "{output:?}");
+        for settings in [
+            &[(INSIDE, "http://home.test/")] as &[_],
+            &[(INSIDE, "http://env.test/"), ("npm_config_registry", "http://env.test/")],
+        ] {
+            let this = std::env::current_exe().unwrap();
+            let name = "cli::inherit::indexes::tests::the_directory_of_a_project_is_not_asked";
+            let output = run(this.to_str().unwrap(), settings).args(["--exact", name]).output().unwrap();
+            let told = String::from_utf8_lossy(&output.stdout);
+            assert!(output.status.success() && told.contains("1 passed"), "{told}");
+        }
     }
 
     #[test]

@@ -6,21 +6,11 @@ mod passed;
 use std::collections::BTreeMap;
 use std::net::ToSocketAddrs as _;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
-
 use self::passed::Passed;
 use super::error::CliError;
 use super::{Context, tell};
 use crate::api::types::{Create, Network, NetworkMode};
-use crate::config;
-
-/// The variables with proxies, as programs read them.
-const PROXIES: [&str; 3] = ["http_proxy", "https_proxy", "all_proxy"];
-/// The one with the names that are reached without.
-const NO_PROXY: &str = "no_proxy";
-/// Of a line of PEM.
-const PEM_LINE: usize = 64;
+use crate::{config, pem};
 
 /// A kind of settings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -36,7 +26,8 @@ enum Kind {
 /// What of this machine's settings is passed on.
 #[derive(Debug, clap::Args)]
 pub(super) struct Inherited {
-    /// Pass on settings of this machine, and never a password: indexes, proxy or ca, or several with commas between
+    /// Pass on settings of this machine: indexes, proxy or ca, or several with commas between. User names and passwords of addresses are
+    /// left out; a token in a path or behind a `?` is passed on
     #[arg(long, value_enum, value_name = "SETTINGS", value_delimiter = ',')]
     inherit: Vec<Kind>,
 }
@@ -73,18 +64,7 @@ impl Inherited {
             passed.indexes(&indexes::pip()?, &indexes::npm()?);
         }
         if self.has(Kind::Proxy) {
-            let here = |name: &str| {
-                // curl does not read HTTP_PROXY, which a CGI script's client can set.
-                [name.to_owned(), name.to_uppercase()].iter().find_map(|name| std::env::var(name).ok())
-            };
-            for name in PROXIES {
-                if let Some(proxy) = here(name).filter(|proxy| !proxy.is_empty()) {
-                    passed.proxy(name, &proxy);
-                }
-            }
-            if let Some(names) = here(NO_PROXY) {
-                passed.set_both_cases(NO_PROXY, &names);
-            }
+            passed.proxies(|name| std::env::var(name).ok());
         }
         let Passed { env, allow, host_ports, warnings, .. } = passed;
         for warning in warnings {
@@ -123,7 +103,12 @@ fn opened(
     }
     let network = network.unwrap_or_default();
     let rules: Vec<String> = network.allow.into_iter().flatten().chain(allow).collect();
-    let ports: Vec<u16> = network.host_ports.into_iter().flatten().chain(host_ports).collect();
+    let mut ports: Vec<u16> = Vec::new();
+    for port in network.host_ports.into_iter().flatten().chain(host_ports) {
+        if !ports.contains(&port) {
+            ports.push(port);
+        }
+    }
     Some(Network {
         mode: Some(mode),
         allow: (!rules.is_empty()).then_some(rules),
@@ -152,17 +137,7 @@ fn certificates() -> Result<String, CliError> {
         let why = found.errors.first().map(|error| format!(": {error}")).unwrap_or_default();
         return Err(CliError::Usage(format!("--inherit ca: this machine trusts no authority{why}")));
     }
-    let mut text = String::new();
-    for certificate in found.certs {
-        let encoded = BASE64.encode(&certificate);
-        text.push_str("-----BEGIN CERTIFICATE-----\n");
-        for line in encoded.as_bytes().chunks(PEM_LINE) {
-            text.push_str(&String::from_utf8_lossy(line));
-            text.push('\n');
-        }
-        text.push_str("-----END CERTIFICATE-----\n");
-    }
-    Ok(text)
+    Ok(pem::certificates(found.certs))
 }
 
 #[cfg(test)]
@@ -172,14 +147,18 @@ mod tests {
     #[test]
     fn what_is_opened_leaves_the_rest_as_it_was() {
         assert_eq!(opened(None, NetworkMode::Public, Vec::new(), Vec::new()), None);
-        let given = Network { deny: Some(vec!["udp:*".into()]), ..Network::default() };
+        let given = Network {
+            deny: Some(vec!["udp:*".into()]),
+            host_ports: Some(vec![8080, 3141]),
+            ..Network::default()
+        };
         let rules = vec!["tcp:10.0.0.1:443".to_owned()];
         assert_eq!(
-            opened(Some(given.clone()), NetworkMode::Public, rules.clone(), vec![3141]),
+            opened(Some(given.clone()), NetworkMode::Public, rules.clone(), vec![3141, 4873]),
             Some(Network {
                 mode: Some(NetworkMode::Public),
                 allow: Some(rules),
-                host_ports: Some(vec![3141]),
+                host_ports: Some(vec![8080, 3141, 4873]),
                 ..given
             })
         );

@@ -5,12 +5,15 @@ use std::net::IpAddr;
 
 use hyper::Uri;
 use net::engine::is_own;
-use net::policy::{Destination, Policy, Protocol, Verdict};
+use net::policy::{Destination, Mode, Parts, Policy, Protocol, Rule, Verdict};
 
 use super::indexes::{NPM, PYPI, Pip};
+use crate::sandbox::HOST;
 
-/// By this name a guest reaches this machine's loopback.
-const HOST: &str = "host.voidrun.internal";
+/// The variables with proxies, as programs read them.
+const PROXIES: [&str; 3] = ["http_proxy", "https_proxy", "all_proxy"];
+/// The one with the names that are reached without.
+const NO_PROXY: &str = "no_proxy";
 /// Where PyPI's index says that the files are.
 const PYPI_FILES: &str = "files.pythonhosted.org";
 
@@ -121,8 +124,33 @@ impl<'a> Passed<'a> {
         }
     }
 
+    /// All proxies, and what is reached without them. `variable`: what is set here.
+    pub(super) fn proxies(&mut self, variable: impl Fn(&str) -> Option<String>) {
+        let here = |name: &str| {
+            // As curl does, which does not read HTTP_PROXY: a CGI script's client can set it.
+            let upper = || if name == "http_proxy" { None } else { variable(&name.to_uppercase()) };
+            variable(name).or_else(upper).filter(|value| !value.is_empty())
+        };
+        for name in PROXIES {
+            if let Some(proxy) = here(name) {
+                self.proxy(name, &proxy);
+            }
+        }
+        let names = here(NO_PROXY);
+        // What is on this machine's loopback is reached without a proxy here as well, by another name. `*` is everything by itself alone.
+        let names = match names.as_deref().map(str::trim) {
+            _ if PROXIES.iter().all(|name| !self.env.contains_key(*name)) => names,
+            None => Some(HOST.to_owned()),
+            Some("*") => names,
+            Some(others) => Some(format!("{},{HOST}", others.trim_end_matches(','))),
+        };
+        if let Some(names) = names {
+            self.set_both_cases(NO_PROXY, &names);
+        }
+    }
+
     /// The proxy of the variable `name`.
-    pub(super) fn proxy(&mut self, name: &str, text: &str) {
+    fn proxy(&mut self, name: &str, text: &str) {
         // As programs read it: PROXY:3128 is one for HTTP.
         let url = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
         let Some(server) = self.server(name, &url) else { return };
@@ -132,7 +160,7 @@ impl<'a> Passed<'a> {
     }
 
     /// Programs read one or the other.
-    pub(super) fn set_both_cases(&mut self, name: &str, value: &str) {
+    fn set_both_cases(&mut self, name: &str, value: &str) {
         self.env.insert(name.to_owned(), value.to_owned());
         self.env.insert(name.to_uppercase(), value.to_owned());
     }
@@ -146,6 +174,12 @@ impl<'a> Passed<'a> {
         if server.secret {
             let host = &server.host;
             self.warnings.push(format!("{what} at {host} is passed on without its user name and password"));
+        }
+        if server.rest.contains('?') {
+            let host = &server.host;
+            self.warnings.push(format!(
+                "{what} at {host} is passed on with what is behind its `?`: a token in it is the sandbox's then"
+            ));
         }
         Some(server)
     }
@@ -165,7 +199,7 @@ impl<'a> Passed<'a> {
             return HOST.to_owned();
         }
         if self.closed && host.parse::<IpAddr>().is_err() {
-            self.allow(format!("tcp:{host}:{port}"));
+            self.allow(host, format!("tcp:{host}:{port}"));
         }
         for address in addresses {
             let own = is_own(address).unwrap_or_default();
@@ -173,15 +207,21 @@ impl<'a> Passed<'a> {
             let public = matches!(Policy::default().decide(&destination, &[]), Verdict::Allow);
             if !public || (self.closed && (by_address || host.parse::<IpAddr>().is_ok())) {
                 let address = if address.is_ipv6() { format!("[{address}]") } else { address.to_string() };
-                self.allow(format!("tcp:{address}:{port}"));
+                self.allow(host, format!("tcp:{address}:{port}"));
             }
         }
         server.host.clone()
     }
 
-    fn allow(&mut self, rule: String) {
-        if !self.allow.contains(&rule) {
-            self.allow.push(rule);
+    /// A rule for `host`. One that no policy may have would have the whole sandbox refused.
+    fn allow(&mut self, host: &str, text: String) {
+        let mode = if self.closed { Mode::Allow } else { Mode::Public };
+        let policy = |rule: Rule| Policy::try_from(Parts { mode, allow: vec![rule], ..Parts::default() });
+        let is_rule = text.parse().is_ok_and(|rule| policy(rule).is_ok());
+        if !is_rule {
+            self.warnings.push(format!("{host} is not reached as {text}, which no rule may open"));
+        } else if !self.allow.contains(&text) {
+            self.allow.push(text);
         }
     }
 }
@@ -194,6 +234,7 @@ mod tests {
         let text: &[&str] = match host {
             "pypi.org" | "registry.npmjs.org" | "proxy.example" => &["151.101.0.223", "2a04:4e42::223"],
             "files.pythonhosted.org" | "mirror.corp" => &["10.1.2.3", "fd00::3"],
+            "half.corp" => &["::1", "192.168.1.5"],
             "devpi" => &["127.0.0.1", "::1"],
             _ => &[],
         };
@@ -208,6 +249,11 @@ mod tests {
         act(&mut passed);
         let env = passed.env.iter().map(|(name, value)| format!("{name}={value}")).collect();
         (env, passed.allow, passed.host_ports, passed.warnings.len())
+    }
+
+    fn proxies(closed: bool, variables: &[(&str, &str)]) -> (Vec<String>, Vec<String>, Vec<u16>, usize) {
+        let variables: BTreeMap<_, _> = variables.iter().copied().collect();
+        passed(closed, |passed| passed.proxies(|name| variables.get(name).map(|value| (*value).to_owned())))
     }
 
     fn words(words: &[&str]) -> Vec<String> {
@@ -253,31 +299,84 @@ mod tests {
             ]
         );
         assert_eq!(allow, ["tcp:10.1.2.3:8443", "tcp:[fd00::3]:8443"]);
-        // The secret of two, and two that are no servers.
-        assert_eq!((ports, warnings), (vec![3141, 4873], 4));
+        // The secret of two, the query of one, and two that are no servers.
+        assert_eq!((ports, warnings), (vec![3141, 4873], 5));
+    }
+
+    #[test]
+    fn what_no_rule_may_open_is_left_out() {
+        for closed in [false, true] {
+            let pip = Pip {
+                index: Some("http://half.corp:3141/simple".into()),
+                more: words(&["http://0.0.0.0:3141/simple", "http://[::ffff:192.168.1.5]/simple"]),
+                trusted: Vec::new(),
+            };
+            let mut passed = Passed::new(closed, &addresses);
+            passed.indexes(&pip, "http://under_score.corp/");
+            let name = closed.then_some("tcp:half.corp:3141");
+            let expected: Vec<&str> = name.into_iter().chain(["tcp:192.168.1.5:3141"]).collect();
+            assert!(passed.allow.starts_with(&words(&expected)), "{:?}", passed.allow);
+            let told = |words: [&str; 2]| {
+                passed.warnings.iter().any(|warning| words.iter().all(|word| warning.contains(word)))
+            };
+            for words in
+                [["half.corp", "[::1]:3141"], ["0.0.0.0", "tcp:0.0.0.0:3141"], ["::ffff:192", "tcp:[::ffff:"]]
+            {
+                assert!(told(words), "{:?}", passed.warnings);
+            }
+            // What is passed on is a policy.
+            let rules = passed.allow.iter().map(|text| text.parse().unwrap()).collect();
+            let mode = if closed { Mode::Allow } else { Mode::Public };
+            Policy::try_from(Parts { mode, allow: rules, ..Parts::default() }).unwrap();
+        }
     }
 
     #[test]
     fn proxies_have_both_cases_and_are_reached_by_address() {
-        let (env, allow, ports, warnings) = passed(true, |passed| {
-            passed.proxy("https_proxy", "me:secret@proxy.example:3128");
-            passed.proxy("all_proxy", "socks5h://localhost");
-            passed.set_both_cases("no_proxy", "localhost,.corp");
-        });
+        let (env, allow, ports, warnings) = proxies(
+            true,
+            &[
+                ("HTTP_PROXY", "http://of-a-client.test"),
+                ("HTTPS_PROXY", "me:secret@proxy.example:3128"),
+                ("all_proxy", "socks5h://localhost"),
+                ("ALL_PROXY", "http://other.test"),
+                ("no_proxy", "localhost,.corp"),
+            ],
+        );
         assert_eq!(
             env,
             [
                 "ALL_PROXY=socks5h://host.voidrun.internal:1080",
                 "HTTPS_PROXY=http://proxy.example:3128",
-                "NO_PROXY=localhost,.corp",
+                "NO_PROXY=localhost,.corp,host.voidrun.internal",
                 "all_proxy=socks5h://host.voidrun.internal:1080",
                 "https_proxy=http://proxy.example:3128",
-                "no_proxy=localhost,.corp",
+                "no_proxy=localhost,.corp,host.voidrun.internal",
             ]
         );
         let by_address = ["tcp:proxy.example:3128", "tcp:151.101.0.223:3128", "tcp:[2a04:4e42::223]:3128"];
         assert_eq!((allow, ports, warnings), (words(&by_address), vec![1080], 1));
-        let (_, allow, ..) = passed(false, |passed| passed.proxy("http_proxy", "http://proxy.example:3128"));
+        let (_, allow, ..) = proxies(false, &[("http_proxy", "http://proxy.example:3128")]);
         assert!(allow.is_empty());
+    }
+
+    #[test]
+    fn this_machine_is_reached_without_a_proxy() {
+        for (given, expected) in [
+            (None, "no_proxy=host.voidrun.internal"),
+            (Some(""), "no_proxy=host.voidrun.internal"),
+            (Some(" * "), "no_proxy= * "),
+            (Some("localhost, "), "no_proxy=localhost,host.voidrun.internal"),
+        ] {
+            let proxy = ("https_proxy", "http://proxy.example:3128");
+            let given: Vec<_> = given.map(|names| ("NO_PROXY", names)).into_iter().chain([proxy]).collect();
+            let (env, ..) = proxies(false, &given);
+            assert!(env.iter().any(|variable| variable == expected), "{env:?}");
+        }
+        let (env, ..) = proxies(false, &[("no_proxy", "localhost")]);
+        assert_eq!(env, ["NO_PROXY=localhost", "no_proxy=localhost"]);
+        // One that is not passed on is none.
+        let (env, ..) = proxies(false, &[("http_proxy", "ftp://proxy.example")]);
+        assert!(env.is_empty(), "{env:?}");
     }
 }
