@@ -52,16 +52,11 @@ impl Neighbour {
         (Self(sender), made.recv().unwrap())
     }
 
-    /// Runs `job` there to its end.
-    pub(crate) fn run(&self, job: impl FnOnce() + Send + 'static) {
+    /// Runs `job` there to its end, and gives what it has made.
+    pub(crate) fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
         let (ended, end) = mpsc::channel();
-        self.0
-            .send(Box::new(move || {
-                job();
-                ended.send(()).unwrap();
-            }))
-            .unwrap();
-        end.recv().unwrap();
+        self.0.send(Box::new(move || ended.send(job()).unwrap())).unwrap();
+        end.recv().unwrap()
     }
 }
 
@@ -71,7 +66,9 @@ fn ip(arguments: &str) {
     assert!(status.success(), "ip {arguments}");
 }
 
-/// Gives the calling thread, and what it starts, a network and a resolv.conf of its own, with another machine behind a cable.
+/// Gives the calling thread, and what it starts, a network and a resolv.conf of its own, with another machine behind a cable, which has
+/// [`PUBLIC`], [`METADATA`] and [`PRIVATE`].
+#[must_use = "the other machine goes with it"]
 pub(crate) fn enter_namespace(files: &std::path::Path) -> Neighbour {
     // SAFETY: descriptors stay shared with the other threads; the file system's view, which does not, is this test's alone.
     unsafe { unshare_unsafe(UnshareFlags::NEWNET | UnshareFlags::NEWNS) }.expect("only root can");

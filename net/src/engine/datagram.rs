@@ -132,37 +132,55 @@ impl Datagrams {
         peer: SocketAddr,
         payload: &[u8],
     ) -> Option<()> {
-        let slot = match self.index.get(&key) {
-            Some(&slot) if self.associations[slot].peers.contains_key(&peer) => slot,
-            known => {
-                let known = known.copied();
-                let own = own::is_own(peer.ip()).ok()?;
-                allow(core, packet, key, peer, own)?;
-                let slot = match known {
-                    Some(slot) => slot,
-                    None => self.open(core, packet, key, peer)?,
-                };
-                self.associations[slot].admit(peer, Peer { own, used: core.now });
-                slot
-            }
-        };
+        let known = self.index.get(&key).copied();
+        let sends = known.filter(|&slot| self.associations[slot].peers.contains_key(&peer));
+        // What is denied anyhow costs the host no system call.
+        if sends.is_none() {
+            allow(core, packet, key, peer, false)?;
+        }
         if !core.rates.to_host.take(core.now, payload.len()) {
             return None;
         }
+        let slot = match sends {
+            Some(slot) => slot,
+            None => self.admit(core, packet, known, key, peer)?,
+        };
         let association = &mut self.associations[slot];
         association.used = core.now;
         if let Some(peer) = association.peers.get_mut(&peer) {
             peer.used = core.now;
         }
         match socket::send_to(&association.socket, payload, &peer) {
-            Ok(()) => {}
-            Err(Errno::NETUNREACH) => core.unreachable(packet, Unreachable::Network),
-            Err(Errno::HOSTUNREACH) => core.unreachable(packet, Unreachable::Host),
-            Err(Errno::ACCESS | Errno::PERM) => core.unreachable(packet, Unreachable::Prohibited),
-            Err(Errno::CONNREFUSED) => core.unreachable(packet, Unreachable::Port),
-            Err(_) => return None,
+            Ok(()) => Some(()),
+            Err(error) => refuse(core, packet, error),
         }
-        Some(())
+    }
+
+    /// Has one more that may answer what is `known` of this key, or a new socket for it.
+    fn admit(
+        &mut self,
+        core: &mut Core,
+        packet: &Packet<'_>,
+        known: Option<usize>,
+        key: Key,
+        peer: SocketAddr,
+    ) -> Option<usize> {
+        let own = match own::is_own(peer.ip()) {
+            Ok(own) => own,
+            Err(error) => {
+                refuse(core, packet, error);
+                return None;
+            }
+        };
+        if own {
+            allow(core, packet, key, peer, own)?;
+        }
+        let slot = match known {
+            Some(slot) => slot,
+            None => self.open(core, packet, key, peer)?,
+        };
+        self.associations[slot].admit(peer, Peer { own, used: core.now });
+        Some(slot)
     }
 
     fn open(&mut self, core: &mut Core, packet: &Packet<'_>, key: Key, peer: SocketAddr) -> Option<usize> {
@@ -178,15 +196,10 @@ impl Datagrams {
         };
         let socket = match opened {
             Ok(socket) => socket,
-            Err(Errno::ACCESS | Errno::PERM) => {
-                core.unreachable(packet, Unreachable::Prohibited);
+            Err(error) => {
+                refuse(core, packet, error);
                 return None;
             }
-            Err(Errno::AFNOSUPPORT) => {
-                core.unreachable(packet, Unreachable::Network);
-                return None;
-            }
-            Err(_) => return None,
         };
         let serial = core.poll.serial();
         let entry = self.associations.vacant_entry();
@@ -287,6 +300,23 @@ fn allow(core: &mut Core, packet: &Packet<'_>, key: Key, peer: SocketAddr, own: 
     }
 }
 
+/// Tells the guest why its datagram leads nowhere, as the host has told. `None`: there are no words for it, and it was dropped.
+fn refuse(core: &mut Core, packet: &Packet<'_>, error: Errno) -> Option<()> {
+    core.unreachable(packet, unreachable(error)?);
+    Some(())
+}
+
+/// What an error of the host's says of where a datagram was to go.
+fn unreachable(error: Errno) -> Option<Unreachable> {
+    match error {
+        Errno::NETUNREACH | Errno::NETDOWN | Errno::AFNOSUPPORT => Some(Unreachable::Network),
+        Errno::HOSTUNREACH | Errno::HOSTDOWN => Some(Unreachable::Host),
+        Errno::ACCESS | Errno::PERM => Some(Unreachable::Prohibited),
+        Errno::CONNREFUSED => Some(Unreachable::Port),
+        _ => None,
+    }
+}
+
 /// The rule by which the policy forbids this.
 fn decide(core: &Core, key: Key, peer: SocketAddr, own: bool, names: &[String]) -> Option<String> {
     let destination = Destination { protocol: key.protocol, address: peer.ip(), port: peer.port(), own };
@@ -342,14 +372,8 @@ impl Association {
     fn tell_failures(&self, core: &mut Core) {
         for _ in 0..TURN {
             let Some((peer, error)) = socket::failed(&self.socket) else { return };
-            let why = match error {
-                Errno::CONNREFUSED => Unreachable::Port,
-                Errno::HOSTUNREACH | Errno::HOSTDOWN => Unreachable::Host,
-                Errno::NETUNREACH => Unreachable::Network,
-                Errno::ACCESS | Errno::PERM => Unreachable::Prohibited,
-                // Too long, for one: the host's kernel knows by now.
-                _ => continue,
-            };
+            // Another one is that it was too long, which the host's kernel knows by now.
+            let Some(why) = unreachable(error) else { continue };
             let guest = SocketAddr::new(guest_address(peer.ip()), self.key.port);
             if self.peers.contains_key(&peer)
                 && let Some(datagram) = packet::udp(guest, peer, &[])

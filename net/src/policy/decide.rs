@@ -1,9 +1,9 @@
 //! Decisions. Deny rules come first, then what is closed to everybody, then allow rules, then the mode.
 //!
 //! # This machine
-//! A public address that is this machine's own is closed, too: what listens there would be reached past the machine's firewall, as from
-//! the machine itself. It is a class with one address: a rule opens it that names this very address, and no wider one by accident. A
-//! private one is in the class of its block.
+//! An address that is this machine's own is closed, be it public or private: what listens there would be reached past the machine's
+//! firewall, as from the machine itself. It is a class with one address: a rule opens it that names this very address, and no wider one
+//! by accident. That an address is an own one never allows anything: nobody has to find it out of what is denied anyhow.
 //!
 //! # Names
 //! A domain rule is about an address if one of the names by which the guest knows it matches. That says who may be meant, not who
@@ -78,15 +78,17 @@ impl Policy {
             return Err(format!("deny: {rule}"));
         }
         let allow = if self.name_may_deny(destination) { Verdict::AllowNamed } else { Verdict::Allow };
-        let mut rules = self.allow.iter().filter(|rule| rule.covers_port(destination));
+        let rules = self.allow.iter().filter(|rule| rule.covers_port(destination));
 
-        if let Some(class) = class::of(destination.address) {
-            let opened = rules.any(|rule| opens(rule, class, destination.address));
-            return if opened { Ok(allow) } else { Err(format!("{}: {class}", self.mode)) };
+        if let Some(class) = class::of(destination.address)
+            && !rules.clone().any(|rule| opens(rule, class, destination.address))
+        {
+            return Err(format!("{}: {class}", self.mode));
         }
         if destination.own && !rules.clone().any(|rule| rule.is_address(destination.address)) {
             return Err(format!("{}: address of this machine", self.mode));
         }
+        // Or has opened, as one of a class.
         if rules.clone().any(|rule| rule.covers_address(destination.address)) {
             return Ok(allow);
         }

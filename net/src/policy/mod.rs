@@ -38,7 +38,7 @@ pub struct Parts {
     pub mode: Mode,
     /// Of [`Mode::Allow`]: what is reached. Of [`Mode::Public`]: addresses that are reached as well. A closed address, such as a private
     /// one, is reached only by a rule for it or for a block inside its class: `10.0.0.0/8` opens 10.1.2.3, `*`, a domain and `0.0.0.0/0`
-    /// do not; a public address of this machine's own only by a rule for that very address. Loopback, multicast, the gateway's network and
+    /// do not; an address of this machine's own, public or private, only by a rule for that very address. Loopback, multicast, the gateway's network and
     /// addresses with an IPv4 address inside are opened by none.
     pub allow: Vec<Rule>,
     /// What is not, in any mode; looked at before `allow`. One for a domain holds for the addresses that its names have led the guest to,

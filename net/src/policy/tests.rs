@@ -245,18 +245,34 @@ fn a_closed_address_is_opened_by_a_rule_inside_its_class_alone() {
 }
 
 #[test]
-fn a_public_address_of_this_machine_is_opened_by_a_rule_for_it_alone() {
+fn an_address_of_this_machine_is_opened_by_a_rule_for_it_alone() {
     let own = |address: &str| Destination { own: true, ..tcp(address, 443) };
     for mode in [Mode::Public, Mode::Allow] {
-        let rules = ["9.9.9.0/24", "9.9.9.10", "2600::/64", "10.0.0.0/8", "tcp:9.9.9.11:22"];
+        let rules = [
+            "9.9.9.0/24",
+            "9.9.9.10",
+            "2600::/64",
+            "10.0.0.0/8",
+            "10.1.2.0/24",
+            "10.1.2.4",
+            "fd00::/8",
+            "fd00::7",
+            "tcp:9.9.9.11:22",
+            "tcp:10.1.2.5:22",
+        ];
         let some = policy(mode, &rules, &[]);
-        for address in ["9.9.9.9", "9.9.9.11", "2600::1", "64:ff9b::9.9.9.10"] {
+        for address in
+            ["9.9.9.9", "9.9.9.11", "2600::1", "64:ff9b::9.9.9.10", "10.1.2.3", "10.1.2.5", "fd00::8"]
+        {
             let verdict = some.decide(&own(address), &[]);
             assert_eq!(denied(verdict), format!("{mode}: address of this machine"), "{address}");
         }
-        assert_eq!(some.decide(&own("9.9.9.10"), &[]), Verdict::Allow);
-        // It is in a class already, by whose rules it goes.
-        assert_eq!(some.decide(&own("10.1.2.3"), &[]), Verdict::Allow);
+        for address in ["9.9.9.10", "10.1.2.4", "fd00::7"] {
+            assert_eq!(some.decide(&own(address), &[]), Verdict::Allow, "{address}");
+        }
+        assert_eq!(some.decide(&tcp("10.1.2.3", 443), &[]), Verdict::Allow);
+        let class = format!("{mode}: private address (192.168.0.0/16)");
+        assert_eq!(denied(some.decide(&own("192.168.1.1"), &[])), class);
         assert_eq!(denied(some.decide(&own("127.0.0.1"), &[])), format!("{mode}: loopback (127.0.0.0/8)"));
         let both = policy(mode, &["9.9.9.10"], &["*:443"]);
         assert_eq!(denied(both.decide(&own("9.9.9.10"), &[])), "deny: *:443");
@@ -391,27 +407,53 @@ fn address() -> impl Strategy<Value = IpAddr> {
     ]
 }
 
+/// The block with `address` of so many bits, modulo 33 for IPv4.
+fn block(address: IpAddr, prefix: u8) -> String {
+    match address {
+        IpAddr::V4(v4) => {
+            let prefix = u32::from(prefix % 33);
+            let bits = v4.to_bits() & u32::MAX.checked_shl(32 - prefix).unwrap_or(0);
+            format!("{}/{prefix}", Ipv4Addr::from_bits(bits))
+        }
+        IpAddr::V6(v6) => {
+            let bits = v6.to_bits() & u128::MAX.checked_shl(128 - u32::from(prefix)).unwrap_or(0);
+            format!("[{}/{prefix}]", Ipv6Addr::from_bits(bits))
+        }
+    }
+}
+
 fn place() -> impl Strategy<Value = String> {
     prop_oneof![
         Just("*".to_owned()),
         r"(\*\.)?([a-z0-9_]([a-z0-9-]{0,8}[a-z0-9])?\.){0,4}[a-z]{1,8}",
-        (address(), 0..=128_u8).prop_map(|(address, prefix)| {
-            match address {
-                IpAddr::V4(v4) => {
-                    let prefix = u32::from(prefix % 33);
-                    let bits = v4.to_bits() & u32::MAX.checked_shl(32 - prefix).unwrap_or(0);
-                    format!("{}/{prefix}", Ipv4Addr::from_bits(bits))
-                }
-                IpAddr::V6(v6) => {
-                    let bits = v6.to_bits() & u128::MAX.checked_shl(128 - u32::from(prefix)).unwrap_or(0);
-                    format!("[{}/{prefix}]", Ipv6Addr::from_bits(bits))
-                }
-            }
-        }),
+        (address(), 0..=128_u8).prop_map(|(address, prefix)| block(address, prefix)),
     ]
 }
 
 proptest! {
+    /// So that nobody has to find it out of what is denied anyhow.
+    #[test]
+    fn that_an_address_is_an_own_one_allows_nothing(
+        address in address(),
+        only in any::<bool>(),
+        around in 0..=128_u8,
+        more in prop::collection::vec(place(), 0..3),
+        port in prop_oneof![Just(53), Just(80), Just(443), Just(8080)],
+    ) {
+        let mode = if only { Mode::Allow } else { Mode::Public };
+        let allow = more.into_iter().chain([block(address, around)]).map(|text| rule(&text)).collect();
+        let parts = Parts { mode, allow, deny: vec![], host_ports: vec![] };
+        // There are blocks that no rule opens.
+        let Ok(some) = Policy::try_from(parts) else { return Ok(()) };
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            let other = Destination { protocol, address, port, own: false };
+            let own = Destination { own: true, ..other };
+            if let Verdict::Deny { rule } = some.decide(&other, &[]) {
+                prop_assert_eq!(some.decide(&own, &[]), Verdict::Deny { rule });
+            }
+        }
+    }
+
     #[test]
     fn a_rule_reads_back_as_it_was_written(
         protocol in prop_oneof![Just(""), Just("tcp:"), Just("udp:")],

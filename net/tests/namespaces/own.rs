@@ -12,13 +12,14 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 
 use super::place::{
-    ALL, OWN, OWN_BROADCAST, OWN_LO, OWN_ROUTER6, OWN_TOO, OWN6, PUBLIC, PUBLIC6, Place, config,
+    ALL, NEIGHBOUR6, OWN, OWN_BROADCAST, OWN_LO, OWN_ROUTER6, OWN_TOO, OWN6, OWN6_TOO, PUBLIC, PUBLIC6,
+    Place, config,
 };
 
 const RULE: &str = "public: address of this machine";
 
-/// Says its name by TCP at port 80, and by UDP at port 123, at each address of this namespace; counts who asks.
-fn servers(name: &'static str) -> Arc<AtomicUsize> {
+/// Says its name by TCP at port 80 of each address of this namespace, and by UDP at port 123 of these; counts who asks.
+fn servers(name: &'static str, addresses: &[&str]) -> Arc<AtomicUsize> {
     let asked = Arc::new(AtomicUsize::new(0));
     let listener = TcpListener::bind("[::]:80").unwrap();
     let count = asked.clone();
@@ -28,15 +29,17 @@ fn servers(name: &'static str) -> Arc<AtomicUsize> {
             let _ = stream.unwrap().write_all(name.as_bytes());
         }
     });
-    let socket = UdpSocket::bind("[::]:123").unwrap();
-    let count = asked.clone();
-    thread::spawn(move || {
-        loop {
-            let (_, from) = socket.recv_from(&mut [0; 100]).unwrap();
-            count.fetch_add(1, SeqCst);
-            let _ = socket.send_to(name.as_bytes(), from);
-        }
-    });
+    for &ip in addresses {
+        let socket = UdpSocket::bind((ip, 123)).unwrap();
+        let count = asked.clone();
+        thread::spawn(move || {
+            loop {
+                let (_, from) = socket.recv_from(&mut [0; 100]).unwrap();
+                count.fetch_add(1, SeqCst);
+                let _ = socket.send_to(name.as_bytes(), from);
+            }
+        });
+    }
     asked
 }
 
@@ -67,14 +70,14 @@ fn place(policy: &str) -> Option<(Place, Arc<AtomicUsize>)> {
     let place = Place::new(config(policy), ALL)?;
     let (asked, _) = place.host(|ready| {
         std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1").unwrap();
-        let asked = servers("host");
+        let asked = servers("host", &["::"]);
         // All of them are reached from here.
         UdpSocket::bind("[::]:0").unwrap().send_to(b"who?", (OWN_ROUTER6, 123)).unwrap();
-        for ip in [OWN, OWN_TOO, OWN_LO, OWN6] {
+        for ip in [OWN, OWN_TOO, OWN_LO, OWN6, OWN6_TOO] {
             assert_eq!(by_tcp(ip).unwrap(), "host", "{ip}");
         }
         let deadline = Instant::now() + Duration::from_secs(20);
-        while asked.load(SeqCst) < 5 {
+        while asked.load(SeqCst) < 6 {
             assert!(Instant::now() < deadline);
             thread::yield_now();
         }
@@ -82,7 +85,7 @@ fn place(policy: &str) -> Option<(Place, Arc<AtomicUsize>)> {
         ready.send(asked).unwrap();
     });
     let ((), _) = place.serve(|ready| {
-        servers("other");
+        servers("other", &[PUBLIC, PUBLIC6, NEIGHBOUR6]);
         ready.send(()).unwrap();
     });
     Some((place, asked))
@@ -93,7 +96,7 @@ fn what_the_host_serves_at_its_own_addresses_is_closed() {
     let Some((place, asked)) = place("{}") else { return };
     let embedded = format!("64:ff9b::{OWN}");
     let mut expected = Vec::new();
-    for ip in [OWN, OWN_TOO, OWN_LO, OWN6, OWN_ROUTER6, &embedded] {
+    for ip in [OWN, OWN_TOO, OWN_LO, OWN6, OWN6_TOO, OWN_ROUTER6, &embedded] {
         let v6 = ip.contains(':');
         let errno = if v6 { Errno::ACCESS } else { Errno::HOSTUNREACH };
         assert_eq!(by_tcp(ip).unwrap_err().raw_os_error(), Some(errno.raw_os_error()), "{ip}");
@@ -118,6 +121,29 @@ fn what_the_host_serves_at_its_own_addresses_is_closed() {
     // The kernel lets nobody who does not ask for it send to everybody.
     assert!(by_udp(OWN_BROADCAST).is_err());
     assert!(by_tcp(OWN_BROADCAST).is_err());
+    assert_eq!(asked.load(SeqCst), 0);
+    for ip in [PUBLIC, PUBLIC6, NEIGHBOUR6] {
+        assert_eq!(by_tcp(ip).unwrap(), "other");
+        assert_eq!(by_udp(ip).unwrap(), "other");
+    }
+}
+
+/// Who may send from everybody's address is told by the kernel of each that it may.
+#[test]
+fn so_they_are_where_the_host_may_bind_to_any_address() {
+    let Some((place, asked)) = place("{}") else { return };
+    let ((), _) = place.host(|ready| {
+        std::fs::write("/proc/sys/net/ipv4/ip_nonlocal_bind", "1").unwrap();
+        std::fs::write("/proc/sys/net/ipv6/ip_nonlocal_bind", "1").unwrap();
+        ready.send(()).unwrap();
+    });
+    for ip in [OWN, OWN_TOO, OWN_LO, OWN6, OWN6_TOO, OWN_ROUTER6] {
+        assert!(by_tcp(ip).is_err(), "{ip}");
+        assert!(by_udp(ip).is_err(), "{ip}");
+    }
+    let denials = place.denials.lock().unwrap().clone();
+    assert_eq!(denials.len(), 12);
+    assert!(denials.iter().all(|denial| denial.rule == RULE), "{denials:?}");
     assert_eq!(asked.load(SeqCst), 0);
     for ip in [PUBLIC, PUBLIC6] {
         assert_eq!(by_tcp(ip).unwrap(), "other");

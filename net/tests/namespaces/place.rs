@@ -26,6 +26,9 @@ pub(crate) const OWN: &str = "93.184.217.1";
 pub(crate) const OWN_TOO: &str = "93.184.217.2";
 pub(crate) const OWN_LO: &str = "93.184.218.99";
 pub(crate) const OWN6: &str = "2606:2800:220::1";
+pub(crate) const OWN6_TOO: &str = "2606:2800:220::11";
+/// The other machine's, in the same network as these two.
+pub(crate) const NEIGHBOUR6: &str = "2606:2800:220::10";
 /// Their networks' broadcast address, and the one that routers answer at.
 pub(crate) const OWN_BROADCAST: &str = "93.184.217.255";
 pub(crate) const OWN_ROUTER6: &str = "2606:2800:220::";
@@ -171,6 +174,7 @@ fn connect(others: &mpsc::Sender<Job>, thread: Pid) {
          addr add {OWN}/24 broadcast {OWN_BROADCAST} dev cable
          addr add {OWN_TOO}/24 broadcast {OWN_BROADCAST} dev cable
          addr add {OWN6}/64 dev cable nodad
+         addr add {OWN6_TOO}/64 dev cable nodad
          addr add 93.184.218.1/24 dev lo",
         thread.as_raw_pid()
     ));
@@ -182,9 +186,14 @@ fn connect(others: &mpsc::Sender<Job>, thread: Pid) {
             for address in [PUBLIC, OTHER, METADATA, PRIVATE] {
                 ip(&format!("addr add {address}/32 dev cable"));
             }
-            ip(&format!("addr add {PUBLIC6}/128 dev cable nodad"));
+            for address in [PUBLIC6, NEIGHBOUR6] {
+                ip(&format!("addr add {address}/128 dev cable nodad"));
+            }
             at_once("cable");
-            ip(&format!("route add {OWN}/32 dev cable\n-6 route add {OWN6}/128 dev cable"));
+            ip(&format!("route add {OWN}/32 dev cable"));
+            for address in [OWN6, OWN6_TOO] {
+                ip(&format!("-6 route add {address}/128 dev cable"));
+            }
             up.send(()).unwrap();
         }))
         .unwrap();

@@ -1,14 +1,15 @@
 //! How much of its network a sandbox may use, and how much it has used.
 
 use std::io::{Read as _, Write as _};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use net::engine::Limits;
 use serde_json::{Value, json};
 
-use super::{METADATA, PUBLIC, control, create, enter_namespace, python, serve, tries};
-use crate::Daemon;
+use super::{METADATA, Neighbour, PUBLIC, control, create, enter_namespace, python, serve, tries};
+use crate::{Daemon, PATIENCE};
 
 /// Bytes a second.
 const RATE: usize = 64 << 10;
@@ -25,6 +26,16 @@ const PEER: &str = "import socket\n\
         s.sendall(bytes(length))\n    \
         take(length)\n    \
         s.sendall(b'.')\n";
+
+/// Serves what the tests need on the other machine, and gives each [`PEER`] that connects.
+fn serve_there(neighbour: &Neighbour) -> mpsc::Receiver<TcpStream> {
+    let (connected, peers) = mpsc::channel();
+    neighbour.run(move || {
+        serve((PUBLIC, 8080), |_| ());
+        serve((PUBLIC, 9000), move |peer| connected.send(peer).unwrap());
+    });
+    peers
+}
 
 /// How long so many bytes take from the guest, and to it.
 fn exchange(peer: &mut TcpStream, length: usize) -> [Duration; 2] {
@@ -59,15 +70,14 @@ fn connects(daemon: &Daemon, id: &str, count: usize) -> f64 {
 fn limits_hold_at_once_and_until_they_are_lifted() {
     const LENGTH: usize = 6 * RATE;
     let files = tempfile::tempdir().unwrap();
-    enter_namespace(files.path());
-    let listener = TcpListener::bind((PUBLIC, 9000)).unwrap();
-    serve((PUBLIC, 8080), |_| ());
+    let neighbour = enter_namespace(files.path());
+    let peers = serve_there(&neighbour);
     let daemon = Daemon::new();
     let id = create(&daemon, json!({ "image": "code", "mem": 512, "name": "dev" }));
     let path = "/v1/sandboxes/dev";
     let command = format!("python3 -c \"{PEER}\"");
     daemon.data("POST", &format!("{path}/commands/run"), json!({ "command": command }));
-    let (mut peer, _) = listener.accept().unwrap();
+    let mut peer = peers.recv_timeout(PATIENCE).unwrap();
     let limit = |daemon: &Daemon, limits: &[&str]| daemon.cli(&[&["network", "dev"], limits].concat()).text();
 
     // It holds for what is open already, both ways.
@@ -120,9 +130,8 @@ fn what_networks_do_is_counted() {
     const LENGTH: usize = 1 << 20;
     const CONNECTIONS: &str = "connections_total";
     let files = tempfile::tempdir().unwrap();
-    enter_namespace(files.path());
-    let listener = TcpListener::bind((PUBLIC, 9000)).unwrap();
-    serve((PUBLIC, 8080), |_| ());
+    let neighbour = enter_namespace(files.path());
+    let peers = serve_there(&neighbour);
     let daemon = Daemon::new();
     let body = json!({ "image": "code", "mem": 512, "name": "dev" });
     let id = create(&daemon, body.clone());
@@ -132,7 +141,7 @@ fn what_networks_do_is_counted() {
 
     let command = format!("python3 -c \"{PEER}\"");
     daemon.data("POST", "/v1/sandboxes/dev/commands/run", json!({ "command": command }));
-    let (mut peer, _) = listener.accept().unwrap();
+    let mut peer = peers.recv_timeout(PATIENCE).unwrap();
     exchange(&mut peer, LENGTH);
     for direction in ["to_guest", "from_guest"] {
         let bytes = metric(&daemon, &format!("bytes_total{{direction=\"{direction}\"}}"));

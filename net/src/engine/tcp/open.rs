@@ -56,15 +56,22 @@ impl Tcp {
             }
             (SocketAddr::new(Ipv4Addr::LOCALHOST.into(), key.port), Vec::new(), false)
         } else {
-            own = match own::is_own(key.address) {
-                Ok(own) => own,
-                Err(error) => {
-                    refuse(core, packet, error);
-                    return;
-                }
-            };
             let names = core.names.names_of(core.now, key.address);
-            match core.policy.decide(&destination(&key, own), &names) {
+            let mut verdict = core.policy.decide(&destination(&key, own), &names);
+            // What is denied anyhow costs the host no system call.
+            if !matches!(verdict, Verdict::Deny { .. }) {
+                own = match own::is_own(key.address) {
+                    Ok(own) => own,
+                    Err(error) => {
+                        refuse(core, packet, error);
+                        return;
+                    }
+                };
+                if own {
+                    verdict = core.policy.decide(&destination(&key, own), &names);
+                }
+            }
+            match verdict {
                 Verdict::Allow => (key.destination(), names, false),
                 Verdict::AllowNamed => (key.destination(), names, true),
                 Verdict::Deny { rule } => {

@@ -257,18 +257,24 @@ impl Vsock {
         }
     }
 
-    /// Joins a client of a published port to the guest's port.
-    fn connect(&mut self, socket: OwnedFd, guest: u32, preface: Arc<[u8]>, events: &Events<'_>) {
+    /// Joins a client of a published port to the guest's port, and gives the connection's token. `None`: the host has refused.
+    fn connect(
+        &mut self,
+        socket: OwnedFd,
+        guest: u32,
+        preface: Arc<[u8]>,
+        events: &Events<'_>,
+    ) -> Option<u32> {
         let token = self.connections.token();
         let pair = Pair { host: token, guest };
         let mut connection = Connection::published(socket, pair, preface, Instant::now() + self.patience);
         connection.busy = Some(self.counters.activity.begin());
-        if events.add(connection.socket(), token, connection.interest()).is_ok() {
-            self.connections.insert(token, connection);
-            self.connections.name(token, pair);
-            self.connections.queue(token);
-            self.expect();
-        }
+        events.add(connection.socket(), token, connection.interest()).ok()?;
+        self.connections.insert(token, connection);
+        self.connections.name(token, pair);
+        self.connections.queue(token);
+        self.expect();
+        Some(token)
     }
 
     fn greet(&mut self, socket: OwnedFd, events: &Events<'_>) {

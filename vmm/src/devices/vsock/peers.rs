@@ -7,8 +7,11 @@
 //!
 //! On the connection each datagram has its length before it, a little-endian `u16`, both ways; the connection itself knows nothing of
 //! that, and takes the pair for a client's stream. Nothing waits for long: a datagram that the guest does not take now, or the client's
-//! socket, is dropped, as everywhere by UDP. A peer that is not heard of for a while ends, and so does the one that was not for the
-//! longest where a port has too many; a guest that sends what is no datagram has ended its connection.
+//! socket, is dropped, as everywhere by UDP. A peer that is not heard of for a while ends; a guest that sends what is no datagram has ended
+//! its connection.
+//!
+//! Who has sent a datagram may be made up, so that there are few peers, of all ports together: clients by TCP need places as well. Where
+//! there are too many, one of the port with the most makes room, that was not heard of for the longest: other ports keep theirs.
 
 use std::collections::BTreeMap;
 use std::io::{self, IoSlice};
@@ -32,7 +35,7 @@ use crate::virtio::Events;
 pub(super) const TOKENS: Range<u32> = 1 << 16..1 << 30;
 /// The longest datagram, in bytes: what IPv4 carries.
 pub(super) const MAX_DATAGRAM: usize = 65_507;
-/// Of one port.
+/// Of all ports.
 pub(super) const MAX_PEERS: usize = 256;
 /// A peer of which nothing came, from neither side, for so long has gone. As long as the network's own datagrams have.
 const IDLE: Duration = Duration::from_mins(1);
@@ -59,6 +62,8 @@ struct Peer {
     /// The token of its port.
     port: u32,
     client: SocketAddr,
+    /// The token of its connection.
+    connection: u32,
     /// Its end of the pair.
     stream: OwnedFd,
     /// What is left of a datagram of which the connection has the beginning.
@@ -185,10 +190,10 @@ impl Peers {
     }
 
     /// The connection sees that its client has gone.
-    fn remove(&mut self, token: u32) {
-        if let Some(peer) = self.all.remove(&token) {
-            self.by_client.remove(&(peer.port, peer.client));
-        }
+    fn remove(&mut self, token: u32) -> Option<Peer> {
+        let peer = self.all.remove(&token)?;
+        self.by_client.remove(&(peer.port, peer.client));
+        Some(peer)
     }
 
     fn insert(&mut self, token: u32, peer: Peer) {
@@ -207,14 +212,18 @@ impl Peers {
         }
     }
 
-    /// Makes room for one more of this port.
-    fn make_room(&mut self, port: u32) {
-        let of_port = || self.all.iter().filter(|(_, peer)| peer.port == port);
-        if of_port().count() >= MAX_PEERS
-            && let Some(oldest) = of_port().min_by_key(|(_, peer)| peer.used).map(|(&token, _)| token)
-        {
-            self.remove(oldest);
+    /// Who has to go before one more of this port comes.
+    fn surplus(&self, port: u32) -> Option<u32> {
+        if self.all.len() < MAX_PEERS {
+            return None;
         }
+        let mut counts = BTreeMap::<u32, usize>::new();
+        for peer in self.all.values() {
+            *counts.entry(peer.port).or_default() += 1;
+        }
+        let (largest, _) = counts.into_iter().max_by_key(|&(other, count)| (count, other == port))?;
+        let of_largest = self.all.iter().filter(|(_, peer)| peer.port == largest);
+        of_largest.min_by_key(|(_, peer)| peer.used).map(|(&token, _)| token)
     }
 
     /// The next datagram of a socket, which is in the scratch then, with its length before it: who has sent it, and how long that is.
@@ -256,9 +265,8 @@ impl Vsock {
         self.settle_peer(token, sent.is_ok(), before, events);
     }
 
-    /// Joins a new client to the guest.
+    /// Joins a new client to the guest. Nobody makes room for one that does not get in.
     fn join(&mut self, port: u32, client: SocketAddr, events: &Events<'_>) -> Option<u32> {
-        self.peers.make_room(port);
         if self.connections.is_full_for_ports() {
             return None;
         }
@@ -267,17 +275,24 @@ impl Vsock {
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         let (stream, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None).ok()?;
         let token = self.peers.token();
+        events.add(&stream, token, EventFlags::IN).ok()?;
+        let connection = self.connect(theirs, guest, preface, events)?;
+        if let Some(oldest) = self.peers.surplus(port)
+            && let Some(peer) = self.peers.remove(oldest)
+        {
+            // Now: one that the guest takes nothing from would have its place for some time still.
+            self.reset(peer.connection);
+        }
         let peer = Peer {
             port,
             client,
+            connection,
             stream,
             to_guest: Vec::new(),
             from_guest: Cutter::default(),
             used: Instant::now(),
         };
-        events.add(&peer.stream, token, peer.interest()).ok()?;
         self.peers.insert(token, peer);
-        self.connect(theirs, guest, preface, events);
         Some(token)
     }
 

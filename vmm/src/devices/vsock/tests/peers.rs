@@ -158,7 +158,6 @@ fn a_guest_that_sends_what_is_no_datagram_has_ended_it() {
 #[test]
 fn there_are_so_many_and_those_that_are_not_heard_of_go() {
     let mut machine = Machine::new();
-    machine.device.patience = Duration::from_millis(50);
     let address = machine.publish_udp();
     let (_first, to_first) = machine.peer(address, b"first");
     let (second, to_second) = machine.peer(address, b"second");
@@ -168,12 +167,17 @@ fn there_are_so_many_and_those_that_are_not_heard_of_go() {
     assert_eq!(machine.bytes(to_second), framed(b"here"));
     let last = socket();
     last.send_to(b"one more", address).unwrap();
-    let mut packets = machine.settle();
-    packets.retain(|(header, _)| header.src_port == to_first.host);
-    assert_eq!(ops(&packets, to_first).last(), Some(&Op::Reset), "{packets:?}");
+    let (to_it, to_others): (Vec<_>, _) =
+        machine.settle().into_iter().partition(|(header, _)| header.op == Op::Request as u16);
+    assert_eq!(ops(&to_others, to_first), [Op::Reset]);
+    machine.tell(Pair { host: to_it[0].0.src_port, guest: GUEST }, Op::Response);
+    machine.settle();
     assert_eq!(machine.device.peers.len(), MAX_PEERS);
 
     machine.device.peers.idle = Duration::from_millis(200);
+    // From now on, as it was too short for so many to join.
+    machine.device.patience = Duration::from_millis(50);
+    machine.device.arm(machine.device.patience);
     let activity = std::sync::Arc::clone(&machine.device.counters().activity);
     while !machine.device.peers.is_empty() {
         assert!(machine.turn(PATIENCE));
@@ -189,17 +193,35 @@ fn there_are_so_many_and_those_that_are_not_heard_of_go() {
 #[test]
 fn other_connections_are_not_crowded_out() {
     let mut machine = Machine::new();
+    let quiet = machine.publish_udp();
+    let (first, to_first) = machine.peer(quiet, b"first");
     let addresses: Vec<SocketAddr> = (0..4).map(|_| machine.publish_udp()).collect();
     let clients: Vec<UdpSocket> = (0..MAX_PEERS).map(|_| socket()).collect();
     for client in &clients {
         for address in &addresses {
             client.send_to(b"x", address).unwrap();
-            machine.settle();
         }
+        // Neither by those that the guest has not answered yet, nor for a moment.
+        machine.turn(PATIENCE);
+        assert!(machine.device.connections.iter().count() <= MAX_PEERS + 1);
     }
+    machine.settle();
+    assert_eq!(machine.device.peers.len(), MAX_PEERS);
+    assert_eq!(machine.device.connections.iter().count(), MAX_PEERS);
+    assert_eq!(machine.device.counters().refused.load(Relaxed), 0);
+    // Nor are those of another port.
+    first.send(b"still").unwrap();
+    assert_eq!(machine.bytes(to_first), framed(b"still"));
+
+    // Where no place is left, nobody goes for who does not get in.
+    let _others: Vec<_> = (MAX_PEERS..MAX_CONNECTIONS - RESERVED).map(|_| machine.client()).collect();
+    machine.settle();
+    let last = socket();
+    last.send_to(b"too late", quiet).unwrap();
+    machine.settle();
+    assert_eq!(machine.device.counters().refused.load(Relaxed), 1);
+    assert_eq!(machine.device.peers.len(), MAX_PEERS);
     assert_eq!(machine.device.connections.iter().count(), MAX_CONNECTIONS - RESERVED);
-    assert_eq!(machine.device.peers.len(), MAX_CONNECTIONS - RESERVED);
-    assert!(machine.device.counters().refused.load(Relaxed) > 0);
 }
 
 #[test]
