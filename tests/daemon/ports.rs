@@ -41,6 +41,13 @@ fn body(mut stream: TcpStream) -> Option<Vec<u8>> {
     Some(answer.split_off(head + 4))
 }
 
+/// A port that the kernel gives nobody who does not ask for this very one.
+pub(crate) fn rare_port() -> u16 {
+    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap();
+    let first = range.split_whitespace().next().unwrap().parse().unwrap();
+    fastrand::u16(1024..first)
+}
+
 /// Nobody listens there.
 #[track_caller]
 fn is_closed(port: u16) {
@@ -68,8 +75,9 @@ impl Daemon {
 #[test]
 fn servers_on_the_loopback_of_a_guest() {
     let daemon = Daemon::new();
-    let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    let fixed = taken.local_addr().unwrap().port();
+    let (fixed, taken) = std::iter::repeat_with(rare_port)
+        .find_map(|port| Some((port, TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok()?)))
+        .unwrap();
     let web = json!({
         "name": "web", "image": "code", "mem": 512,
         "ports": [{ "port": 8000, "hostPort": fixed }, { "protocol": "http", "port": 8000 }],

@@ -1,8 +1,8 @@
 //! Much of a guest's traffic, and for long, between the same namespaces: small counts, or those of `scripts/test --full`.
 
-use std::io::{Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -13,6 +13,22 @@ use sha2::{Digest as _, Sha256};
 use crate::Daemon;
 use crate::guests::count;
 use crate::network::{PUBLIC, RESOLVER, control, create, enter_namespace, name_server, python, serve};
+
+/// A program of this machine, which ends with the test.
+struct Server(Child);
+
+impl Server {
+    fn start(command: &mut Command) -> Self {
+        Self(command.spawn().unwrap())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
 
 /// Whether there is time for the large counts.
 fn full() -> bool {
@@ -173,8 +189,11 @@ fn who_does_not_read_holds_nobody_else_up() {
     // What the engine holds of each is at most a MiB each way; the rest is in sockets of this kernel, and in the guest's.
     assert!(kib < 40 << 10, "{kib} KiB");
     assert!(sent < 8 * (16 << 20), "{sent}");
+    // And so it stays, but for what asks now and then whether there is room again: packets without data.
+    std::thread::sleep(Duration::from_secs(1));
     let later = control.metrics().unwrap();
-    assert_eq!(later.network.unwrap().received_bytes, after.network.unwrap().received_bytes);
+    let more = later.network.unwrap().received_bytes - after.network.unwrap().received_bytes;
+    assert!(more < 4096, "{more} bytes");
 }
 
 #[test]
@@ -197,9 +216,14 @@ fn iperf3_both_ways() {
         let name = file.rsplit('/').next().unwrap();
         daemon.cli(&["cp", real.to_str().unwrap(), &format!("iperf:/iperf/{name}")]).prints("");
     }
-    neighbour.run(|| {
-        let server = Command::new("iperf3").args(["--server", "--daemon"]).stdout(Stdio::null()).status();
-        assert!(server.unwrap().success());
+    let _server = neighbour.run(|| {
+        let mut command = Command::new("iperf3");
+        let mut server = Server::start(command.args(["--server", "--forceflush"]).stdout(Stdio::piped()));
+        let mut said = BufReader::new(server.0.stdout.take().unwrap()).lines().map_while(Result::ok);
+        assert!(said.any(|line| line.contains("Server listening")));
+        // To its end, or it would be stopped by a full pipe.
+        std::thread::spawn(move || said.for_each(drop));
+        server
     });
     let host = PUBLIC.to_string();
     for (way, options) in [("to the host", &[][..]), ("to the guest", &["--reverse"])] {
@@ -234,12 +258,11 @@ fn https_passes_under_the_name_that_a_rule_allows_alone() {
         assert!(output.unwrap().status.success(), "{arguments}");
     }
     let directory = files.path().to_owned();
-    neighbour.run(move || {
+    let _server = neighbour.run(move || {
         let server = ["s_server", "-quiet", "-www", "-cert", "cert.pem", "-key", "key.pem", "-accept"];
-        // It ends with the lab, or is left with a namespace that nobody else has.
         let mut command = Command::new("openssl");
         command.args(server).arg(format!("{PUBLIC}:443")).current_dir(directory).stdin(Stdio::null());
-        command.spawn().unwrap();
+        Server::start(&mut command)
     });
     crate::until(|| TcpStream::connect((PUBLIC, 443)).is_ok());
     let daemon = Daemon::new();

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::ports::rare_port;
 use crate::{Daemon, until};
 
 const ECHO: &str = r#"
@@ -51,8 +52,9 @@ fn port_of(port: &Value) -> u16 {
 #[test]
 fn a_server_of_datagrams_on_the_loopback_of_a_guest() {
     let daemon = Daemon::new();
-    let taken = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    let fixed = taken.local_addr().unwrap().port();
+    let (fixed, taken) = std::iter::repeat_with(rare_port)
+        .find_map(|port| Some((port, UdpSocket::bind((Ipv4Addr::LOCALHOST, port)).ok()?)))
+        .unwrap();
     let port = json!({ "protocol": "udp", "port": 9000, "hostPort": fixed });
     let sandbox = json!({
         "name": "dns", "image": "code", "mem": 512, "network": { "mode": "none" },

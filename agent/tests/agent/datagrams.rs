@@ -5,7 +5,7 @@ use protocol::Request;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const LONGEST: usize = 65_507;
 
@@ -68,7 +68,9 @@ fn a_server_that_comes_later_and_one_of_ipv6_are_reached() {
         // What is told of the one before may come in between, and take a datagram with it.
         let server = server(address, port);
         server.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(30);
         let (length, from) = loop {
+            assert!(Instant::now() < deadline, "{address}");
             host.write_all(&framed(b"found")).unwrap();
             match server.recv_from(&mut bytes) {
                 Ok(received) => break received,

