@@ -266,8 +266,11 @@ impl Daemon {
         supervise(sandbox, Arc::clone(&handle));
         if wakes {
             self.find_job(sandbox, &handle);
-            let directory = Arc::clone(&sandbox.directory);
-            return blocking(move || Ok(directory.clear_snapshots()?)).await;
+            // Where it stays it is marked, and the next daemon removes it.
+            if let Err(error) = sandbox.clear_snapshots().await {
+                tracing::warn!(sandbox = sandbox.id(), error = %chain(&error), "the file that it was woken from stays");
+            }
+            return Ok(());
         }
         let started = self.start_job(sandbox, &handle).await;
         if started.is_err() {

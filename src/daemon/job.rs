@@ -14,7 +14,6 @@ use super::error::DaemonError;
 use super::life::GRACE;
 use super::log::{Reader, Stream, Writer};
 use super::sandbox::Sandbox;
-use super::state::State;
 use super::{Daemon, chain};
 use crate::sandbox::{Event, Handle};
 
@@ -72,8 +71,7 @@ impl Daemon {
                     () = tokio::time::sleep(PAUSE) => {}
                 }
             };
-            // One that sleeps goes on with it.
-            if exit.is_some() || sandbox.state() != State::Sleeping {
+            if exit.is_some() || !sandbox.has_fallen_asleep(&handle) {
                 daemon.job_ended(&sandbox, exit).await;
             }
         });

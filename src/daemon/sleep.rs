@@ -115,6 +115,13 @@ impl Sandbox {
         ended
     }
 
+    /// Whether the machine of `handle` has ended because the sandbox sleeps; by now it may be waking, or awake with another.
+    pub(super) fn has_fallen_asleep(&self, handle: &Arc<Handle>) -> bool {
+        let status = self.status();
+        let other = status.handle.as_ref().is_some_and(|current| !Arc::ptr_eq(current, handle));
+        other || matches!(status.state, State::Sleeping | State::Creating)
+    }
+
     /// Writes the machine, paused, to the disk, and the disk's own writes with it.
     async fn save(self: &Arc<Self>, handle: &Arc<Handle>, file: File) -> Result<(), DaemonError> {
         let (directory, handle, name) = (Arc::clone(&self.directory), Arc::clone(handle), self.name());
@@ -137,6 +144,10 @@ impl Sandbox {
         if paused {
             self.control("pause", handle, Client::pause).await?;
         }
+        self.clear_snapshots().await
+    }
+
+    pub(super) async fn clear_snapshots(&self) -> Result<(), DaemonError> {
         let directory = Arc::clone(&self.directory);
         blocking(move || Ok(directory.clear_snapshots()?)).await
     }
@@ -155,8 +166,7 @@ impl Sandbox {
 
     /// Stops one that sleeps: its memory goes.
     pub(super) async fn forget_memory(&self) -> Result<(), DaemonError> {
-        let directory = Arc::clone(&self.directory);
-        blocking(move || Ok(directory.clear_snapshots()?)).await?;
+        self.clear_snapshots().await?;
         *self.status() = Status::stopped();
         self.tell(Kind::Stopped, None);
         Ok(())
