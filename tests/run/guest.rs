@@ -66,7 +66,8 @@ impl Guest {
         let (owner, its_owner) = UnixStream::pair().unwrap();
         let fds = Fds {
             kvm: give(writable(Path::new("/dev/kvm")).unwrap().into()),
-            kernel: give(File::open(variable("VOIDRUN_KERNEL")).unwrap().into()),
+            kernel: Some(give(File::open(variable("VOIDRUN_KERNEL")).unwrap().into())),
+            snapshot: None,
             initramfs: Some(give(in_memory(&agent::initramfs(&Config::default())).into())),
             disk: Some(DiskFds {
                 base: give(File::open(base).unwrap().into()),

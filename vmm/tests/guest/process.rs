@@ -80,7 +80,8 @@ impl Launch<'_> {
             cmdline: self.cmdline.to_owned(),
             fds: Fds {
                 kvm: 4,
-                kernel: 5,
+                kernel: Some(5),
+                snapshot: None,
                 initramfs: None,
                 disk: self.disk.map(|_| DiskFds { base: 11, diff: 12 }),
                 lock: None,
