@@ -3,12 +3,13 @@
 //! Nothing is kept for a server that does not take a datagram now: it is lost. Answers wait for the host, which takes them at any time,
 //! and meanwhile the kernel keeps, or loses, what the server sends.
 
+use crate::forward::is_its_own_peer;
 use crate::stream::{Stream, StreamError};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, Ipv4Addr, Ipv6Addr, RecvFlags, SendFlags, SocketAddr, SocketFlags, SocketType, connect,
-    getpeername, getsockname, recv, send, socket_with,
+    recv, send, socket_with,
 };
 use std::os::fd::OwnedFd;
 
@@ -128,7 +129,7 @@ impl Server {
 fn open(server: SocketAddr) -> Result<OwnedFd, Errno> {
     let first = connected(server)?;
     // A port that nobody has may be the very one that this end was given: then it is connected to itself. The next one gets another.
-    if Some(getsockname(&first)?) == getpeername(&first)? { connected(server) } else { Ok(first) }
+    if is_its_own_peer(&first)? { connected(server) } else { Ok(first) }
 }
 
 fn connected(server: SocketAddr) -> Result<OwnedFd, Errno> {

@@ -61,11 +61,16 @@ fn open(address: SocketAddr) -> Result<OwnedFd, Errno> {
         Err(error) => return Err(error),
     }
     // A port that nobody listens at may be the very one that this end was given: then it is connected to itself.
-    if Some(rustix::net::getsockname(&server)?) == rustix::net::getpeername(&server)? {
+    if is_its_own_peer(&server)? {
         return Err(Errno::CONNREFUSED);
     }
     sockopt::set_tcp_nodelay(&server, true)?;
     Ok(server)
+}
+
+/// Whether a socket is connected to itself.
+pub(crate) fn is_its_own_peer(socket: &OwnedFd) -> Result<bool, Errno> {
+    Ok(Some(rustix::net::getsockname(socket)?) == rustix::net::getpeername(socket)?)
 }
 
 /// Moves bytes until both directions have ended, or either side has gone.

@@ -247,11 +247,7 @@ impl Daemon {
                 Err(
                     DaemonError::TooMuchMemory { .. } | DaemonError::Port { .. } | DaemonError::PortOf { .. },
                 ) => *sandbox.status() = before,
-                Err(error) => {
-                    let reason = chain(error);
-                    *sandbox.status() = Status::failed(reason.clone());
-                    sandbox.tell(Kind::Failed, Some(&reason));
-                }
+                Err(error) => sandbox.has_failed(error),
             }
             result
         })

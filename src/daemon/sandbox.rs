@@ -7,8 +7,9 @@ use protocol::FrameType;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::chain;
 use super::error::DaemonError;
-use super::events::Events;
+use super::events::{Events, Kind};
 use super::metrics::Metrics;
 use super::state::{State, Status};
 use super::watch::Watches;
@@ -149,6 +150,13 @@ impl Sandbox {
             self.output.send_replace(());
         }
         current
+    }
+
+    /// Its machine could not be started.
+    pub(super) fn has_failed(&self, error: &DaemonError) {
+        let reason = chain(error);
+        *self.status() = Status::failed(reason.clone());
+        self.tell(Kind::Failed, Some(&reason));
     }
 
     /// Starts a command.

@@ -25,7 +25,7 @@ use super::events::Kind;
 use super::sandbox::{ANSWER, Sandbox};
 use super::state::{State, Status};
 use super::{Daemon, chain};
-use crate::sandbox::{Begin, Directory, Handle};
+use crate::sandbox::{Begin, Directory, DirectoryError, Handle};
 
 /// A machine has to be on the disk within this time: of 64 GiB at 110 MB/s.
 const SAVING: Duration = Duration::from_mins(10);
@@ -53,15 +53,11 @@ impl Daemon {
             // From now on its memory counts.
             *sandbox.status() = Status::creating();
             let result = daemon.wake_now(&sandbox).await;
-            let directory = Arc::clone(&sandbox.directory);
-            let left = blocking(move || Ok(is_asleep(&directory))).await?;
-            match &result {
-                Ok(()) => {}
-                Err(_) if left => *sandbox.status() = Status::sleeping(),
-                Err(error) => {
-                    let reason = chain(error);
-                    *sandbox.status() = Status::failed(reason.clone());
-                    sandbox.tell(Kind::Failed, Some(&reason));
+            if let Err(error) = &result {
+                if sandbox.on_disk(|directory| Ok(is_asleep(directory))).await? {
+                    *sandbox.status() = Status::sleeping();
+                } else {
+                    sandbox.has_failed(error);
                 }
             }
             result
@@ -75,10 +71,9 @@ impl Daemon {
         let (directory, name) = (Arc::clone(&sandbox.directory), sandbox.name());
         let begin = blocking(move || {
             let file = directory.snapshot()?;
-            let failed = |source| DaemonError::Snapshot { action: WAKE, name, source };
-            let checked =
-                snapshot::inspect(&file).and_then(|summary| snapshot::verify(&file).map(|()| summary));
-            Ok(Begin::Snapshot { network: checked.map_err(failed)?.network, file })
+            let summary = snapshot::verify(&file);
+            let summary = summary.map_err(|source| DaemonError::Snapshot { action: WAKE, name, source })?;
+            Ok(Begin::Snapshot { network: summary.network, file })
         });
         self.boot(sandbox, lock, begin.await?, "").await
     }
@@ -93,8 +88,7 @@ impl Sandbox {
         let handle = self.machine(SLEEP, &[State::Running, State::Paused])?;
         let paused = self.state() == State::Paused;
         // First: it tells the next daemon that what follows was left in the middle.
-        let directory = Arc::clone(&self.directory);
-        let file = blocking(move || Ok(directory.new_snapshot()?)).await?;
+        let file = self.on_disk(Directory::new_snapshot).await?;
         if paused {
             // Its agent has something to do yet.
             self.control(SLEEP, &handle, Client::resume).await?;
@@ -138,7 +132,7 @@ impl Sandbox {
 
     /// After a save that has failed: the machine goes on as it was.
     async fn stay_awake(&self, handle: &Arc<Handle>, paused: bool) -> Result<(), DaemonError> {
-        self.void_snapshot().await?;
+        self.on_disk(Directory::void_snapshot).await?;
         self.control("resume", handle, Client::resume).await?;
         self.answered("resume", handle, handle.ask(&Request::Continue)).await?;
         if paused {
@@ -148,14 +142,16 @@ impl Sandbox {
     }
 
     pub(super) async fn clear_snapshots(&self) -> Result<(), DaemonError> {
-        let directory = Arc::clone(&self.directory);
-        blocking(move || Ok(directory.clear_snapshots()?)).await
+        self.on_disk(Directory::clear_snapshots).await
     }
 
-    /// Nobody goes on any more from what may be there.
-    async fn void_snapshot(&self) -> Result<(), DaemonError> {
+    /// Does something with its directory, where it holds nobody up.
+    async fn on_disk<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Directory) -> Result<T, DirectoryError> + Send + 'static,
+    ) -> Result<T, DaemonError> {
         let directory = Arc::clone(&self.directory);
-        blocking(move || Ok(directory.void_snapshot()?)).await
+        blocking(move || Ok(work(&directory)?)).await
     }
 
     /// After a restore: the guest gets the time of day and random numbers of its own.

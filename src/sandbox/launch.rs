@@ -169,7 +169,10 @@ fn start(
             (network, [Some(inherits.add(kernel.file)), Some(inherits.add(initramfs)), None])
         }
         Begin::Snapshot { file, network } => {
-            let network = network.then(|| network::engine(record.access(), &record.hosts));
+            let network = network.then(|| {
+                let resolvers = network::resolvers().unwrap_or_default();
+                network::engine(record.access(), &record.hosts, resolvers)
+            });
             (network, [None, None, Some(inherits.add(file))])
         }
     };

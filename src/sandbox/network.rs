@@ -93,7 +93,9 @@ pub(super) fn of(
         config.hosts.clone_from(hosts);
         return None;
     }
-    let engine = engine(Access { policy, limits }, hosts);
+    // Name servers that cannot be read now are told later, when they can.
+    let resolv = Resolv::of_host().unwrap_or_default();
+    let engine = engine(Access { policy, limits }, hosts, resolv.servers);
     let network6 = Network6Config { address: GUEST6, prefix: PREFIX6, gateway: GATEWAY6 };
     config.network = Some(NetworkConfig {
         address: GUEST,
@@ -103,16 +105,19 @@ pub(super) fn of(
         mtu: MTU,
     });
     config.nameservers = vec![GATEWAY.to_string()];
-    config.search = Resolv::of_host().unwrap_or_default().search;
+    config.search = resolv.search;
     Some(engine)
 }
 
 /// What the machine is told of the network that it has.
-pub(super) fn engine(Access { policy, limits }: Access, hosts: &BTreeMap<String, IpAddr>) -> engine::Config {
+pub(super) fn engine(
+    Access { policy, limits }: Access,
+    hosts: &BTreeMap<String, IpAddr>,
+    resolvers: Vec<SocketAddr>,
+) -> engine::Config {
     engine::Config {
         policy,
-        // Those that cannot be read now are told later, when they can.
-        resolvers: resolvers().unwrap_or_default(),
+        resolvers,
         hosts: hosts.clone().into_iter().chain([(HOST.to_owned(), GATEWAY.into())]).collect(),
         ipv6: host_has_ipv6(),
         limits,

@@ -8,6 +8,7 @@ use std::thread::{self, JoinHandle};
 use serde_json::json;
 
 use crate::Daemon;
+use crate::authority::certify;
 use crate::guests::Ran;
 
 /// An index by HTTPS, of an authority that nobody else knows, and a proxy, on this machine's loopback.
@@ -21,21 +22,7 @@ struct Mirror {
 impl Mirror {
     /// The authority is then in `ca.pem`.
     fn new(directory: &Path) -> Self {
-        let openssl = |arguments: &str| {
-            let output = Command::new("openssl").args(arguments.split(' ')).current_dir(directory).output();
-            let output = output.expect("install the Debian package `openssl`");
-            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        };
-        let new = "req -newkey rsa:2048 -nodes -days 2";
-        openssl(&format!(
-            "{new} -x509 -subj /CN=authority -addext keyUsage=critical,keyCertSign -keyout ca.key -out ca.pem"
-        ));
-        openssl(&format!("{new} -subj /CN=server -keyout server.key -out server.csr"));
-        let names = "subjectAltName=DNS:host.voidrun.internal\nbasicConstraints=CA:FALSE\n";
-        std::fs::write(directory.join("ext"), names).unwrap();
-        openssl(
-            "x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile ext -out server.pem",
-        );
+        certify(directory, &["host.voidrun.internal"]);
         let mut process = Command::new("python3")
             .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/daemon/mirror.py"))
             .args(["server.pem", "server.key"])

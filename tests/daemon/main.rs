@@ -4,6 +4,7 @@
 //! Each test has a store of its own that shares the images, and a daemon of its own.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
+mod authority;
 mod code;
 mod cp;
 mod crash;

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use crate::Daemon;
+use crate::authority::certify;
 use crate::guests::count;
 use crate::network::{PUBLIC, RESOLVER, control, create, enter_namespace, name_server, python, serve};
 
@@ -246,20 +247,10 @@ fn https_passes_under_the_name_that_a_rule_allows_alone() {
     let files = tempfile::tempdir().unwrap();
     let neighbour = enter_namespace(files.path());
     name_server(RESOLVER);
-    let new = "req -x509 -newkey rsa:2048 -nodes -days 2";
-    for arguments in [
-        format!("{new} -subj /CN=authority -addext keyUsage=critical,keyCertSign -keyout ca.key -out ca.pem"),
-        format!(
-            "{new} -subj /CN=server -CA ca.pem -CAkey ca.key -addext basicConstraints=critical,CA:FALSE \
-             -addext subjectAltName=DNS:web.test,DNS:evil.test -keyout key.pem -out cert.pem"
-        ),
-    ] {
-        let output = Command::new("openssl").args(arguments.split(' ')).current_dir(files.path()).output();
-        assert!(output.unwrap().status.success(), "{arguments}");
-    }
+    certify(files.path(), &["web.test", "evil.test"]);
     let directory = files.path().to_owned();
     let _server = neighbour.run(move || {
-        let server = ["s_server", "-quiet", "-www", "-cert", "cert.pem", "-key", "key.pem", "-accept"];
+        let server = ["s_server", "-quiet", "-www", "-cert", "server.pem", "-key", "server.key", "-accept"];
         let mut command = Command::new("openssl");
         command.args(server).arg(format!("{PUBLIC}:443")).current_dir(directory).stdin(Stdio::null());
         Server::start(&mut command)

@@ -115,9 +115,7 @@ pub(crate) fn write(file: &File, memory: &GuestMemory, state: &MachineState) -> 
 /// # Errors
 /// The file is no snapshot, is damaged, or is of another version.
 pub fn inspect(file: &File) -> Result<Summary, SnapshotError> {
-    let Saved { header, state } = Saved::read(file)?;
-    let network = state.devices.iter().any(|(name, _)| name == "net");
-    Ok(Summary { cpus: state.cpus, memory: state.memory, network, used: header.used })
+    Ok(Saved::read(file)?.summary())
 }
 
 /// A snapshot as it is read.
@@ -151,6 +149,12 @@ impl Saved {
             return Err(SnapshotError::Other("more or fewer parts than it says".into()));
         }
         Ok(Self { header, state })
+    }
+
+    fn summary(&self) -> Summary {
+        let Self { header, state } = self;
+        let network = state.devices.iter().any(|(name, _)| name == "net");
+        Summary { cpus: state.cpus, memory: state.memory, network, used: header.used }
     }
 
     /// The snapshot in `file`, for a machine by `spec`, and its RAM: it is the file's until the machine writes to it.

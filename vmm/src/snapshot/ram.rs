@@ -11,7 +11,7 @@ use rustix::fs::SeekFrom;
 use vm_memory::{Bytes as _, GuestMemoryBackend as _, GuestMemoryRegion as _, MemoryRegionAddress};
 
 use super::header::RAM_START;
-use super::{Saved, SnapshotError, failed};
+use super::{Saved, SnapshotError, Summary, failed};
 use crate::GuestMemory;
 use crate::memory::PAGE;
 
@@ -67,12 +67,13 @@ impl Ram {
     }
 }
 
-/// Compares the RAM in `file` with its checksum: all of it is read.
+/// What the snapshot in `file` is of, after its RAM was compared with its checksum: all of it is read.
 ///
 /// # Errors
 /// The file is no snapshot, or is damaged.
-pub fn verify(file: &File) -> Result<(), SnapshotError> {
-    let Saved { header, .. } = Saved::read(file)?;
+pub fn verify(file: &File) -> Result<Summary, SnapshotError> {
+    let saved = Saved::read(file)?;
+    let header = &saved.header;
     let mut found = Ram { len: 0, crc: 0 };
     let mut buffer = vec![0; PIECE];
     while found.len < header.ram.len {
@@ -88,5 +89,5 @@ pub fn verify(file: &File) -> Result<(), SnapshotError> {
         found.take(piece);
         found.len += piece.len() as u64;
     }
-    if found.crc == header.ram.crc { Ok(()) } else { Err(SnapshotError::Checksum("its RAM")) }
+    if found.crc == header.ram.crc { Ok(saved.summary()) } else { Err(SnapshotError::Checksum("its RAM")) }
 }
