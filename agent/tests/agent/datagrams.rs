@@ -73,6 +73,8 @@ fn a_server_that_comes_later_and_one_of_ipv6_are_reached() {
             assert!(Instant::now() < deadline, "{address}");
             host.write_all(&framed(b"found")).unwrap();
             match server.recv_from(&mut bytes) {
+                // It was on its way still when the server came.
+                Ok((length, _)) if bytes[..length] == *b"lost" => {}
                 Ok(received) => break received,
                 Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
             }
