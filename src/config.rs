@@ -77,6 +77,8 @@ pub(crate) struct Config {
     pub(crate) memory: Setting<Memory>,
     /// What sandboxes reach of which nothing is said.
     pub(crate) network: Setting<Network>,
+    /// Whether a new sandbox goes on from where an earlier one of its kind had booted.
+    pub(crate) warm: Setting<bool>,
     /// So many sandboxes may there be in the daemon's care.
     pub(crate) max_sandboxes: Setting<usize>,
     /// So much memory may those that run have together.
@@ -142,6 +144,7 @@ struct Run {
     cpus: Option<Cpus>,
     memory: Option<Memory>,
     network: Option<Network>,
+    warm: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -233,6 +236,7 @@ impl Config {
             cpus: setting(file.run.cpus, Cpus::default()),
             memory: setting(file.run.memory, Memory::default()),
             network: setting(file.run.network, Network::default()),
+            warm: setting(file.run.warm, true),
             max_sandboxes: setting(file.limits.sandboxes, DEFAULT_SANDBOXES),
             max_memory: setting(file.limits.memory, memory_of_this_machine()),
             daemon_idle: setting(file.daemon.idle_timeout, DEFAULT_IDLE),

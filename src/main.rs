@@ -12,6 +12,7 @@ mod lock;
 mod pem;
 mod sandbox;
 mod size;
+mod snapshots;
 mod socket;
 
 use std::process::ExitCode;

@@ -41,8 +41,8 @@ fn serve(agent: &Arc<Agent>, mut stream: Stream, hello: &Hello) -> Result<(), St
                 drop(stream.mark(FrameType::Done));
                 power::off(agent, grace_ms);
             }
-            Ok(Request::Reseed { wall_time_ns, entropy }) => {
-                stream.answer(power::reseed(agent, wall_time_ns, &entropy))?;
+            Ok(Request::Reseed { wall_time_ns, entropy, config }) => {
+                stream.answer(power::reseed(agent, wall_time_ns, &entropy, config))?;
             }
             Ok(_) => {
                 stream.message(&refusal(ErrorCode::BadRequest, "this request needs a stream of its own"))?;

@@ -2,15 +2,14 @@
 //!
 //! The image may be anything, an empty one too: what is missing is made, on its disk.
 
+use crate::identity::{self, IdentityError};
 use crate::kmsg;
-use crate::network::{self, NetworkError};
-use protocol::{CA_CERTIFICATES, Config};
-use rustix::fs::{Mode, OFlags};
+use protocol::Config;
+use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, MountPropagationFlags};
 use rustix::process::{Resource, Rlimit};
 use std::fs;
-use std::io::Read as _;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
@@ -19,19 +18,6 @@ const NEW_ROOT: &str = "/root-disk";
 
 /// Where the commands' cgroups are made.
 pub const CGROUPS: &str = "/sys/fs/cgroup";
-
-/// What is bound into /etc.
-const RUN: &str = "/run/voidrun";
-
-/// Where images have the authorities that they trust: Debian and Alpine, Fedora, SUSE.
-const BUNDLES: [&str; 3] = [
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
-    "/etc/ssl/ca-bundle.pem",
-];
-
-/// In bytes; they have about 220,000.
-const MAX_BUNDLE: u64 = 4 << 20;
 
 /// Descriptors that the agent has, and a command begins with: five a stream. More costs programs that close all they could have.
 const FILES: u64 = 1 << 16;
@@ -53,24 +39,18 @@ pub enum InitError {
         #[source]
         source: Errno,
     },
-    /// A file could not be read, written or made.
-    #[error("{path}")]
-    File {
-        /// Its path.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
+    /// /config.json could not be read.
+    #[error("/config.json")]
+    File(#[source] std::io::Error),
     /// /config.json is not what [`Config`] is written as.
     #[error("/config.json")]
     Config(#[source] serde_json::Error),
     /// The root disk could not become /.
     #[error("cannot make the root disk /")]
     Root(#[source] Errno),
-    /// The network could not be set up.
+    /// The machine has not become what it is to be.
     #[error(transparent)]
-    Network(#[from] NetworkError),
+    Identity(#[from] IdentityError),
     /// The set-up of the process or the machine failed.
     #[error("{what}")]
     System {
@@ -82,26 +62,23 @@ pub enum InitError {
     },
 }
 
-/// Everything up to where commands can run.
-pub fn run() -> Result<(), InitError> {
+/// Everything up to where commands can run. Returns what the machine is now.
+pub fn run() -> Result<Config, InitError> {
     let config = config()?;
     enter_root(&config)?;
     mount_system()?;
     links();
     sysctls();
     limits()?;
-    hostname(&config)?;
-    if let Some(given) = &config.ca_certificates {
-        ca_certificates(given)?;
-    }
-    Ok(network::set_up(config.network.as_ref())?)
+    identity::begin(&config)?;
+    Ok(config)
 }
 
 fn config() -> Result<Config, InitError> {
     match fs::read("/config.json") {
         Ok(bytes) => serde_json::from_slice(&bytes).map_err(InitError::Config),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Config::default()),
-        Err(source) => Err(InitError::File { path: "/config.json".into(), source }),
+        Err(error) => Err(InitError::File(error)),
     }
 }
 
@@ -185,68 +162,4 @@ fn limits() -> Result<(), InitError> {
     let files = Rlimit { current: Some(FILES), maximum: Some(MAX_FILES) };
     rustix::process::setrlimit(Resource::Nofile, files)
         .map_err(|source| InitError::System { what: "cannot set the limit of open files", source })
-}
-
-/// The host name and the files in /etc that go with it. They lie in memory, so that the image's own are not changed.
-fn hostname(config: &Config) -> Result<(), InitError> {
-    let name = &config.hostname;
-    rustix::system::sethostname(name.as_bytes())
-        .map_err(|source| InitError::System { what: "cannot set the host name", source })?;
-    fs::create_dir_all(RUN).map_err(|source| InitError::File { path: RUN.into(), source })?;
-    bind("hostname", &format!("{name}\n"));
-    let mut hosts =
-        format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t{name}\n");
-    hosts.extend(config.hosts.iter().map(|(name, address)| format!("{address}\t{name}\n")));
-    bind("hosts", &hosts);
-    if !config.nameservers.is_empty() {
-        let mut lines: Vec<_> =
-            config.nameservers.iter().map(|server| format!("nameserver {server}\n")).collect();
-        if !config.search.is_empty() {
-            lines.push(format!("search {}\n", config.search.join(" ")));
-        }
-        bind("resolv.conf", &lines.concat());
-    }
-    Ok(())
-}
-
-/// Writes the file that programs find by their environment: what the image trusts, and `given`.
-fn ca_certificates(given: &str) -> Result<(), InitError> {
-    let mut all = BUNDLES.iter().find_map(|path| read_bounded(path)).unwrap_or_default();
-    if !all.is_empty() && !all.ends_with(b"\n") {
-        all.push(b'\n');
-    }
-    all.extend_from_slice(given.as_bytes());
-    fs::write(CA_CERTIFICATES, all).map_err(|source| InitError::File { path: CA_CERTIFICATES.into(), source })
-}
-
-/// A plain file of the image, if it is no longer than such files are.
-fn read_bounded(path: &str) -> Option<Vec<u8>> {
-    // Not to wait for what may lie there instead.
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = fs::File::from(rustix::fs::open(path, flags, Mode::empty()).ok()?);
-    let meta = file.metadata().ok()?;
-    let mut bytes = Vec::new();
-    let plain = meta.is_file() && meta.len() <= MAX_BUNDLE;
-    (plain && file.take(MAX_BUNDLE).read_to_end(&mut bytes).is_ok()).then_some(bytes)
-}
-
-/// Puts a file with this content over the one in /etc. An image where that cannot be done keeps its own.
-fn bind(name: &str, content: &str) {
-    let (file, target) = (Path::new(RUN).join(name), Path::new("/etc").join(name));
-    let result = (|| {
-        fs::write(&file, content)?;
-        drop(fs::create_dir("/etc"));
-        if target.is_symlink() && !target.exists() {
-            // As where systemd-resolved was to be: the file that it points to is made by nobody here.
-            fs::remove_file(&target)?;
-        }
-        if !target.exists() {
-            fs::write(&target, "")?;
-        }
-        rustix::mount::mount_bind(&file, &target)?;
-        std::io::Result::Ok(())
-    })();
-    if let Err(error) = result {
-        kmsg::warning(format_args!("{}: {error}", target.display()));
-    }
 }

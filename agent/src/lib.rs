@@ -7,7 +7,8 @@
 //!   collects it ([`exec::pump`]); for a detached one a further thread does;
 //! - the reaper waits for every child: it collects the adopted ones, and commands whose pump cannot ([`process`]).
 //!
-//! They share [`Agent`]: the table of commands and the cgroups. Each command is in a cgroup of its own, by which it is killed.
+//! They share [`Agent`]: the table of commands, the cgroups, and what the machine is. Each command is in a cgroup of its own, by which it
+//! is killed.
 
 mod attach;
 pub mod cgroup;
@@ -16,6 +17,7 @@ mod datagrams;
 pub mod exec;
 mod files;
 mod forward;
+pub mod identity;
 pub mod init;
 pub mod kmsg;
 pub mod network;
@@ -28,10 +30,10 @@ pub mod vsock;
 
 use cgroup::Cgroups;
 use process::Processes;
-use protocol::{Error, ErrorCode};
+use protocol::{Config, Error, ErrorCode};
 use rustix::io::Errno;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 
 /// What a thread needs: parsing JSON and tar headers goes no deeper. Only what is touched takes memory.
@@ -45,13 +47,16 @@ pub struct Agent {
     streams: AtomicUsize,
     /// How often the machine was saved: streams from before that are broken by no fault of the host.
     saves: AtomicU64,
+    /// What the machine is: as it has booted, or as it was told after the last restore.
+    config: Mutex<Config>,
 }
 
 impl Agent {
-    /// An agent that keeps its commands' cgroups in `cgroups`, with its reaper running.
-    pub fn new(cgroups: Cgroups) -> std::io::Result<Arc<Self>> {
+    /// An agent that keeps its commands' cgroups in `cgroups`, with its reaper running, in a machine that is what `config` says.
+    pub fn new(cgroups: Cgroups, config: Config) -> std::io::Result<Arc<Self>> {
         let (streams, saves) = (AtomicUsize::new(0), AtomicU64::new(0));
-        let agent = Arc::new(Self { processes: Processes::default(), cgroups, streams, saves });
+        let (processes, config) = (Processes::default(), Mutex::new(config));
+        let agent = Arc::new(Self { processes, cgroups, streams, saves, config });
         let reaper = Arc::clone(&agent);
         start_thread(move || reaper.processes.reap_forever())?;
         Ok(agent)

@@ -30,8 +30,8 @@ fn main() {
 }
 
 fn run(began: u64) -> Result<(), Box<dyn Error>> {
-    init::run()?;
-    let agent = Agent::new(Cgroups::new(PathBuf::from(init::CGROUPS)))?;
+    let config = init::run()?;
+    let agent = Agent::new(Cgroups::new(PathBuf::from(init::CGROUPS)), config)?;
     // Before the host hears that the agent is ready.
     let listener = vsock::listen(protocol::AGENT_PORT).map_err(|error| format!("vsock: {error}"))?;
     serve::start(&agent, listener)?;

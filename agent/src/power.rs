@@ -1,7 +1,9 @@
 //! What concerns the whole machine: its end, and its return from a snapshot.
 
-use crate::{Agent, failure, kmsg, refusal};
-use protocol::{Error, ErrorCode};
+use crate::identity::{self, IdentityError};
+use crate::serve::with_source;
+use crate::{Agent, failure, kmsg, lock, refusal};
+use protocol::{Config, Error, ErrorCode};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::MountFlags;
@@ -61,8 +63,14 @@ pub(crate) fn go_on(agent: &Agent) {
     let _ = agent.saves.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |saves| saves.checked_sub(1));
 }
 
-/// Sets the clock and reseeds the kernel's random numbers, which a restored machine shares with all its siblings otherwise; then the commands go on.
-pub(crate) fn reseed(agent: &Agent, wall_time_ns: u64, entropy: &[u8]) -> Result<(), Error> {
+/// Reseeds the kernel's random numbers, which a restored machine shares with all its siblings otherwise, sets the clock, and makes the
+/// machine what `config` says, if it says anything; then the commands go on.
+pub(crate) fn reseed(
+    agent: &Agent,
+    wall_time_ns: u64,
+    entropy: &[u8],
+    config: Option<Box<Config>>,
+) -> Result<(), Error> {
     if !ENTROPY.contains(&entropy.len()) {
         let message =
             format!("entropy: {} bytes, not from {} to {}", entropy.len(), ENTROPY.start(), ENTROPY.end());
@@ -74,8 +82,18 @@ pub(crate) fn reseed(agent: &Agent, wall_time_ns: u64, entropy: &[u8]) -> Result
         tv_nsec: (wall_time_ns % 1_000_000_000).cast_signed(),
     };
     let set = clock_settime(ClockId::Realtime, time);
+    let changed = config.map_or(Ok(()), |config| become_another(agent, *config));
+    // Whatever has failed: the host cannot end commands well that stand still.
     agent.cgroups.thaw();
-    set.map_err(|errno| failure(ErrorCode::Internal, "the clock", errno))
+    set.map_err(|errno| failure(ErrorCode::Internal, "the clock", errno))?;
+    changed.map_err(|error| refusal(ErrorCode::Internal, with_source(&error)))
+}
+
+fn become_another(agent: &Agent, config: Config) -> Result<(), IdentityError> {
+    let mut current = lock(&agent.config);
+    identity::change(&current, &config)?;
+    *current = config;
+    Ok(())
 }
 
 fn add_entropy(entropy: &[u8]) -> Result<(), Errno> {

@@ -108,8 +108,8 @@ fn serve(agent: &Arc<Agent>, socket: OwnedFd) {
             drop(stream.mark(FrameType::Done));
             power::off(agent, grace_ms)
         }
-        Ok(Request::Reseed { wall_time_ns, entropy }) => {
-            stream.answer(power::reseed(agent, wall_time_ns, &entropy))
+        Ok(Request::Reseed { wall_time_ns, entropy, config }) => {
+            stream.answer(power::reseed(agent, wall_time_ns, &entropy, config))
         }
         Ok(Request::Suspend) => {
             power::suspend(agent);

@@ -1,16 +1,19 @@
-//! What a guest is told at boot.
+//! What a guest is told of itself: at boot, and after a restore if it is another one then.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 
-/// `/config.json` beside `/init` in the initramfs.
+/// `/config.json` beside `/init` in the initramfs, and part of [`crate::Request::Reseed`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Config {
     /// The guest's host name, also in its /etc/hosts.
     pub hostname: String,
+    /// What its programs know it by, /etc/machine-id: 32 lower-case hexadecimal digits (machine-id(5)). With none the image's own
+    /// file stays.
+    pub machine_id: Option<String>,
     /// The block device with the root file system (ext4, mounted read-write).
     pub root_device: String,
     /// The interface eth0; none: there is none, or the agent leaves it alone.
@@ -40,6 +43,8 @@ pub struct NetworkConfig {
     pub gateway: Ipv4Addr,
     /// The same by IPv6; without it eth0 has none, no link-local address either.
     pub ipv6: Option<Network6Config>,
+    /// eth0's hardware address, a unicast one; without it eth0 keeps the one that it has, at boot the device's own.
+    pub mac: Option<[u8; 6]>,
     /// The longest packet, in bytes.
     pub mtu: u16,
 }
@@ -60,6 +65,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             hostname: "voidrun".to_owned(),
+            machine_id: None,
             root_device: "/dev/vda".to_owned(),
             network: None,
             nameservers: Vec::new(),

@@ -1,7 +1,7 @@
 //! The control messages: JSON with camelCase keys. Unknown keys are ignored, and `null` is the same as absent where a field is
 //! optional.
 
-use crate::{FileEvent, FileInfo, FileRequest, FrameType};
+use crate::{Config, FileEvent, FileInfo, FileRequest, FrameType};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -126,12 +126,17 @@ pub enum Request {
     Suspend,
     /// The machine was not saved: as if [`Self::Suspend`] had not been. Answer: Done.
     Continue,
-    /// After a restore: sets the clock, reseeds the kernel's random numbers, and lets the commands go on. Answer: Done.
+    /// After a restore: reseeds the kernel's random numbers, sets the clock, makes the machine what it is to be, and lets the commands
+    /// go on. Answer: Done, or [`Error`]; the commands stand still after one about the random numbers, and go on after any other.
     Reseed {
         /// The time of day: nanoseconds since 1970, UTC.
         wall_time_ns: u64,
         /// Random bytes of the host, 32 to 512.
         entropy: Vec<u8>,
+        /// What the machine is now, where it is another than the one that was saved; its `root_device` is not looked at. Without it
+        /// the machine is the same.
+        #[serde(default)]
+        config: Option<Box<Config>>,
     },
 }
 

@@ -3,7 +3,7 @@
 
 use protocol::{
     Command, Config, Control, Error, ErrorCode, Exec, Exit, FileEvent, FileEventKind, FileInfo, FileKind,
-    FileRequest, Frame, FrameType, Request, WindowSize, encode,
+    FileRequest, Frame, FrameType, NetworkConfig, Request, WindowSize, encode,
 };
 
 fn json<T: Control>(message: &T) -> String {
@@ -76,8 +76,8 @@ fn the_other_requests() {
         (r#"{"type":"suspend"}"#, Request::Suspend),
         (r#"{"type":"continue"}"#, Request::Continue),
         (
-            r#"{"type":"reseed","wallTimeNs":1,"entropy":[2,3]}"#,
-            Request::Reseed { wall_time_ns: 1, entropy: vec![2, 3] },
+            r#"{"type":"reseed","wallTimeNs":1,"entropy":[2,3],"config":null}"#,
+            Request::Reseed { wall_time_ns: 1, entropy: vec![2, 3], config: None },
         ),
     ] {
         assert_eq!(json(&request), text);
@@ -121,4 +121,35 @@ fn answers() {
 fn a_config_may_say_nothing() {
     let config: Config = serde_json::from_str("{}").unwrap();
     assert_eq!((config.hostname.as_str(), config.root_device.as_str()), ("voidrun", "/dev/vda"));
+    assert_eq!((config.machine_id, config.network), (None, None));
+    let text = r#"{"network":{"address":"192.0.0.2","prefix":30,"gateway":"192.0.0.1","mtu":1500,"aFieldOfTomorrow":1}}"#;
+    let network = serde_json::from_str::<Config>(text).unwrap().network.unwrap();
+    assert_eq!((network.ipv6, network.mac, network.mtu), (None, None, 1500));
+}
+
+#[test]
+fn a_restored_machine_may_be_told_that_it_is_another() {
+    let text = r#"{"type":"reseed","wallTimeNs":1,"entropy":[2],"config":{"hostname":"b","machineId":"0123456789abcdef0123456789abcdef","rootDevice":"/dev/vda","network":{"address":"192.0.0.2","prefix":30,"gateway":"192.0.0.1","ipv6":null,"mac":[2,0,0,0,0,255],"mtu":1500},"nameservers":["192.0.0.1"],"search":[],"hosts":{"db":"fd00::1"},"caCertificates":"PEM"}}"#;
+    let config = Config {
+        hostname: "b".into(),
+        machine_id: Some("0123456789abcdef0123456789abcdef".into()),
+        network: Some(NetworkConfig {
+            address: [192, 0, 0, 2].into(),
+            prefix: 30,
+            gateway: [192, 0, 0, 1].into(),
+            ipv6: None,
+            mac: Some([2, 0, 0, 0, 0, 255]),
+            mtu: 1500,
+        }),
+        nameservers: vec!["192.0.0.1".into()],
+        hosts: [("db".to_owned(), "fd00::1".parse().unwrap())].into(),
+        ca_certificates: Some("PEM".into()),
+        ..Config::default()
+    };
+    let request = Request::Reseed { wall_time_ns: 1, entropy: vec![2], config: Some(Box::new(config)) };
+    assert_eq!(json(&request), text);
+    assert_eq!(parse::<Request>(text).unwrap(), request);
+    // As an older host asks.
+    let sparse = parse(r#"{"type":"reseed","wallTimeNs":1,"entropy":[2]}"#).unwrap();
+    assert_eq!(Request::Reseed { wall_time_ns: 1, entropy: vec![2], config: None }, sparse);
 }

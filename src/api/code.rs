@@ -7,7 +7,7 @@ use protocol::ErrorCode;
 
 use super::answers::ServerSentEvent;
 use super::exec::{MAX_OUTPUT, TIMEOUT, command, within};
-use super::input::{Body, Target};
+use super::input::{Awake, Body};
 use super::problem::Problem;
 use super::stream::{Format, answer};
 use super::types::{CodeResult, Exec, RunCode};
@@ -33,7 +33,7 @@ const MAX_BODY: usize = 6 * MAX_CODE + (4 << 20);
     )
 )]
 pub(super) async fn run(
-    Target(sandbox): Target,
+    Awake(sandbox): Awake,
     headers: HeaderMap,
     Body(body): Body<RunCode, MAX_BODY>,
 ) -> Result<Response, Problem> {

@@ -4,7 +4,7 @@ use axum::Json;
 
 use super::answers::{Commands, Killed, Started, StartedCommand, Waited};
 use super::exec::command;
-use super::input::{Body, Target};
+use super::input::{Awake, Body};
 use super::problem::Problem;
 use super::types::{End, Exec, Pid, Process, Run};
 
@@ -16,7 +16,7 @@ type Answer<T> = Result<Json<T>, Problem>;
     request_body = Run,
     responses((status = 200, description = "It runs", body = Started))
 )]
-pub(super) async fn run(Target(sandbox): Target, Body(body): Body<Run>) -> Answer<Started> {
+pub(super) async fn run(Awake(sandbox): Awake, Body(body): Body<Run>) -> Answer<Started> {
     let Run { command: line, cwd, env, user, timeout } = body;
     let wanted = Exec { command: line.clone(), args: None, cwd, env, user, timeout, tty: None, stdin: None };
     let (mut exec, _) = command(&sandbox, wanted, 0.0)?;
@@ -33,7 +33,7 @@ pub(super) async fn run(Target(sandbox): Target, Body(body): Body<Run>) -> Answe
         (status = 200, description = "Those that run, and the last 256 that have ended", body = Commands)
     )
 )]
-pub(super) async fn list(Target(sandbox): Target) -> Answer<Commands> {
+pub(super) async fn list(Awake(sandbox): Awake) -> Answer<Commands> {
     let processes: Vec<Process> = {
         let processes = sandbox.processes().await?.into_iter();
         // Those have a list of their own.
@@ -50,7 +50,7 @@ pub(super) async fn list(Target(sandbox): Target) -> Answer<Commands> {
     request_body = Pid,
     responses((status = 200, description = "It has ended", body = Waited))
 )]
-pub(super) async fn wait(Target(sandbox): Target, Body(body): Body<Pid>) -> Answer<Waited> {
+pub(super) async fn wait(Awake(sandbox): Awake, Body(body): Body<Pid>) -> Answer<Waited> {
     let end = End::from(sandbox.wait(body.pid).await?);
     Ok(Json(Waited { success: true, exit_code: end.exit_code, data: end }))
 }
@@ -61,7 +61,7 @@ pub(super) async fn wait(Target(sandbox): Target, Body(body): Body<Pid>) -> Answ
     request_body = Pid,
     responses((status = 200, description = "The signal was sent, or it had ended already", body = Killed))
 )]
-pub(super) async fn kill(Target(sandbox): Target, Body(body): Body<Pid>) -> Answer<Killed> {
+pub(super) async fn kill(Awake(sandbox): Awake, Body(body): Body<Pid>) -> Answer<Killed> {
     if let Some(signal) = body.signal.filter(|signal| !(1..=64).contains(signal)) {
         return Err(Problem::field("signal", format!("{signal} is not between 1 and 64")));
     }

@@ -7,7 +7,7 @@ use axum::response::{IntoResponse as _, Response};
 use protocol::Command as Words;
 
 use super::answers::Envelope;
-use super::input::{Body, Target};
+use super::input::{Awake, Body};
 use super::problem::Problem;
 use super::session::{self, Upgrade};
 use super::success;
@@ -41,7 +41,7 @@ const LONGEST: f64 = 3.2e9;
     )
 )]
 pub(super) async fn exec(
-    Target(sandbox): Target,
+    Awake(sandbox): Awake,
     Upgrade(upgrade): Upgrade,
     Body(body): Body<Exec>,
 ) -> Result<Response, Problem> {

@@ -17,7 +17,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::answers::{Envelope, Found, Listed, Said, Stat, Written};
-use super::input::{Body, Parameters, Target};
+use super::input::{Awake, Body, Parameters, Target};
 use super::openapi::Binary;
 use super::problem::Problem;
 use super::types::time;
@@ -219,7 +219,7 @@ impl From<FileInfo> for File {
     params(At),
     responses((status = 200, description = "The files, at most 10,000", body = Envelope<Listed>))
 )]
-async fn list(Target(sandbox): Target, Parameters(At { path }): Parameters<At>) -> Answer<Listed> {
+async fn list(Awake(sandbox): Awake, Parameters(At { path }): Parameters<At>) -> Answer<Listed> {
     let found = sandbox.entries(FileRequest::List { path: path.0 }).await?;
     let files: Vec<File> = found.entries.into_iter().map(File::from).collect();
     Ok(success("files", Listed { success: true, files, truncated: found.truncated }))
@@ -232,7 +232,7 @@ async fn list(Target(sandbox): Target, Parameters(At { path }): Parameters<At>) 
     responses((status = 200, description = "The files, at most 10,000", body = Envelope<Found>))
 )]
 async fn search(
-    Target(sandbox): Target,
+    Awake(sandbox): Awake,
     Parameters(Search { path, pattern }): Parameters<Search>,
 ) -> Answer<Found> {
     if pattern.contains('\0') || pattern.len() > MAX_PATH {
@@ -251,7 +251,7 @@ async fn search(
     params(At),
     responses((status = 200, description = "The file", body = Envelope<Stat>))
 )]
-async fn stat(Target(sandbox): Target, Parameters(At { path }): Parameters<At>) -> Answer<Stat> {
+async fn stat(Awake(sandbox): Awake, Parameters(At { path }): Parameters<At>) -> Answer<Stat> {
     let file = File::from(sandbox.stat(path.0).await?);
     let File { mode, uid, gid, size, mod_time, path, .. } = &file;
     let stdout = format!("{mode} {uid} {gid} {size} {mod_time} {path}\n");
@@ -269,7 +269,7 @@ async fn change(sandbox: &Sandbox, message: &'static str, request: FileRequest) 
     params(At),
     responses((status = 200, description = "It is there", body = Envelope<Said>))
 )]
-async fn mkdir(Target(sandbox): Target, Parameters(At { path }): Parameters<At>) -> Answer<Said> {
+async fn mkdir(Awake(sandbox): Awake, Parameters(At { path }): Parameters<At>) -> Answer<Said> {
     let owner = owner(&sandbox);
     change(&sandbox, "directory made", FileRequest::Mkdir { path: path.0, owner }).await
 }
@@ -280,10 +280,7 @@ async fn mkdir(Target(sandbox): Target, Parameters(At { path }): Parameters<At>)
     params(FromTo),
     responses((status = 200, description = "It has the other path", body = Envelope<Said>))
 )]
-async fn rename(
-    Target(sandbox): Target,
-    Parameters(FromTo { from, to }): Parameters<FromTo>,
-) -> Answer<Said> {
+async fn rename(Awake(sandbox): Awake, Parameters(FromTo { from, to }): Parameters<FromTo>) -> Answer<Said> {
     change(&sandbox, "file moved", FileRequest::Move { from: from.0, to: to.0 }).await
 }
 
@@ -293,7 +290,7 @@ async fn rename(
     params(FromTo),
     responses((status = 200, description = "The copy is whole", body = Envelope<Said>))
 )]
-async fn copy(Target(sandbox): Target, Parameters(FromTo { from, to }): Parameters<FromTo>) -> Answer<Said> {
+async fn copy(Awake(sandbox): Awake, Parameters(FromTo { from, to }): Parameters<FromTo>) -> Answer<Said> {
     change(&sandbox, "file copied", FileRequest::Copy { from: from.0, to: to.0 }).await
 }
 
@@ -304,7 +301,7 @@ async fn copy(Target(sandbox): Target, Parameters(FromTo { from, to }): Paramete
     responses((status = 200, description = "It has the permissions", body = Envelope<Said>))
 )]
 async fn chmod(
-    Target(sandbox): Target,
+    Awake(sandbox): Awake,
     Parameters(WithMode { path, mode }): Parameters<WithMode>,
 ) -> Answer<Said> {
     let mode = octal(&mode)?;
@@ -317,7 +314,7 @@ async fn chmod(
     params(At),
     responses((status = 200, description = "It is gone", body = Envelope<Said>))
 )]
-async fn delete(Target(sandbox): Target, Parameters(At { path }): Parameters<At>) -> Answer<Said> {
+async fn delete(Awake(sandbox): Awake, Parameters(At { path }): Parameters<At>) -> Answer<Said> {
     change(&sandbox, "file removed", FileRequest::Delete { path: path.0 }).await
 }
 
@@ -329,7 +326,7 @@ async fn delete(Target(sandbox): Target, Parameters(At { path }): Parameters<At>
     responses((status = 200, description = "It is there", body = Envelope<Said>))
 )]
 async fn create(
-    Target(sandbox): Target,
+    Awake(sandbox): Awake,
     Parameters(New { path, content }): Parameters<New>,
     Body(body): Body<NewContent>,
 ) -> Answer<Said> {
@@ -350,7 +347,7 @@ async fn create(
     responses((status = 200, description = "The file is there", body = Envelope<Written>))
 )]
 async fn upload(
-    Target(sandbox): Target,
+    Awake(sandbox): Awake,
     Parameters(Upload { path, mode }): Parameters<Upload>,
     request: Incoming,
 ) -> Answer<Written> {
@@ -376,7 +373,7 @@ async fn upload(
     )
 )]
 async fn download(
-    Target(sandbox): Target,
+    Awake(sandbox): Awake,
     Parameters(At { path }): Parameters<At>,
 ) -> Result<Response, Problem> {
     let (info, source) = sandbox.read_file(path.0).await?;
@@ -398,7 +395,7 @@ async fn download(
     )
 )]
 async fn pack(
-    Target(sandbox): Target,
+    Awake(sandbox): Awake,
     Parameters(Pack { path, follow }): Parameters<Pack>,
 ) -> Result<Response, Problem> {
     let source = sandbox.pack(path.0, follow).await?;
@@ -414,7 +411,7 @@ async fn pack(
     responses((status = 200, description = "All of it is there", body = Envelope<Written>))
 )]
 async fn unpack(
-    Target(sandbox): Target,
+    Awake(sandbox): Awake,
     Parameters(At { path }): Parameters<At>,
     request: Incoming,
 ) -> Answer<Written> {

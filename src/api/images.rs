@@ -102,7 +102,7 @@ async fn show_by_name(daemon: State<Arc<Daemon>>, reference: Reference) -> Answe
 
 /// Removes an image.
 ///
-/// One that a sandbox is made of stays (409), unless it has another name.
+/// One that a sandbox or a snapshot is made of stays (409), unless it has another name.
 #[utoipa::path(
     delete, path = "/images/{*reference}", operation_id = "removeImage", tag = "images",
     responses(

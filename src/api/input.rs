@@ -41,6 +41,10 @@ pub(super) struct Parameters<T>(pub(super) T);
 #[derive(Debug)]
 pub(super) struct Target(pub(super) Arc<Sandbox>);
 
+/// The same where its machine is needed: one that wakes by itself has woken.
+#[derive(Debug)]
+pub(super) struct Awake(pub(super) Arc<Sandbox>);
+
 impl<S: Send + Sync, T: DeserializeOwned, const MAX: usize> FromRequest<S> for Body<T, MAX> {
     type Rejection = Problem;
 
@@ -82,6 +86,16 @@ impl FromRequestParts<Arc<Daemon>> for Target {
         let path = Path::<String>::from_request_parts(parts, daemon).await;
         let Path(key) = path.map_err(|e| Problem::bad_request(e.body_text()))?;
         Ok(Self(daemon.find(&key)?))
+    }
+}
+
+impl FromRequestParts<Arc<Daemon>> for Awake {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, daemon: &Arc<Daemon>) -> Result<Self, Problem> {
+        let Target(sandbox) = Target::from_request_parts(parts, daemon).await?;
+        daemon.awake(&sandbox).await?;
+        Ok(Self(sandbox))
     }
 }
 

@@ -20,6 +20,7 @@ mod ports;
 mod problem;
 mod sandboxes;
 mod session;
+pub(crate) mod snapshots;
 mod stream;
 mod terminal;
 mod terminal_exec;
@@ -91,6 +92,9 @@ fn tree() -> OpenApiRouter<Arc<Daemon>> {
         .routes(routes!(network::denials))
         .routes(routes!(sandboxes::sleep))
         .routes(routes!(sandboxes::wake))
+        .routes(routes!(snapshots::take))
+        .routes(routes!(snapshots::list))
+        .routes(routes!(snapshots::get, snapshots::remove))
         .routes(routes!(ports::public_urls))
         .routes(routes!(ports::list, ports::add))
         .routes(routes!(ports::remove))

@@ -33,6 +33,7 @@ use super::watch::Event;
         (name = "files", description = "Of a sandbox, by absolute paths. All of it is done as root"),
         (name = "terminals", description = "WebSockets with raw bytes both ways"),
         (name = "ports", description = "Of a sandbox, reached at ports of this machine"),
+        (name = "snapshots", description = "Of sandboxes, memory and disk; others go on from them"),
         (name = "images", description = "Of the store"),
         (name = "daemon", description = "About the daemon")
     )
@@ -128,6 +129,7 @@ fn parameter((name, _): (&str, &str)) -> Value {
     }
     let description = match name {
         "id" => "A name, an id or the beginning of an id of a sandbox",
+        "name" => "The name of a snapshot",
         "reference" => "The name of an image, as python:3.12; its slashes may be written as they are",
         _ => "The id of a session",
     };

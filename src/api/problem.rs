@@ -12,6 +12,7 @@ use utoipa::ToSchema;
 use crate::daemon::{DaemonError, chain};
 use crate::images::failure;
 use crate::sandbox::{ExecError, LaunchError, PortError};
+use crate::snapshots::SnapshotsError;
 
 /// What an error is on the wire.
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -130,6 +131,7 @@ fn classify(error: &DaemonError) -> (StatusCode, &'static str) {
         DaemonError::NoWatch { .. } => (StatusCode::NOT_FOUND, "noSuchWatch"),
         DaemonError::NoJob(_) => (StatusCode::NOT_FOUND, "noLog"),
         DaemonError::NoTerminal { .. } => (StatusCode::NOT_FOUND, "noTerminal"),
+        DaemonError::Snapshots(SnapshotsError::NotFound(_)) => (StatusCode::NOT_FOUND, "noSnapshot"),
         DaemonError::Ambiguous { .. } => (StatusCode::CONFLICT, "ambiguous"),
         DaemonError::NoPort { .. } => (StatusCode::NOT_FOUND, "noPort"),
         DaemonError::PortOf { .. } | DaemonError::Port { source: PortError::Taken { .. }, .. } => {
@@ -137,7 +139,9 @@ fn classify(error: &DaemonError) -> (StatusCode, &'static str) {
         }
         DaemonError::Port { source: PortError::Denied { .. }, .. } => (StatusCode::FORBIDDEN, "portDenied"),
         DaemonError::Port { source: PortError::NoAddress(_), .. } => (WRONG, "invalid"),
-        DaemonError::NameTaken { .. } => (StatusCode::CONFLICT, "nameTaken"),
+        DaemonError::NameTaken { .. } | DaemonError::Snapshots(SnapshotsError::Taken(_)) => {
+            (StatusCode::CONFLICT, "nameTaken")
+        }
         DaemonError::State { .. }
         | DaemonError::Asleep { .. }
         | DaemonError::NoNetwork(_)
@@ -151,6 +155,8 @@ fn classify(error: &DaemonError) -> (StatusCode, &'static str) {
         | DaemonError::TooMuchMemory { .. } => (StatusCode::TOO_MANY_REQUESTS, "limit"),
         DaemonError::ImageName(NameError::DefaultImage) => of_image(failure::NOT_FOUND),
         DaemonError::InvalidName(_)
+        | DaemonError::OtherMachine { .. }
+        | DaemonError::NoNetworkIn(_)
         | DaemonError::Policy(_)
         | DaemonError::ImageSize(_)
         | DaemonError::ImageName(_)
@@ -176,6 +182,9 @@ fn classify(error: &DaemonError) -> (StatusCode, &'static str) {
         | DaemonError::Directory(_)
         | DaemonError::Control { .. }
         | DaemonError::Snapshot { .. }
+        | DaemonError::Restore { .. }
+        | DaemonError::Disk { .. }
+        | DaemonError::Snapshots(_)
         | DaemonError::Host { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "failed"),
     }
 }

@@ -13,6 +13,7 @@ use axum::response::{IntoResponse as _, Response};
 use axum::{Extension, Json};
 use futures_util::StreamExt as _;
 use futures_util::stream::once;
+use net::policy::Mode;
 use vmm::spec::{Cpus, MemoryMib};
 
 use super::answers::{Envelope, Id, Meta, Sandboxes};
@@ -56,7 +57,11 @@ pub(super) async fn create(
             "a file of this machine can be named over the Unix socket alone",
         ));
     }
-    let network = Access { policy: daemon.config().network.value.policy(), ..Access::default() };
+    let policy = match &body.from_snapshot {
+        Some(name) if !daemon.snapshot(name.clone()).await?.record.network => Mode::None.into(),
+        _ => daemon.config().network.value.policy(),
+    };
+    let network = Access { policy, ..Access::default() };
     let new = wanted(body, network)?;
     let created =
         |sandbox: &crate::daemon::Sandbox| success("sandbox created", Sandbox::from(sandbox.view()));
@@ -81,8 +86,18 @@ pub(super) async fn create(
 /// What the daemon understands of a request; `network` is what a sandbox may reach of which nothing is said.
 fn wanted(body: Create, network: Access) -> Result<New, Problem> {
     let range = |min: u64, max: u64, unit: &str| format!("is not between {min} and {max}{unit}");
-    if body.auto_sleep == Some(true) {
-        return Err(Problem::not_implemented("autoSleep"));
+    if body.from_snapshot.is_some() {
+        // What the snapshot says of it.
+        let given = [
+            ("image", body.image.is_some()),
+            ("diskMB", body.disk_mb.is_some()),
+            ("kernel", body.kernel.is_some()),
+            ("kernelArgs", body.kernel_args.is_some()),
+            ("pull", body.pull.is_some()),
+        ];
+        if let Some((field, _)) = given.iter().find(|(_, given)| *given) {
+            return Err(Problem::field(field, "the snapshot (fromSnapshot) decides that"));
+        }
     }
     if body.mounts.is_some_and(|mounts| !mounts.is_empty()) {
         return Err(Problem::not_implemented("mounts"));
@@ -104,6 +119,10 @@ fn wanted(body: Create, network: Access) -> Result<New, Problem> {
     };
     let (ttl_ms, idle_ms) = (time("ttl", body.ttl)?, time("idleTimeout", body.idle_timeout)?);
     let ephemeral = body.ephemeral.unwrap_or_default();
+    let auto_sleep = body.auto_sleep.unwrap_or_default();
+    if ephemeral && auto_sleep {
+        return Err(Problem::field("autoSleep", "an ephemeral sandbox does not sleep"));
+    }
     if !ephemeral && (body.kernel.is_some() || body.kernel_args.is_some()) {
         return Err(Problem::field("kernel", "only an ephemeral sandbox has another than the daemon's"));
     }
@@ -145,6 +164,8 @@ fn wanted(body: Create, network: Access) -> Result<New, Problem> {
     Ok(New {
         name: body.name,
         image: ImageWanted { name: body.image, size, pull: body.pull.unwrap_or_default() },
+        snapshot: body.from_snapshot,
+        warm: body.warm,
         cpus: cpus.transpose()?,
         memory: memory.transpose()?,
         env,
@@ -154,6 +175,7 @@ fn wanted(body: Create, network: Access) -> Result<New, Problem> {
         labels: checked(body.labels.unwrap_or_default())?,
         ttl_ms,
         idle_ms,
+        auto_sleep,
         ephemeral,
         kernel: body.kernel,
         cmdline,
@@ -164,7 +186,7 @@ fn wanted(body: Create, network: Access) -> Result<New, Problem> {
 }
 
 /// Labels that can be asked for by `labels=k=v,...`.
-fn checked(labels: BTreeMap<String, String>) -> Result<BTreeMap<String, String>, Problem> {
+pub(super) fn checked(labels: BTreeMap<String, String>) -> Result<BTreeMap<String, String>, Problem> {
     if labels.len() > MAX_LABELS {
         return Err(Problem::field(
             "labels",
@@ -378,7 +400,9 @@ mod tests {
                 network: Some(Network { host_ports: Some(vec![0]), ..Network::default() }),
                 ..Create::default()
             },
-            Create { auto_sleep: Some(true), ..Create::default() },
+            Create { auto_sleep: Some(true), ephemeral: Some(true), ..Create::default() },
+            Create { from_snapshot: Some("a".into()), image: Some("b".into()), ..Create::default() },
+            Create { from_snapshot: Some("a".into()), disk_mb: Some(1 << 10), ..Create::default() },
             Create { kernel: Some("/vmlinux".into()), ..Create::default() },
             Create { kernel: Some("vmlinux".into()), ephemeral: Some(true), ..Create::default() },
             Create { kernel_args: Some("a\nb".into()), ephemeral: Some(true), ..Create::default() },

@@ -21,7 +21,7 @@ use utoipa::ToSchema;
 
 use super::answers::ServerSentEvent;
 use super::exec::{SLACK, TIMEOUT, command, overdue};
-use super::input::{Body, Target};
+use super::input::{Awake, Body};
 use super::problem::Problem;
 use super::session::{self, Upgrade};
 use super::text::{Text, event};
@@ -53,7 +53,7 @@ pub(super) const PIECES: usize = 2;
     )
 )]
 pub(super) async fn exec(
-    Target(sandbox): Target,
+    Awake(sandbox): Awake,
     headers: HeaderMap,
     Body(body): Body<Exec>,
 ) -> Result<Response, Problem> {
@@ -82,7 +82,7 @@ pub(super) async fn exec(
     )
 )]
 pub(super) async fn attach(
-    Target(sandbox): Target,
+    Awake(sandbox): Awake,
     headers: HeaderMap,
     Upgrade(upgrade): Upgrade,
     Body(body): Body<Pid>,

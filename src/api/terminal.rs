@@ -13,7 +13,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::answers::{Envelope, NewSession, Session, SessionId, Sessions, Shown};
 use super::exec::command;
-use super::input::{Body, Parameters, Target};
+use super::input::{Awake, Body, Parameters};
 use super::problem::Problem;
 use super::success;
 use super::types::{Exec, time};
@@ -72,6 +72,7 @@ impl FromRequestParts<Arc<Daemon>> for Place {
         let path = Path::<(String, String)>::from_request_parts(parts, daemon).await;
         let Path((key, id)) = path.map_err(|e| Problem::bad_request(e.body_text()))?;
         let sandbox = daemon.find(&key)?;
+        daemon.awake(&sandbox).await?;
         let terminal = sandbox.terminal(&id).await?;
         Ok(Self(sandbox, terminal))
     }
@@ -128,7 +129,7 @@ pub(super) fn check_input(field: &str, text: &str) -> Result<(), Problem> {
     responses((status = 101, description = "Raw bytes both ways; closed with 1000 when the shell has ended"))
 )]
 pub(super) async fn ephemeral(
-    Target(sandbox): Target,
+    Awake(sandbox): Awake,
     Parameters(size): Parameters<Size>,
     upgrade: Upgrade,
 ) -> Result<Response, Problem> {
@@ -142,7 +143,7 @@ pub(super) async fn ephemeral(
     request_body = Size,
     responses((status = 200, description = "Its shell runs", body = Envelope<NewSession>))
 )]
-pub(super) async fn create(Target(sandbox): Target, Body(size): Body<Size>) -> Answer<NewSession> {
+pub(super) async fn create(Awake(sandbox): Awake, Body(size): Body<Size>) -> Answer<NewSession> {
     let terminal = sandbox.open_terminal(shell(&sandbox, size, None)?).await?;
     let data = NewSession { session_id: terminal.id(), created_at: time(terminal.started_ms) };
     Ok(success("terminal created", data))
@@ -153,7 +154,7 @@ pub(super) async fn create(Target(sandbox): Target, Body(size): Body<Size>) -> A
     get, path = "/sandboxes/{id}/pty/sessions", operation_id = "listTerminals", tag = "terminals",
     responses((status = 200, description = "Those whose shell runs", body = Envelope<Sessions>))
 )]
-pub(super) async fn list(Target(sandbox): Target) -> Answer<Sessions> {
+pub(super) async fn list(Awake(sandbox): Awake) -> Answer<Sessions> {
     let sessions = sandbox.terminals().await?.into_iter().map(|terminal| Session {
         id: terminal.id(),
         created_at: time(terminal.started_ms),

@@ -16,7 +16,7 @@ use utoipa::ToSchema;
 
 use super::answers::{ServerSentEvent, SessionExecuted};
 use super::exec::MAX_OUTPUT;
-use super::input::{Body, Target};
+use super::input::{Awake, Body};
 use super::problem::Problem;
 use super::stream::{Format, PIECES};
 use super::terminal::{Size, check_input, shell};
@@ -81,7 +81,7 @@ pub(super) struct SessionExecStream {
     )
 )]
 pub(super) async fn exec(
-    Target(sandbox): Target,
+    Awake(sandbox): Awake,
     Body(body): Body<SessionExec>,
 ) -> Result<Json<SessionExecuted>, Problem> {
     let done = |session_id| {
@@ -158,7 +158,7 @@ async fn run(
     )
 )]
 pub(super) async fn stream(
-    Target(sandbox): Target,
+    Awake(sandbox): Awake,
     headers: HeaderMap,
     Body(body): Body<SessionExecStream>,
 ) -> Result<Response, Problem> {

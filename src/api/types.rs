@@ -11,7 +11,7 @@ use utoipa::{IntoParams, ToSchema};
 use vmm::spec::Transport;
 
 use crate::code::{self, Transcript};
-use crate::daemon::{PortView, State, View};
+use crate::daemon::{PortView, Start, State, View};
 use crate::images::PullPolicy;
 use crate::sandbox;
 
@@ -28,6 +28,13 @@ pub(crate) struct Create {
     /// An image of the store.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) image: Option<String>,
+    /// A snapshot to go on from: then it decides on image, CPUs, memory and disk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) from_snapshot: Option<String>,
+    /// Whether it may go on from where an earlier sandbox of its image, size and kernel had booted, before anything was run in that.
+    /// Where nothing is said, the configuration (`run.warm`) says it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) warm: Option<bool>,
     /// vCPUs.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1, maximum = 32)]
@@ -47,7 +54,8 @@ pub(crate) struct Create {
     /// The machine ends so many seconds after each start; 0: never.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) ttl: Option<u64>,
-    /// The machine ends when nothing is done in it for so many seconds: no exec, no stream, no file transfer; 0: never.
+    /// The machine ends, or with `autoSleep` is put to sleep, when nothing is done in it for so many seconds: no exec, no stream, no file
+    /// transfer; 0: never.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) idle_timeout: Option<u64>,
     /// The answer is the sandbox and a line feed, and goes on for as long as there is the sandbox, which is removed when the client
@@ -85,9 +93,10 @@ pub(crate) struct Create {
     /// Ports of the sandbox that this machine is to reach; at most 64.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) ports: Option<Vec<Port>>,
-    /// Not there yet, as the next one.
-    #[serde(skip_serializing)]
+    /// Whether it is put to sleep after its `idleTimeout` instead of ended, and wakes when something is asked of it that needs its machine.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) auto_sleep: Option<bool>,
+    /// Not there yet.
     #[serde(skip_serializing)]
     pub(crate) mounts: Option<Vec<serde_json::Value>>,
     /// Of the published clients, as the next three: without a meaning here.
@@ -315,6 +324,12 @@ pub(crate) struct Sandbox {
     /// Its state is `failed`, and its machine runs on: it cannot be talked to.
     #[serde(default, skip_serializing_if = "is_false")]
     pub(crate) lost: bool,
+    /// How its machine has started, where this daemon has started it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) start: Option<Start>,
+    /// The snapshot that it was made from, which need not be there any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) from_snapshot: Option<String>,
     /// What it is there for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) job: Option<Job>,
@@ -363,7 +378,7 @@ impl From<sandbox::Job> for Job {
 }
 
 impl From<View> for Sandbox {
-    fn from(View { id, record, state, reason, lost }: View) -> Self {
+    fn from(View { id, record, state, reason, lost, start }: View) -> Self {
         let status = match state {
             State::Creating | State::Running => "running",
             State::Paused | State::Sleeping | State::Stopped => "snapshotted",
@@ -384,13 +399,15 @@ impl From<View> for Sandbox {
             state,
             exit_reason: reason,
             lost,
+            start,
+            from_snapshot: record.snapshot,
             job: record.job.map(Job::from),
             created_at: time(record.created_at_ms),
             created_by: "local".to_owned(),
             org_id: "local".to_owned(),
             env_vars: record.env,
             labels: record.labels,
-            auto_sleep: false,
+            auto_sleep: record.auto_sleep,
             ports: record.ports.into_iter().map(port).collect(),
             network,
             ttl: record.ttl_ms.map(|ms| ms.div_ceil(1000)),

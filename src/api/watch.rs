@@ -13,7 +13,7 @@ use utoipa::ToSchema;
 
 use super::answers::{Envelope, SessionId};
 use super::files::GuestPath;
-use super::input::{Body, Target};
+use super::input::{Awake, Body};
 use super::problem::Problem;
 use super::success;
 use super::types::time;
@@ -74,7 +74,7 @@ impl From<FileEvent> for Event {
     )
 )]
 pub(super) async fn begin(
-    Target(sandbox): Target,
+    Awake(sandbox): Awake,
     Body(body): Body<Watch>,
 ) -> Result<Json<Envelope<SessionId>>, Problem> {
     let request = FileRequest::Watch {

@@ -38,6 +38,7 @@ pub(super) fn run(context: &Context) -> Result<(), CliError> {
         row("run.cpus", json!(config.cpus.value), config.cpus.origin),
         row("run.memory", json!(config.memory.value.to_string()), config.memory.origin),
         plain(row, "run.network", &config.network),
+        plain(row, "run.warm", &config.warm),
         plain(row, "limits.sandboxes", &config.max_sandboxes),
         row("limits.memory", json!(config.max_memory.value.to_string()), config.max_memory.origin),
         row("daemon.idle_timeout", duration(&config.daemon_idle), config.daemon_idle.origin),

@@ -24,6 +24,8 @@ Examples:
   voidrun create --name dev code
   voidrun create --memory 2g --cpus 2 -e TOKEN -l team=infra debian
   voidrun create --name web -p 8080:80 -p 3000 code
+  voidrun create --from-snapshot ready --name a
+  voidrun create --auto-sleep --idle-timeout 10m --name dev code
   voidrun exec dev python3 -c 'print(6 * 7)'"
 )]
 pub(crate) struct Args {
@@ -45,11 +47,15 @@ pub(crate) struct Args {
     /// Stop it when nothing is done in it for so long, as 30m: no command, no stream, no file transfer [default: never]
     #[arg(long, value_name = "TIME", value_parser = values::duration)]
     idle_timeout: Option<Duration>,
+    /// Put it to sleep instead after --idle-timeout, and wake it when something is asked of it
+    #[arg(long)]
+    auto_sleep: bool,
     /// The image [default: default_image in the configuration]
+    #[arg(conflicts_with = "from_snapshot")]
     image: Option<String>,
 }
 
-fn label(text: &str) -> Result<(String, String), String> {
+pub(super) fn label(text: &str) -> Result<(String, String), String> {
     let pair = text.split_once('=').filter(|(key, _)| !key.is_empty());
     pair.map(|(key, value)| (key.to_owned(), value.to_owned())).ok_or_else(|| "expected KEY=VALUE".into())
 }
@@ -65,13 +71,15 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         ports: Some(args.published.ports.clone()).filter(|ports| !ports.is_empty()),
         ttl: args.ttl.map(whole),
         idle_timeout: args.idle_timeout.map(whole),
+        auto_sleep: args.auto_sleep.then_some(true),
         ..Create::default()
     };
-    let create = args.machine.create(context, &image, create)?;
+    let create = args.machine.create(context, image.as_ref(), create)?;
     let sandbox: Sandbox = wait_for(ADVICE, async {
         let client = Client::connect(&context.config).await?;
         Ok(client.ask(Method::POST, "/sandboxes", &create).await?)
     })?;
+    args.machine.tell_start(&sandbox);
     tell_picked(&args.published.ports, &sandbox.ports);
     context.print(&sandbox, |sandbox| sandbox.id.clone())
 }

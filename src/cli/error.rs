@@ -14,6 +14,7 @@ use crate::client::ClientError;
 use crate::config::ConfigError;
 use crate::daemon::ServeError;
 use crate::sandbox::{DirectoryError, ExecError, KernelError};
+use crate::snapshots::SnapshotsError;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CliError {
@@ -43,6 +44,8 @@ pub(crate) enum CliError {
     Kernel(#[from] KernelError),
     #[error(transparent)]
     Sandbox(#[from] DirectoryError),
+    #[error(transparent)]
+    Snapshots(#[from] SnapshotsError),
     /// `what` is the program and its arguments.
     #[error("cannot run {what}")]
     Exec { what: String, source: Box<ExecError> },

@@ -41,6 +41,7 @@ pub(super) fn of(error: &CliError) -> &'static str {
         CliError::Daemon(_) => FAILED,
         CliError::Kernel(_)
         | CliError::Sandbox(_)
+        | CliError::Snapshots(_)
         | CliError::Terminal(_)
         | CliError::Runtime(_)
         | CliError::Input { .. }

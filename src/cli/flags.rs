@@ -13,8 +13,9 @@ use super::image;
 use super::images::pull::file_system_size;
 use super::inherit::Inherited;
 use super::session::{wants_terminal, window_size};
-use super::{Context, values};
-use crate::api::types::{Create, Env, Exec, Network, NetworkLimits, NetworkMode};
+use super::{Context, tell, values};
+use crate::api::types::{Create, Env, Exec, Network, NetworkLimits, NetworkMode, Sandbox};
+use crate::daemon::{Start, StartedFrom};
 use crate::images::PullPolicy;
 use crate::size::{Memory, Size};
 
@@ -33,6 +34,15 @@ pub(super) struct Machine {
     /// Whether to get the image before
     #[arg(long, value_enum, default_value_t)]
     pull: PullPolicy,
+    /// Go on from this snapshot: it decides on image, CPUs, memory and disk
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["cpus", "memory", "disk", "pull"])]
+    pub(super) from_snapshot: Option<String>,
+    /// Boot it, and do not go on from where an earlier sandbox of this image and size had booted [default: run.warm]
+    #[arg(long)]
+    cold: bool,
+    /// Tell on standard error how it has started, and in what time
+    #[arg(long)]
+    verbose: bool,
     #[command(flatten)]
     networking: Networking,
     #[command(flatten)]
@@ -68,30 +78,48 @@ fn host(text: &str) -> Result<(String, String), String> {
 }
 
 impl Machine {
-    /// The image, pulled before if need be: here, where the user's credentials and the progress bars are.
-    pub(super) fn image(&self, context: &Context, text: &str) -> Result<Image, CliError> {
+    /// The image, pulled before if need be: here, where the user's credentials and the progress bars are. None with a snapshot.
+    pub(super) fn image(&self, context: &Context, text: &str) -> Result<Option<Image>, CliError> {
         self.inherited.check(self.networking.wanted().as_ref(), context)?;
-        image::get(context, &context.store()?, text, self.disk, self.pull)
+        if self.from_snapshot.is_some() {
+            return Ok(None);
+        }
+        image::get(context, &context.store()?, text, self.disk, self.pull).map(Some)
     }
 
-    /// `create` with this image.
+    /// `create` with this image, or the snapshot.
     pub(super) fn create(
         &self,
         context: &Context,
-        image: &Image,
+        image: Option<&Image>,
         create: Create,
     ) -> Result<Create, CliError> {
         let cpus = self.cpus.unwrap_or(context.config.cpus.value);
         let memory = self.memory.unwrap_or(context.config.memory.value);
         let create = Create {
-            image: Some(image.reference.name.to_string()),
-            cpu: Some(cpus.get().into()),
-            mem: Some(memory.mib().bytes() >> 20),
+            image: image.map(|image| image.reference.name.to_string()),
+            from_snapshot: self.from_snapshot.clone(),
+            warm: self.cold.then_some(false),
+            cpu: image.map(|_| cpus.get().into()),
+            mem: image.map(|_| memory.mib().bytes() >> 20),
             network: self.networking.wanted(),
             hosts: self.hosts.wanted(),
             ..create
         };
         self.inherited.add_to(create, context)
+    }
+
+    /// Tells how a sandbox has started, where the user wants to know.
+    pub(super) fn tell_start(&self, Sandbox { name, start, .. }: &Sandbox) {
+        let Some(Start { from, ms, fallback }) = start.as_ref().filter(|_| self.verbose) else { return };
+        let how = match from {
+            StartedFrom::Kernel => "has booted",
+            StartedFrom::Warm => "has gone on from where one of its kind had booted",
+            StartedFrom::Snapshot => "has gone on from its snapshot",
+            StartedFrom::Sleep => "has woken",
+        };
+        let why = fallback.as_ref().map(|why| format!("; it could not go on from there: {why}"));
+        tell(&format!("{name} {how}, in {ms} ms{}", why.unwrap_or_default()));
     }
 }
 

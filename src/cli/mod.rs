@@ -31,6 +31,7 @@ mod reset;
 mod rm;
 mod run;
 mod session;
+mod snapshot;
 mod system;
 mod values;
 
@@ -88,6 +89,9 @@ enum Verb {
     Resume(life::ResumeArgs),
     Sleep(life::SleepArgs),
     Wake(life::WakeArgs),
+    /// Take snapshots of sandboxes, list and remove them
+    #[command(subcommand)]
+    Snapshot(snapshot::Verb),
     Rm(rm::Args),
     Daemon(daemon::Args),
     /// Pull, list and remove images
@@ -196,6 +200,7 @@ fn run(cli: Cli) -> Result<u8, CliError> {
         Verb::Resume(args) => life::resume(&args, &context),
         Verb::Sleep(args) => life::sleep(&args, &context),
         Verb::Wake(args) => life::wake(&args, &context),
+        Verb::Snapshot(verb) => snapshot::run(verb, &context),
         Verb::Rm(args) => rm::run(&args, &context),
         Verb::Daemon(args) => daemon::run(&args, context),
         Verb::Images(verb) => images::run(verb, &context),

@@ -84,7 +84,7 @@ fn row(sandbox: &Sandbox) -> Vec<String> {
 }
 
 /// How long ago, in its largest unit.
-fn age(created: &str) -> String {
+pub(super) fn age(created: &str) -> String {
     let since =
         humantime::parse_rfc3339(created).ok().and_then(|at| SystemTime::now().duration_since(at).ok());
     let seconds = since.unwrap_or_default().as_secs();

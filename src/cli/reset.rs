@@ -17,7 +17,8 @@ use crate::sandbox::{Directory, Found, Sandboxes, adopt};
 use crate::socket::Place;
 
 /// What is ever in a store. Anything else there is somebody else's.
-const PARTS: [&str; 8] = ["sandboxes", "images", "blobs", "refs", "ingest", "locks", "kernels", "store.json"];
+const PARTS: [&str; 10] =
+    ["sandboxes", "snapshots", "warm", "images", "blobs", "refs", "ingest", "locks", "kernels", "store.json"];
 /// The daemon ends, and machines give back their memory, in this time.
 const PATIENCE: Duration = Duration::from_mins(1);
 /// A machine that has begun to start or to end is waited for so long.
@@ -27,7 +28,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// End all sandboxes and the daemon, and remove all that voidrun keeps
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "The store goes (sandboxes with their disks, images, kernels), the daemon's log and its socket. The configuration
+    after_help = "The store goes (sandboxes with their disks, snapshots, images, kernels), the daemon's log and its socket. The configuration
 and the credentials of `voidrun login` stay.
 
 Examples:
@@ -98,10 +99,13 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
 
 fn confirmed(home: &Path) -> Result<bool, CliError> {
     if !io::stdin().is_terminal() {
-        let what = "all sandboxes and images, with all that is on their disks";
+        let what = "all sandboxes, snapshots and images, with all that is on their disks";
         return Err(CliError::Usage(format!("reset removes {what}, in {}: say --yes", home.display())));
     }
-    eprint!("This ends all sandboxes, and removes them and all images in {}. Go on? [y/N] ", home.display());
+    eprint!(
+        "This ends all sandboxes, and removes them, all snapshots and all images in {}. Go on? [y/N] ",
+        home.display()
+    );
     let _ = io::stderr().flush();
     let mut answer = String::new();
     let read = io::stdin().lock().read_line(&mut answer);

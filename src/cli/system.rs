@@ -15,6 +15,7 @@ use serde_json::json;
 use super::error::CliError;
 use super::{Context, table};
 use crate::sandbox::Sandboxes;
+use crate::snapshots::{Snapshot, Snapshots, SnapshotsError};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
@@ -59,6 +60,8 @@ fn df(context: &Context) -> Result<(), CliError> {
         part("images", "images", ".ext4"),
         part("layers", "blobs/sha256", ""),
         part("sandboxes", "sandboxes", ""),
+        part("snapshots", "snapshots", ""),
+        part("warm starts", "warm", ""),
         part("kernels", "kernels", ""),
         part("unfinished", "ingest", ""),
     ];
@@ -89,17 +92,17 @@ fn allocated(path: &Path) -> u64 {
     bytes
 }
 
-/// Remove what can be had again: cached layers, what no name reaches, what killed commands have left
+/// Remove what can be had again: cached layers, warm starts, what no name reaches, what killed commands have left
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Sandboxes stay, with the images that they are made of: `voidrun rm` removes sandboxes.
+    after_help = "Sandboxes and snapshots stay, with the images that they are made of: `voidrun rm` and `voidrun snapshot rm` remove them.
 
 Examples:
   voidrun system prune --dry-run
   voidrun system prune --all"
 )]
 pub(crate) struct PruneArgs {
-    /// Also the images that no sandbox is made of
+    /// Also the images that no sandbox and no snapshot is made of
     #[arg(short, long)]
     all: bool,
     /// Only tell what would go
@@ -119,6 +122,15 @@ fn prune(args: &PruneArgs, context: &Context) -> Result<(), CliError> {
         store.remove(&unnamed, count)?;
         store.collect(nothing, count)?;
     }
+    let warm = Snapshots::new(store.root().join("warm"));
+    for Snapshot { name, record, bytes: freed_bytes, .. } in warm.list()? {
+        match if args.dry_run { Ok(()) } else { warm.remove(&name) } {
+            Ok(()) => removed.push(Removal { kind: Removed::Warm, name: record.image_name, freed_bytes }),
+            // The daemon was faster.
+            Err(SnapshotsError::NotFound(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
     let freed: u64 = removed.iter().map(|removal| removal.freed_bytes).sum();
     let view = json!({ "removed": removed, "freedBytes": freed, "dryRun": args.dry_run });
     context.print(&view, |_| {
@@ -128,6 +140,7 @@ fn prune(args: &PruneArgs, context: &Context) -> Result<(), CliError> {
                 Removed::Image => "image",
                 Removed::Blob => "layer",
                 Removed::Leftover => "leftover",
+                Removed::Warm => "warm start of",
             };
             format!("{kind} {name}: {}\n", BinaryBytes(*freed_bytes))
         });
@@ -136,7 +149,7 @@ fn prune(args: &PruneArgs, context: &Context) -> Result<(), CliError> {
     })
 }
 
-/// The names of images that no sandbox is made of.
+/// The names of images that no sandbox and no snapshot is made of.
 fn unused(store: &Store) -> Result<Vec<ImageName>, CliError> {
     let mut used = BTreeSet::new();
     for sandbox in Sandboxes::new(store.root()).list()? {
@@ -147,6 +160,8 @@ fn unused(store: &Store) -> Result<Vec<ImageName>, CliError> {
             Err(error) => return Err(error.into()),
         }
     }
+    let snapshots = Snapshots::new(store.root().join("snapshots")).list()?;
+    used.extend(snapshots.into_iter().map(|snapshot| snapshot.record.image));
     let images = store.list()?.images.into_iter().map(|image| image.reference);
     Ok(images.filter(|reference| !used.contains(&reference.image)).map(|reference| reference.name).collect())
 }

@@ -29,7 +29,7 @@ pub(crate) struct Remote {
 #[derive(Debug)]
 pub(crate) struct Held {
     pub(crate) remote: Remote,
-    pub(crate) ports: Vec<types::Port>,
+    pub(crate) sandbox: types::Sandbox,
     /// Of the answer, which lasts for as long as the sandbox.
     rest: Incoming,
 }
@@ -50,8 +50,7 @@ impl Client {
         let wrong = |error: serde_json::Error| ClientError::Answer(error.into());
         let mut answer: Value = serde_json::from_slice(&line).map_err(wrong)?;
         let sandbox: types::Sandbox = serde_json::from_value(answer["data"].take()).map_err(wrong)?;
-        let types::Sandbox { id: sandbox, ports, .. } = sandbox;
-        Ok(Held { remote: Remote { client: self.clone(), sandbox }, ports, rest })
+        Ok(Held { remote: Remote { client: self.clone(), sandbox: sandbox.id.clone() }, sandbox, rest })
     }
 }
 

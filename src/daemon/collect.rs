@@ -51,6 +51,10 @@ fn once(daemon: &Daemon) {
         Ok(_) => {}
         Err(error) => tracing::warn!(error = %chain(&error), "cannot collect the store's garbage"),
     }
+    // Of images that have gone as well.
+    if let Err(error) = daemon.collect_warm() {
+        tracing::warn!(error = %chain(&error), "cannot collect what warm starts go on from");
+    }
 }
 
 /// When a name was last given or taken.

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
+use net::policy::Mode;
 use rootfs_builder::store::Image;
 use tokio::sync::OwnedMutexGuard;
 use vmm::spec::{Cpus, MemoryMib};
@@ -15,16 +16,22 @@ use super::error::DaemonError;
 use super::events::Kind;
 use super::life::{remove, supervise};
 use super::sandbox::Sandbox;
-use super::state::Status;
+use super::state::{Start, StartedFrom, Status};
+use super::warm::Key;
 use super::{Daemon, ImageWanted, chain, name};
 use crate::config::{Origin, Setting};
-use crate::sandbox::{Access, Begin, Command, Job, Kernel, Launch, Port, Record, boot};
+use crate::sandbox::{Access, Begin, Command, Handle, Job, Kernel, Launch, Port, Record, boot};
+use crate::snapshots::{self, Snapshot};
 
 /// What a user wants. What is not given is the configuration's.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct New {
     pub(crate) name: Option<String>,
     pub(crate) image: ImageWanted,
+    /// A snapshot to go on from, in place of an image and of what else makes a machine.
+    pub(crate) snapshot: Option<String>,
+    /// Whether it may go on from where an earlier one of its kind had booted.
+    pub(crate) warm: Option<bool>,
     pub(crate) cpus: Option<Cpus>,
     pub(crate) memory: Option<MemoryMib>,
     pub(crate) env: BTreeMap<String, String>,
@@ -39,6 +46,8 @@ pub(crate) struct New {
     pub(crate) ttl_ms: Option<u64>,
     /// It ends when nothing is done in it for so many ms.
     pub(crate) idle_ms: Option<u64>,
+    /// Then it is put to sleep instead, and wakes when it is asked for something.
+    pub(crate) auto_sleep: bool,
     /// Its machine does not outlive this daemon.
     pub(crate) ephemeral: bool,
     /// Another kernel than the configuration's, for the first start.
@@ -75,47 +84,69 @@ impl Drop for Owned {
     }
 }
 
+/// What a sandbox is made from.
+enum Source {
+    Image(Box<Image>),
+    Snapshot(Box<Snapshot>),
+}
+
+/// How its first machine begins.
+enum First {
+    Boot {
+        kernel: Kernel,
+        cmdline: String,
+        /// By what a machine that has booted so is known, where others may go on from it.
+        warm: Option<Key>,
+    },
+    Snapshot(Box<Snapshot>),
+}
+
 /// A sandbox that has its place, and no machine yet.
 struct Prepared {
     sandbox: Arc<Sandbox>,
     turn: OwnedMutexGuard<()>,
     lock: OwnedFd,
-    kernel: Kernel,
+    first: First,
 }
 
 impl Daemon {
     /// Makes a sandbox; returns when commands can be run in it. Where its image is here it goes on when nobody waits for it any
-    /// more. After an error
-    /// nothing of it remains.
+    /// more. After an error nothing of it remains.
     pub(crate) async fn create(self: &Arc<Self>, new: New) -> Result<Arc<Sandbox>, DaemonError> {
-        let (daemon, image) = (Arc::clone(self), self.image_of(&new).await?);
-        self.to_its_end(async move { daemon.make(new, image).await }).await
+        let (daemon, source) = (Arc::clone(self), self.source_of(&new).await?);
+        self.to_its_end(async move { daemon.make(new, source).await }).await
     }
 
     /// The same of an ephemeral one, which goes with what is returned, or when nobody waits for that any more.
     pub(crate) async fn create_owned(self: &Arc<Self>, new: New) -> Result<Owned, DaemonError> {
-        let (daemon, image) = (Arc::clone(self), self.image_of(&new).await?);
+        let (daemon, source) = (Arc::clone(self), self.source_of(&new).await?);
         let new = New { ephemeral: true, ..new };
         self.to_its_end(async move {
-            let sandbox = daemon.make(new, image).await?;
+            let sandbox = daemon.make(new, source).await?;
             Ok(Owned { daemon, sandbox })
         })
         .await
     }
 
-    async fn image_of(self: &Arc<Self>, new: &New) -> Result<Image, DaemonError> {
+    async fn source_of(self: &Arc<Self>, new: &New) -> Result<Source, DaemonError> {
         // What is wrong is told before an image is pulled.
         if let Some(name) = &new.name {
             name::check(name)?;
         }
-        self.obtain(new.image.clone()).await
+        let Some(name) = &new.snapshot else {
+            return Ok(Source::Image(Box::new(self.obtain(new.image.clone()).await?)));
+        };
+        let snapshot = self.snapshot(name.clone()).await?;
+        fits(&snapshot, new)?;
+        Ok(Source::Snapshot(Box::new(snapshot)))
     }
 
-    async fn make(self: &Arc<Self>, new: New, image: Image) -> Result<Arc<Sandbox>, DaemonError> {
-        let (preparing, cmdline) = (Arc::clone(self), new.cmdline.clone());
-        let Prepared { sandbox, turn: _turn, lock, kernel } =
-            blocking(move || preparing.prepare(new, &image)).await?;
-        let result = self.boot(&sandbox, lock, Begin::Kernel(kernel), &cmdline).await;
+    async fn make(self: &Arc<Self>, new: New, source: Source) -> Result<Arc<Sandbox>, DaemonError> {
+        let began = Instant::now();
+        let preparing = Arc::clone(self);
+        let Prepared { sandbox, turn: _turn, lock, first } =
+            blocking(move || preparing.prepare(new, source)).await?;
+        let result = self.begin(&sandbox, lock, first, began).await;
         if let Err(error) = &result {
             sandbox.tell(Kind::Failed, Some(&chain(error)));
             self.table().remove(&sandbox);
@@ -132,13 +163,67 @@ impl Daemon {
         result.map(|()| sandbox)
     }
 
+    /// Starts the first machine of a sandbox, and its job.
+    async fn begin(
+        self: &Arc<Self>,
+        sandbox: &Arc<Sandbox>,
+        lock: OwnedFd,
+        first: First,
+        began: Instant,
+    ) -> Result<(), DaemonError> {
+        let (handle, from, fallback) = match first {
+            First::Boot { kernel, cmdline, warm: None } => {
+                let handle = self.launch(sandbox, lock, Begin::Kernel(kernel), &cmdline).await?;
+                (handle, StartedFrom::Kernel, None)
+            }
+            First::Boot { kernel, cmdline, warm: Some(key) } => {
+                self.warm_or_cold(sandbox, lock, kernel, &cmdline, &key).await?
+            }
+            First::Snapshot(snapshot) => {
+                let handle = self.clone_of(sandbox, lock, &self.snapshots, *snapshot).await?;
+                (handle, StartedFrom::Snapshot, None)
+            }
+        };
+        let start = Start { fallback, ..Start::from(from, began) };
+        self.begins(sandbox, &handle, start).await
+    }
+
     /// Everything but the machine.
-    fn prepare(&self, new: New, image: &Image) -> Result<Prepared, DaemonError> {
-        let named = new.kernel.map(|path| Setting { value: Some(path), origin: Origin::Flag("--kernel") });
-        let kernel = Kernel::find(named.as_ref().unwrap_or(&self.config.kernel), self.store.root())?;
-        let cpus = new.cpus.unwrap_or(self.config.cpus.value);
-        let memory = new.memory.unwrap_or(self.config.memory.value.mib());
-        let mut record = Record::new(image, &kernel, cpus, memory);
+    fn prepare(&self, new: New, source: Source) -> Result<Prepared, DaemonError> {
+        let (mut record, first) = match source {
+            Source::Image(image) => {
+                let named =
+                    new.kernel.map(|path| Setting { value: Some(path), origin: Origin::Flag("--kernel") });
+                let kernel = Kernel::find(named.as_ref().unwrap_or(&self.config.kernel), self.store.root())?;
+                let record = Record::new(
+                    image.reference.image,
+                    image.reference.name.to_string(),
+                    image.record.config.clone(),
+                    image.record.size_bytes,
+                    kernel.path.clone(),
+                    new.cpus.unwrap_or(self.config.cpus.value),
+                    new.memory.unwrap_or(self.config.memory.value.mib()),
+                );
+                let has_network = new.network.policy.mode() != Mode::None;
+                let warm = new.warm.unwrap_or(self.config.warm.value);
+                let warm = warm.then(|| Key::of(&record, &kernel, &new.cmdline, has_network)).flatten();
+                (record, First::Boot { kernel, cmdline: new.cmdline, warm })
+            }
+            Source::Snapshot(snapshot) => {
+                let of = snapshot.record.clone();
+                let mut record = Record::new(
+                    of.image,
+                    of.image_name,
+                    of.config,
+                    of.disk_bytes,
+                    of.kernel,
+                    of.cpus,
+                    of.memory_mib,
+                );
+                record.snapshot = Some(snapshot.name.clone());
+                (record, First::Snapshot(snapshot))
+            }
+        };
         record.ephemeral = new.ephemeral;
         record.env = new.env;
         record.labels = new.labels;
@@ -147,6 +232,7 @@ impl Daemon {
         record.ca_certificates = new.ca_certificates;
         record.ttl_ms = new.ttl_ms;
         record.idle_ms = new.idle_ms;
+        record.auto_sleep = new.auto_sleep;
         record.ports = new.ports;
         let job = new.job.map(|command| command.of(&record));
         record.job = job.map(|exec| Job { exec, removes: new.removes, pid: None, exit: None });
@@ -168,7 +254,7 @@ impl Daemon {
             }
         });
         match written {
-            Ok((sandbox, turn)) => Ok(Prepared { sandbox, turn, lock, kernel }),
+            Ok((sandbox, turn)) => Ok(Prepared { sandbox, turn, lock, first }),
             Err(error) => {
                 drop(lock);
                 if !matches!(directory.remove(), Ok(true)) {
@@ -228,16 +314,15 @@ impl Daemon {
         Ok(())
     }
 
-    /// Starts the machine of a sandbox whose turn we have. Its state is `creating`; it is another one afterwards only if this
-    /// succeeds.
-    pub(super) async fn boot(
+    /// Starts the machine of a sandbox whose turn we have. Its state is `creating`, and stays that.
+    pub(super) async fn launch(
         self: &Arc<Self>,
         sandbox: &Arc<Sandbox>,
         lock: OwnedFd,
         begin: Begin,
         cmdline: &str,
-    ) -> Result<(), DaemonError> {
-        let wakes = matches!(begin, Begin::Snapshot { .. });
+    ) -> Result<Arc<Handle>, DaemonError> {
+        let restores = matches!(begin, Begin::Snapshot { .. });
         // First: what is taken is told before anything is started.
         let ports = self.listen(sandbox).await?;
         let record = sandbox.record().clone();
@@ -247,38 +332,72 @@ impl Daemon {
         let launch = Launch { record: &record, rootfs: &rootfs, begin, cmdline, ports };
         let start = Instant::now();
         let launched = boot(&sandbox.directory, lock, launch).await;
-        if !wakes {
-            self.metrics.boot(start.elapsed(), launched.is_ok());
-        }
+        self.metrics.start(restores, start.elapsed(), launched.is_ok());
         let mut handle = launched.map_err(|source| {
             let (name, image) = (record.name.clone(), record.image_name.clone());
             DaemonError::Launch { name, image, source }
         })?;
         handle.traffic = self.metrics.traffic();
-        let handle = Arc::new(handle);
-        if wakes && let Err(error) = sandbox.reseed(&handle).await {
-            sandbox.end_machine(&handle).await?;
-            return Err(error);
-        }
-        *sandbox.status() = Status::up(Arc::clone(&handle), false);
-        sandbox.tell(if wakes { Kind::Woken } else { Kind::Started }, None);
-        tracing::info!(sandbox = sandbox.id(), name = record.name, image = record.image_name, "runs");
-        supervise(sandbox, Arc::clone(&handle));
-        if wakes {
-            self.find_job(sandbox, &handle);
-            // Where it stays it is marked, and the next daemon removes it.
-            if let Err(error) = sandbox.clear_snapshots().await {
-                tracing::warn!(sandbox = sandbox.id(), error = %chain(&error), "the file that it was woken from stays");
-            }
-            return Ok(());
-        }
-        let started = self.start_job(sandbox, &handle).await;
+        Ok(Arc::new(handle))
+    }
+
+    /// The machine of a sandbox has come up: whoever finds it can run commands in it.
+    pub(super) fn is_up(
+        self: &Arc<Self>,
+        sandbox: &Arc<Sandbox>,
+        handle: &Arc<Handle>,
+        start: Start,
+        kind: Kind,
+    ) {
+        let Start { from, ms, .. } = start;
+        *sandbox.status() = Status { start: Some(start), ..Status::up(Arc::clone(handle), false) };
+        sandbox.tell(kind, None);
+        let record = sandbox.record();
+        tracing::info!(
+            sandbox = sandbox.id(),
+            name = record.name,
+            image = record.image_name,
+            ?from,
+            ms,
+            "runs"
+        );
+        drop(record);
+        supervise(sandbox, Arc::clone(handle));
+        self.watch_idleness(sandbox, handle);
+    }
+
+    /// The same of one that has begun anew: its job starts with it.
+    pub(super) async fn begins(
+        self: &Arc<Self>,
+        sandbox: &Arc<Sandbox>,
+        handle: &Arc<Handle>,
+        start: Start,
+    ) -> Result<(), DaemonError> {
+        self.is_up(sandbox, handle, start, Kind::Started);
+        let started = self.start_job(sandbox, handle).await;
         if started.is_err() {
             sandbox.status().stopping = true;
-            sandbox.end_machine(&handle).await?;
+            sandbox.end_machine(handle).await?;
         }
         started
     }
+}
+
+/// Whether what is wanted is what the snapshot is of.
+fn fits(snapshot: &Snapshot, new: &New) -> Result<(), DaemonError> {
+    let snapshots::Record { cpus, memory_mib, network, .. } = &snapshot.record;
+    let machine = |cpus: Cpus, memory: MemoryMib| {
+        format!("a machine with {} CPUs and {} MiB of memory", cpus.get(), u32::from(memory))
+    };
+    let wanted = (new.cpus.unwrap_or(*cpus), new.memory.unwrap_or(*memory_mib));
+    if wanted != (*cpus, *memory_mib) {
+        let (has, wanted) = (machine(*cpus, *memory_mib), machine(wanted.0, wanted.1));
+        return Err(DaemonError::OtherMachine { name: snapshot.name.clone(), has, wanted });
+    }
+    if !network && new.network.policy.mode() != Mode::None {
+        return Err(DaemonError::NoNetworkIn(snapshot.name.clone()));
+    }
+    Ok(())
 }
 
 /// Runs what blocks where it holds nobody up.

@@ -7,11 +7,13 @@ use rootfs_builder::pull::PullError;
 use rootfs_builder::reference::NameError;
 use rootfs_builder::store::StoreError;
 use vmm::control::ControlError;
+use vmm::devices::block::DiskError;
 use vmm::snapshot::SnapshotError;
 
 use super::name::InvalidName;
 use super::state::State;
 use crate::sandbox::{DirectoryError, ExecError, KernelError, LaunchError, PortError};
+use crate::snapshots::SnapshotsError;
 
 /// An operation that was not carried out.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +73,21 @@ pub(crate) enum DaemonError {
         "cannot {action} the sandbox {name}; `voidrun stop {name}` gives its memory up, and keeps its disk"
     )]
     Snapshot { action: &'static str, name: String, source: SnapshotError },
+    /// `name` is the snapshot's.
+    #[error("cannot go on from the snapshot {name}")]
+    Restore { name: String, source: SnapshotError },
+    /// A snapshot of the sandbox cannot be taken.
+    #[error("cannot copy the disk of the sandbox {name}")]
+    Disk { name: String, source: DiskError },
+    #[error(transparent)]
+    Snapshots(#[from] SnapshotsError),
+    /// `what` cannot be had of it; what it has.
+    #[error("the snapshot {name} is of {has}, and {wanted} is asked for: leave that out")]
+    OtherMachine { name: String, has: String, wanted: String },
+    #[error(
+        "the snapshot {0} is of a machine without a network device: take the network none, or take the snapshot anew"
+    )]
+    NoNetworkIn(String),
     #[error("there is no terminal {id} in the sandbox {sandbox}, or it has ended")]
     NoTerminal { id: String, sandbox: String },
     #[error("the sandbox {sandbox} has {limit} terminals, which is the limit: end one of them")]

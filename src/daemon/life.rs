@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use protocol::Hello;
 use serde::Serialize;
@@ -15,7 +15,7 @@ use super::create::blocking;
 use super::error::DaemonError;
 use super::events::Kind;
 use super::sandbox::Sandbox;
-use super::state::{State, Status};
+use super::state::{Start, StartedFrom, State, Status};
 use super::{Daemon, chain, name};
 use crate::sandbox::{AccessChange, Begin, Claim, Directory, Ending, Handle, Kernel};
 
@@ -256,10 +256,13 @@ impl Daemon {
 
     async fn start_now(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Result<(), DaemonError> {
         self.admitted(sandbox)?;
+        let began = Instant::now();
         let (config, store) = (self.config.kernel.clone(), self.store.clone());
         let lock = sandbox.claim().await?;
         let kernel = blocking(move || Ok(Kernel::find(&config, store.root())?)).await?;
-        self.boot(sandbox, lock, Begin::Kernel(kernel), "").await
+        let handle = self.launch(sandbox, lock, Begin::Kernel(kernel), "").await?;
+        let start = Start::from(StartedFrom::Kernel, began);
+        self.begins(sandbox, &handle, start).await
     }
 
     /// Whether there is memory for a sandbox, which counts already.

@@ -34,6 +34,8 @@ pub(crate) struct Metrics {
     sandboxes: Family<Labels, Gauge>,
     boots: Family<Labels, Counter>,
     boot_seconds: Histogram,
+    restores: Family<Labels, Counter>,
+    restore_seconds: Histogram,
     execs: Family<Labels, Counter>,
     exec_start_seconds: Histogram,
     exits: Family<Labels, Counter>,
@@ -67,6 +69,9 @@ impl Metrics {
             boots: counters("result", &RESULTS),
             // 50 ms to 51 s.
             boot_seconds: Histogram::new(exponential_buckets(0.05, 2.0, 11)),
+            restores: counters("result", &RESULTS),
+            // 1 ms to 16 s.
+            restore_seconds: Histogram::new(exponential_buckets(0.001, 2.0, 15)),
             execs: counters("result", &RESULTS),
             // 0.5 ms to 33 s.
             exec_start_seconds: Histogram::new(exponential_buckets(0.0005, 2.0, 17)),
@@ -87,6 +92,10 @@ impl Metrics {
         all.register("boots", "Machines that were started, by result", self.boots.clone());
         let help = "From the start of a machine's process until commands can be run in it";
         all.register_with_unit("boot_duration", help, Unit::Seconds, self.boot_seconds.clone());
+        let help = "Machines that were to go on from where they, or others, were saved, by result";
+        all.register("restores", help, self.restores.clone());
+        let help = "From the start of such a machine's process until commands can be run in it";
+        all.register_with_unit("restore_duration", help, Unit::Seconds, self.restore_seconds.clone());
         let help = "Commands, code and terminals that were started, by result";
         all.register("execs", help, self.execs.clone());
         let help = "From the request to the guest until the command runs";
@@ -112,9 +121,13 @@ impl Metrics {
         self.traffic.clone()
     }
 
-    /// A machine has come up, or has not.
-    pub(super) fn boot(&self, took: Duration, ok: bool) {
-        count(&self.boots, ok, took, &self.boot_seconds);
+    /// A machine has come up, or has not; `restores`: from where one was saved.
+    pub(super) fn start(&self, restores: bool, took: Duration, ok: bool) {
+        if restores {
+            count(&self.restores, ok, took, &self.restore_seconds);
+        } else {
+            count(&self.boots, ok, took, &self.boot_seconds);
+        }
     }
 
     /// A command was started, or was not.

@@ -26,13 +26,16 @@ mod ports;
 mod sandbox;
 mod serve;
 mod sleep;
+mod snapshots;
 mod state;
 mod stream;
 mod table;
 mod tcp;
 mod terminal;
+mod warm;
 mod watch;
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -52,7 +55,7 @@ pub(crate) use log::{Line, Reader, Stream};
 pub(crate) use ports::PortView;
 pub(crate) use sandbox::{Sandbox, View, is_input};
 pub(crate) use serve::{ServeError, run};
-pub(crate) use state::State;
+pub(crate) use state::{Start, StartedFrom, State};
 pub(crate) use table::Page;
 pub(crate) use tcp::{Key, Tcp, loopback};
 pub(crate) use terminal::Terminal;
@@ -60,8 +63,10 @@ pub(crate) use terminal::Terminal;
 use crate::config::Config;
 use crate::lock::{self, Lock};
 use crate::sandbox::{Directory, Fate, Found, Sandboxes, adopt};
+use crate::snapshots::Snapshots;
 use events::Events;
 use metrics::Metrics;
+use snapshots::Verified;
 use table::Table;
 
 /// So long the work in the background may take when the daemon ends.
@@ -85,6 +90,13 @@ pub(crate) struct Daemon {
     pulls: Semaphore,
     events: Events,
     metrics: Arc<Metrics>,
+    /// Those of users.
+    snapshots: Snapshots,
+    /// Those that warm starts go on from.
+    warm: Snapshots,
+    verified: Verified,
+    /// Of what kinds one is being written for warm starts.
+    keeping: Mutex<BTreeSet<warm::Key>>,
     /// Whether there may be directories that no sandbox has.
     leftovers: AtomicBool,
     lock: Lock,
@@ -135,6 +147,12 @@ impl Daemon {
             }
         };
         let (sandboxes, table, work) = (Sandboxes::new(root), Mutex::default(), TaskTracker::new());
+        let [snapshots, warm] = ["snapshots", "warm"].map(|dir| Snapshots::new(root.join(dir)));
+        for snapshots in [&snapshots, &warm] {
+            if let Err(error) = snapshots.sweep() {
+                tracing::warn!(error = %chain(&error), "what is left of a snapshot stays");
+            }
+        }
         let pulls = Semaphore::new(images::MAX_PULLS);
         let (events, metrics) = (Events::new(), Arc::new(Metrics::new()));
         Ok(Arc::new(Self {
@@ -146,6 +164,10 @@ impl Daemon {
             pulls,
             events,
             metrics,
+            snapshots,
+            warm,
+            verified: Verified::default(),
+            keeping: Mutex::default(),
             leftovers: AtomicBool::new(false),
             lock,
         }))
@@ -207,6 +229,7 @@ impl Daemon {
                 self.find_job(&sandbox, &handle);
                 sandbox.find_ports();
                 sandbox.find_network();
+                self.watch_idleness(&sandbox, &handle);
             }
             life::supervise(&sandbox, handle);
         } else if sandbox.record().job.as_ref().is_some_and(|job| job.removes) && !is_lost {

@@ -17,7 +17,7 @@ const NOUNS: [&str; 32] = [
 /// A text that is no name.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error(
-    "name: {0:?} is no name of a sandbox: expected 1 to {LONGEST} of a-z, 0-9 and '-', with a letter or a digit at both ends"
+    "name: {0:?} is no name of a sandbox or a snapshot: expected 1 to {LONGEST} of a-z, 0-9 and '-', with a letter or a digit at both ends"
 )]
 pub(crate) struct InvalidName(String);
 

@@ -11,7 +11,7 @@ use super::chain;
 use super::error::DaemonError;
 use super::events::{Events, Kind};
 use super::metrics::Metrics;
-use super::state::{State, Status};
+use super::state::{Start, State, Status};
 use super::watch::Watches;
 use crate::sandbox::{Directory, Ending, Exec, ExecError, Handle, Record, StreamError};
 
@@ -51,6 +51,8 @@ pub(crate) struct View {
     pub(crate) reason: Option<String>,
     /// A machine runs, and cannot be talked to.
     pub(crate) lost: bool,
+    /// How its machine has started, where that is known.
+    pub(crate) start: Option<Start>,
 }
 
 impl Sandbox {
@@ -79,11 +81,11 @@ impl Sandbox {
 
     /// A copy of all that is to be shown.
     pub(crate) fn view(&self) -> View {
-        let (state, reason, lost) = {
+        let (state, reason, lost, start) = {
             let status = self.status();
-            (status.state, status.reason.clone(), status.lost)
+            (status.state, status.reason.clone(), status.lost, status.start.clone())
         };
-        View { id: self.id().to_owned(), record: self.record().clone(), state, reason, lost }
+        View { id: self.id().to_owned(), record: self.record().clone(), state, reason, lost, start }
     }
 
     pub(crate) fn state(&self) -> State {

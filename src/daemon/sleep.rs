@@ -12,7 +12,7 @@
 use std::fs::File;
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use net::policy::Mode;
 use protocol::Request;
@@ -23,14 +23,14 @@ use super::create::blocking;
 use super::error::DaemonError;
 use super::events::Kind;
 use super::sandbox::{ANSWER, Sandbox};
-use super::state::{State, Status};
+use super::state::{Start, StartedFrom, State, Status};
 use super::{Daemon, chain};
-use crate::sandbox::{Begin, Directory, DirectoryError, Handle};
+use crate::sandbox::{Begin, Directory, DirectoryError, Handle, reseed};
 
+/// Between two looks at whether something is done in a sandbox.
+const SHORTEST: Duration = Duration::from_millis(100);
 /// A machine has to be on the disk within this time: of 64 GiB at 110 MB/s.
-const SAVING: Duration = Duration::from_mins(10);
-/// Of the host, for the guest's random numbers.
-const ENTROPY: usize = 64;
+pub(super) const SAVING: Duration = Duration::from_mins(10);
 
 const SLEEP: &str = "put to sleep";
 const WAKE: &str = "wake";
@@ -40,6 +40,54 @@ impl Daemon {
     pub(crate) async fn sleep(&self, sandbox: &Arc<Sandbox>) -> Result<(), DaemonError> {
         let sandbox = Arc::clone(sandbox);
         self.to_its_end(async move { sandbox.sleep().await }).await
+    }
+
+    /// Has a sandbox woken that wakes by itself, before something is done in it that needs its machine.
+    pub(crate) async fn awake(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Result<(), DaemonError> {
+        if !sandbox.record().auto_sleep {
+            return Ok(());
+        }
+        let is_on_its_way = {
+            let status = sandbox.status();
+            status.dozes || status.state == State::Creating
+        };
+        if is_on_its_way {
+            drop(sandbox.turn.lock().await);
+        }
+        if sandbox.state() != State::Sleeping {
+            return Ok(());
+        }
+        match self.wake(sandbox).await {
+            // Somebody else was faster.
+            Err(DaemonError::State { .. }) if sandbox.state() == State::Running => Ok(()),
+            woken => woken,
+        }
+    }
+
+    /// Puts a sandbox to sleep once nothing has been done in it for its time, for as long as it has this machine.
+    pub(super) fn watch_idleness(self: &Arc<Self>, sandbox: &Arc<Sandbox>, handle: &Arc<Handle>) {
+        let limit = {
+            let record = sandbox.record();
+            record.idle_ms.filter(|_| record.auto_sleep).map(Duration::from_millis)
+        };
+        let Some(limit) = limit else { return };
+        let (daemon, sandbox, handle) = (Arc::clone(self), Arc::downgrade(sandbox), Arc::clone(handle));
+        tokio::spawn(async move {
+            let mut left = limit;
+            loop {
+                tokio::select! {
+                    _ = handle.ended() => return,
+                    () = tokio::time::sleep(left.max(SHORTEST)) => {}
+                }
+                let Some(sandbox) = sandbox.upgrade() else { return };
+                let (dozing, its_handle) = (Arc::clone(&sandbox), Arc::clone(&handle));
+                let dozed = daemon.to_its_end(async move { dozing.doze(&its_handle, limit).await });
+                left = dozed.await.unwrap_or_else(|error| {
+                    tracing::warn!(sandbox = sandbox.id(), error = %chain(&error), "has nothing to do, and is not put to sleep");
+                    limit
+                });
+            }
+        });
     }
 
     /// Goes on where a sandbox fell asleep. After an error it sleeps on, if that is still possible.
@@ -67,21 +115,62 @@ impl Daemon {
 
     async fn wake_now(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Result<(), DaemonError> {
         self.admitted(sandbox)?;
+        let start = Instant::now();
         let lock = sandbox.claim().await?;
-        let (directory, name) = (Arc::clone(&sandbox.directory), sandbox.name());
+        let (daemon, directory, name) = (Arc::clone(self), Arc::clone(&sandbox.directory), sandbox.name());
         let begin = blocking(move || {
             let file = directory.snapshot()?;
-            let summary = snapshot::verify(&file);
+            let summary = daemon.verified.check(&file).and_then(|()| snapshot::inspect(&file));
             let summary = summary.map_err(|source| DaemonError::Snapshot { action: WAKE, name, source })?;
-            Ok(Begin::Snapshot { network: summary.network, file })
+            Ok(Begin::Snapshot { network: summary.network, file, touched: None, shared: false })
         });
-        self.boot(sandbox, lock, begin.await?, "").await
+        let handle = self.launch(sandbox, lock, begin.await?, "").await?;
+        self.is_up(sandbox, &handle, Start::from(StartedFrom::Sleep, start), Kind::Woken);
+        self.find_job(sandbox, &handle);
+        // Where it stays it is marked, and the next daemon removes it.
+        if let Err(error) = sandbox.clear_snapshots().await {
+            tracing::warn!(sandbox = sandbox.id(), error = %chain(&error), "the file that it was woken from stays");
+        }
+        Ok(())
     }
 }
 
 impl Sandbox {
     async fn sleep(self: &Arc<Self>) -> Result<(), DaemonError> {
         let _turn = self.turn.lock().await;
+        self.sleep_now().await
+    }
+
+    /// The same if nothing has been done in it for `limit`; else tells how long that is off. Whoever wants something of it from the
+    /// last look on waits, and wakes it.
+    async fn doze(self: &Arc<Self>, handle: &Arc<Handle>, limit: Duration) -> Result<Duration, DaemonError> {
+        let look = async || {
+            let status = self.control(SLEEP, handle, Client::status).await?;
+            Ok::<_, DaemonError>(limit.saturating_sub(Duration::from_millis(status.idle_ms)))
+        };
+        if self.state() != State::Running {
+            return Ok(limit);
+        }
+        let left = look().await?;
+        if !left.is_zero() {
+            return Ok(left);
+        }
+        let _turn = self.turn.lock().await;
+        self.status().dozes = true;
+        let dozed = async {
+            let left = look().await?;
+            if left.is_zero() && self.state() == State::Running {
+                self.sleep_now().await?;
+            }
+            Ok(left)
+        };
+        let dozed = dozed.await;
+        self.status().dozes = false;
+        dozed
+    }
+
+    /// The turn is the caller's.
+    async fn sleep_now(self: &Arc<Self>) -> Result<(), DaemonError> {
         if self.record().ephemeral {
             return Err(DaemonError::Ephemeral { action: SLEEP, name: self.name() });
         }
@@ -89,11 +178,7 @@ impl Sandbox {
         let paused = self.state() == State::Paused;
         // First: it tells the next daemon that what follows was left in the middle.
         let file = self.on_disk(Directory::new_snapshot).await?;
-        if paused {
-            // Its agent has something to do yet.
-            self.control(SLEEP, &handle, Client::resume).await?;
-        }
-        let mut saved = self.answered(SLEEP, &handle, handle.ask(&Request::Suspend)).await;
+        let mut saved = self.halt_commands(SLEEP, &handle, paused).await;
         if saved.is_ok() {
             saved = self.save(&handle, file).await;
         }
@@ -107,6 +192,19 @@ impl Sandbox {
         self.output.send_replace(());
         self.tell(Kind::Slept, None);
         ended
+    }
+
+    /// Has the agent halt all commands; a machine that stands still goes on for that.
+    pub(super) async fn halt_commands(
+        &self,
+        action: &'static str,
+        handle: &Arc<Handle>,
+        paused: bool,
+    ) -> Result<(), DaemonError> {
+        if paused {
+            self.control(action, handle, Client::resume).await?;
+        }
+        self.answered(action, handle, handle.ask(&Request::Suspend)).await
     }
 
     /// Whether the machine of `handle` has ended because the sandbox sleeps; by now it may be waking, or awake with another.
@@ -133,12 +231,18 @@ impl Sandbox {
     /// After a save that has failed: the machine goes on as it was.
     async fn stay_awake(&self, handle: &Arc<Handle>, paused: bool) -> Result<(), DaemonError> {
         self.on_disk(Directory::void_snapshot).await?;
+        self.go_on(handle, paused).await?;
+        self.clear_snapshots().await
+    }
+
+    /// The machine, which stands still with its commands halted, goes on, or stands still as it did before.
+    pub(super) async fn go_on(&self, handle: &Arc<Handle>, paused: bool) -> Result<(), DaemonError> {
         self.control("resume", handle, Client::resume).await?;
         self.answered("resume", handle, handle.ask(&Request::Continue)).await?;
         if paused {
             self.control("pause", handle, Client::pause).await?;
         }
-        self.clear_snapshots().await
+        Ok(())
     }
 
     pub(super) async fn clear_snapshots(&self) -> Result<(), DaemonError> {
@@ -146,18 +250,12 @@ impl Sandbox {
     }
 
     /// Does something with its directory, where it holds nobody up.
-    async fn on_disk<T: Send + 'static>(
+    pub(super) async fn on_disk<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Directory) -> Result<T, DirectoryError> + Send + 'static,
     ) -> Result<T, DaemonError> {
         let directory = Arc::clone(&self.directory);
         blocking(move || Ok(work(&directory)?)).await
-    }
-
-    /// After a restore: the guest gets the time of day and random numbers of its own.
-    pub(super) async fn reseed(&self, handle: &Handle) -> Result<(), DaemonError> {
-        let request = reseed().map_err(|e| self.host(WAKE, e))?;
-        self.answered(WAKE, handle, handle.ask(&request)).await
     }
 
     /// Stops one that sleeps: its memory goes.
@@ -183,13 +281,6 @@ impl Sandbox {
     }
 }
 
-fn reseed() -> std::io::Result<Request> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let mut entropy = vec![0; ENTROPY];
-    rustix::rand::getrandom(&mut entropy, rustix::rand::GetRandomFlags::empty())?;
-    Ok(Request::Reseed { wall_time_ns: now.as_nanos() as u64, entropy })
-}
-
 /// Whether a machine that is found again stands still, `paused` being what it says of itself. One that was being put to sleep, or had
 /// just been woken, when the last daemon ended goes on. Blocks.
 pub(super) fn is_paused(directory: &Directory, handle: &Handle, paused: bool) -> bool {
@@ -201,7 +292,7 @@ pub(super) fn is_paused(directory: &Directory, handle: &Handle, paused: bool) ->
         directory.void_snapshot().map_err(|e| text(&e))?;
         handle.control().and_then(|mut client| client.resume()).map_err(|e| text(&e))?;
         // Whether it was restored or was not saved: it does no harm to have another clock, and undoes both.
-        let request = reseed().map_err(|e| text(&e))?;
+        let request = reseed(None).map_err(|e| text(&e))?;
         let asked = tokio::time::timeout(ANSWER, handle.ask(&request));
         let runtime = tokio::runtime::Handle::current();
         runtime.block_on(asked).map_err(|e| text(&e))?.map_err(|e| text(&e))?;

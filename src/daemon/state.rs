@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use vmm::exit::ExitReason;
@@ -26,6 +27,39 @@ pub(crate) enum State {
     Failed,
 }
 
+/// From what a machine has started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum StartedFrom {
+    /// A kernel, which has booted.
+    Kernel,
+    /// Where an earlier one of its kind had booted, before anything was run in that.
+    Warm,
+    /// A snapshot.
+    Snapshot,
+    /// Where it had fallen asleep.
+    Sleep,
+}
+
+/// How the machine of a sandbox has started.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Start {
+    pub(crate) from: StartedFrom,
+    /// Until commands could be run, in ms.
+    pub(crate) ms: u64,
+    /// Why it has booted, where it was to go on from somewhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) fallback: Option<String>,
+}
+
+impl Start {
+    /// Commands can be run now.
+    pub(super) fn from(from: StartedFrom, began: Instant) -> Self {
+        Self { from, ms: began.elapsed().as_millis() as u64, fallback: None }
+    }
+}
+
 /// The state, and what belongs to it.
 #[derive(Debug)]
 pub(super) struct Status {
@@ -38,6 +72,10 @@ pub(super) struct Status {
     pub(super) stopping: bool,
     /// A machine runs and cannot be talked to. Without a handle it cannot even be ended.
     pub(super) lost: bool,
+    /// It is about to be put to sleep because nothing is done in it: whoever wants something waits for its turn.
+    pub(super) dozes: bool,
+    /// How the machine has started, where this daemon has started it.
+    pub(super) start: Option<Start>,
 }
 
 impl State {
@@ -70,12 +108,20 @@ impl fmt::Display for State {
 
 impl Status {
     pub(super) fn creating() -> Self {
-        Self { state: State::Creating, handle: None, reason: None, stopping: false, lost: false }
+        Self {
+            state: State::Creating,
+            handle: None,
+            reason: None,
+            stopping: false,
+            lost: false,
+            dozes: false,
+            start: None,
+        }
     }
 
     pub(super) fn up(handle: Arc<Handle>, paused: bool) -> Self {
         let state = if paused { State::Paused } else { State::Running };
-        Self { state, handle: Some(handle), reason: None, stopping: false, lost: false }
+        Self { state, handle: Some(handle), ..Self::creating() }
     }
 
     pub(super) fn sleeping() -> Self {
@@ -94,7 +140,7 @@ impl Status {
         );
         let state = if stopping || expected { State::Stopped } else { State::Failed };
         let reason = if stopping { "it was stopped".to_owned() } else { ending.to_string() };
-        Self { state, handle: None, reason: Some(reason), stopping: false, lost: false }
+        Self { state, reason: Some(reason), ..Self::creating() }
     }
 
     pub(super) fn lost(handle: Option<Arc<Handle>>, reason: String) -> Self {
@@ -107,6 +153,6 @@ impl Status {
     }
 
     pub(super) fn failed(reason: String) -> Self {
-        Self { state: State::Failed, handle: None, reason: Some(reason), stopping: false, lost: false }
+        Self { state: State::Failed, reason: Some(reason), ..Self::creating() }
     }
 }

@@ -4,6 +4,7 @@
 //! sandboxes/<id>/lock          held (flock) by the process of the machine for as long as it lives
 //!                spec.json     what the sandbox was made of, see [`super::record`]
 //!                disk.diff     what the guest has written to its disk
+//!                disk.lower    what was on it before, where it was made from a snapshot; a link to the snapshot's, never written
 //!                snapshot      its machine while it sleeps, see [`vmm::snapshot`]
 //!                exit.json     why the machine has ended; empty until then, and if it was killed
 //!                vmm.log       what the process of the machine has said
@@ -35,6 +36,7 @@ use crate::lock::is_at;
 const LOCK: &str = "lock";
 const SPEC: &str = "spec.json";
 const DISK: &str = "disk.diff";
+const LOWER: &str = "disk.lower";
 /// A record on its way; what is left of one that was cut off is of no use.
 const NEW_SPEC: &str = "spec.json.new";
 const SNAPSHOT: &str = "snapshot";
@@ -254,6 +256,34 @@ impl Directory {
         options.open(&path).map_err(DirectoryError::new("open", &path))
     }
 
+    /// What was on its disk before the guest has written to it, beside the image's; to read. None where it began with the image.
+    pub(crate) fn lower_disk(&self) -> Result<Option<File>, DirectoryError> {
+        let path = self.path(LOWER);
+        match File::open(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            opened => opened.map(Some).map_err(DirectoryError::new("open", &path)),
+        }
+    }
+
+    /// Begins with the disk whose diff is at `diff`, which stays when that is removed.
+    pub(crate) fn set_lower_disk(&self, diff: &Path) -> Result<(), DirectoryError> {
+        let path = self.path(LOWER);
+        let linked = std::fs::hard_link(diff, &path).or_else(|error| match error.kind() {
+            // Of a file there are 65,000 links at most in ext4; elsewhere there may be none.
+            io::ErrorKind::TooManyLinks | io::ErrorKind::PermissionDenied | io::ErrorKind::Unsupported => {
+                std::fs::copy(diff, &path).map(drop)
+            }
+            _ => Err(error),
+        });
+        linked.map_err(DirectoryError::new("make", &path))
+    }
+
+    /// As it was before it had a disk. The lock has to be ours.
+    pub(crate) fn clear_disks(&self) -> Result<(), DirectoryError> {
+        self.clear(LOWER)?;
+        self.clear(DISK)
+    }
+
     /// The machine of a sandbox that sleeps, to read and to be marked.
     pub(crate) fn snapshot(&self) -> Result<File, DirectoryError> {
         let path = self.path(SNAPSHOT);
@@ -270,10 +300,17 @@ impl Directory {
     pub(crate) fn keep_snapshot(&self) -> Result<(), DirectoryError> {
         let keep = || {
             self.disk().map_err(io::Error::other)?.sync_data()?;
+            File::open(self.path(NEW_SNAPSHOT))?.sync_data()?;
             std::fs::rename(self.path(NEW_SNAPSHOT), self.path(SNAPSHOT))?;
             File::open(&self.path)?.sync_all()
         };
         keep().map_err(DirectoryError::new("write", &self.path(SNAPSHOT)))
+    }
+
+    /// Makes the new one somebody else's, at `path`.
+    pub(crate) fn give_snapshot(&self, path: &Path) -> Result<(), DirectoryError> {
+        let new = self.path(NEW_SNAPSHOT);
+        std::fs::rename(&new, path).map_err(DirectoryError::new("move", &new))
     }
 
     /// Marks it as of no use any more, if it is there.

@@ -5,16 +5,18 @@ use std::io::{self, Seek as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use protocol::{Config, Hello, Sender};
+use protocol::{Config, Hello, Request, Sender};
 use rustix::fs::{MemfdFlags, memfd_create};
 use tokio::net::UnixStream;
-use vmm::spec::{DiskFds, Fds, MachineSpec, PortFds, VERSION};
+use vmm::spec::{DiskFds, Fds, MachineSpec, PortFds, SnapshotFds, VERSION};
 
 use super::directory::{Directory, DirectoryError};
+use super::exec::ExecError;
 use super::frames::{FrameReader, StreamError};
 use super::handle::{CONTROL, EXIT, Ending, Handle, LOG, VSOCK};
+use super::identity;
 use super::kernel::Kernel;
 use super::network;
 use super::port::Listener;
@@ -47,6 +49,10 @@ const CMDLINE: &[&str] = &[
 const BOOT_TIMEOUT: Duration = Duration::from_mins(1);
 /// The machine keeps the deadline itself; this much later we no longer trust it to.
 const SLACK: Duration = Duration::from_secs(10);
+/// A guest that has come up answers within this time.
+const ANSWER: Duration = Duration::from_secs(30);
+/// Of the host, for the guest's random numbers, in bytes.
+const ENTROPY: usize = 64;
 
 /// What a machine is made of.
 #[derive(Debug)]
@@ -67,11 +73,15 @@ pub(crate) struct Launch<'a> {
 pub(crate) enum Begin {
     /// A kernel, which boots.
     Kernel(Kernel),
-    /// What the last machine of the sandbox was when it fell asleep.
+    /// A machine as it was saved: the sandbox's own, when it fell asleep, or one of the store's snapshots.
     Snapshot {
         file: File,
+        /// Which of its pages others that went on from it have written to first, where that is known.
+        touched: Option<File>,
         /// Whether it has a network device.
         network: bool,
+        /// Whether it is a snapshot of the store: others go on from it as well, and the guest becomes this sandbox.
+        shared: bool,
     },
 }
 
@@ -108,6 +118,9 @@ pub(crate) enum LaunchError {
     /// What came up is not our agent.
     #[error("the guest has come up and cannot be talked to")]
     Agent(#[source] StreamError),
+    /// It has gone on from where it was saved, and has not become what it is to be.
+    #[error("the guest has not taken its identity")]
+    Identity(#[source] ExecError),
     /// It is one of another time.
     #[error("the guest's agent speaks version {0} of the protocol, this voidrun {ours}", ours = protocol::VERSION)]
     Version(u32),
@@ -124,20 +137,54 @@ pub(crate) async fn boot(
     lock: OwnedFd,
     launch: Launch<'_>,
 ) -> Result<Handle, LaunchError> {
-    let Started { process, owner, ready } = start(directory, lock, open_kvm()?, launch)?;
+    let Started { process, owner, ready, guest } = start(directory, lock, open_kvm()?, launch)?;
     let directory = Arc::clone(directory);
     let (traffic, network) = (Traffic::default(), Mutex::default());
     let mut handle = Handle { directory, process, traffic, network, _owner: owner, agent: None };
-    match come_up(&handle, ready).await {
-        Ok(agent) => handle.agent = Some(agent),
+    let up = async {
+        match guest {
+            Guest::Boots => come_up(&handle, ready).await,
+            Guest::GoesOn(config) => {
+                // At once: its agent listens already, while it finds that its own first stream has gone.
+                let (agent, reseeded) = tokio::join!(come_up(&handle, ready), handle.reseed(config));
+                // Where the machine has ended, this tells why.
+                let agent = agent?;
+                reseeded.map(|()| agent)
+            }
+        }
+    };
+    match up.await {
+        Ok(agent) => {
+            handle.agent = Some(agent);
+            Ok(handle)
+        }
         Err(error) => {
             // It blocks until its memory is given back.
             let ended = tokio::task::spawn_blocking(move || handle.end()).await;
             ended.map_err(io::Error::from).flatten().map_err(host("end the machine"))?;
-            return Err(error);
+            Err(error)
         }
     }
-    Ok(handle)
+}
+
+impl Handle {
+    /// After a restore: the guest gets the time of day and random numbers of its own, and where it becomes another sandbox, what it is
+    /// from now on. Then its commands go on.
+    async fn reseed(&self, config: Option<Box<Config>>) -> Result<(), LaunchError> {
+        let request = reseed(config).map_err(host("get random numbers"))?;
+        match tokio::time::timeout(ANSWER, self.ask(&request)).await {
+            Ok(done) => done.map_err(LaunchError::Identity),
+            Err(_) => Err(LaunchError::Silent(ANSWER.as_secs())),
+        }
+    }
+}
+
+/// What a guest is told that has gone on from where it was saved; `config`: of another sandbox.
+pub(crate) fn reseed(config: Option<Box<Config>>) -> io::Result<Request> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let mut entropy = vec![0; ENTROPY];
+    rustix::rand::getrandom(&mut entropy, rustix::rand::GetRandomFlags::empty())?;
+    Ok(Request::Reseed { wall_time_ns: now.as_nanos() as u64, entropy, config })
 }
 
 /// A process with our ends of what connects us.
@@ -145,6 +192,14 @@ struct Started {
     process: Process,
     owner: Option<StdUnixStream>,
     ready: UnixStream,
+    guest: Guest,
+}
+
+/// How the guest comes up.
+enum Guest {
+    Boots,
+    /// From where it was saved. Where that was another sandbox: with what it is from now on.
+    GoesOn(Option<Box<Config>>),
 }
 
 fn start(
@@ -157,23 +212,30 @@ fn start(
     let base = launch.rootfs.try_clone().map_err(host("open the image again"))?;
     let mut config = Config {
         hostname: directory.id().to_string(),
+        machine_id: Some(identity::machine_id(directory.id())),
         ca_certificates: record.ca_certificates.as_deref().map(str::to_owned),
         ..Config::default()
     };
     let mut inherits = Descriptors::default();
-    let (network, [kernel, initramfs, snapshot]) = match launch.begin {
+    let device = match &launch.begin {
+        Begin::Kernel(_) => None,
+        Begin::Snapshot { network, .. } => Some(*network),
+    };
+    let network = network::of(record.access(), &record.hosts, &mut config, device);
+    if let Some(network) = &mut config.network {
+        network.mac = Some(identity::mac(directory.id()));
+    }
+    let (kernel, initramfs, snapshot, guest) = match launch.begin {
         Begin::Kernel(kernel) => {
             directory.clear_snapshots()?;
-            let network = network::of(record.access(), &record.hosts, &mut config);
             let initramfs = in_memory("initramfs", &agent::initramfs(&config))?;
-            (network, [Some(inherits.add(kernel.file)), Some(inherits.add(initramfs)), None])
+            (Some(inherits.add(kernel.file)), Some(inherits.add(initramfs)), None, Guest::Boots)
         }
-        Begin::Snapshot { file, network } => {
-            let network = network.then(|| {
-                let resolvers = network::resolvers().unwrap_or_default();
-                network::engine(record.access(), &record.hosts, resolvers)
-            });
-            (network, [None, None, Some(inherits.add(file))])
+        Begin::Snapshot { file, touched, shared, .. } => {
+            let touched = touched.map(|touched| inherits.add(touched));
+            let snapshot = SnapshotFds { file: inherits.add(file), touched, shared };
+            let guest = Guest::GoesOn(shared.then(|| Box::new(config)));
+            (None, None, Some(snapshot), guest)
         }
     };
     // A sandbox that is kept outlives us.
@@ -191,7 +253,11 @@ fn start(
         kernel,
         snapshot,
         initramfs,
-        disk: Some(DiskFds { base: inherits.add(base), diff: inherits.add(directory.disk()?) }),
+        disk: Some(DiskFds {
+            base: inherits.add(base),
+            lower: directory.lower_disk()?.map(|lower| inherits.add(lower)),
+            diff: inherits.add(directory.disk()?),
+        }),
         lock: Some(inherits.add(lock)),
         control: inherits.add(directory.listen(CONTROL)?),
         vsock: inherits.add(directory.listen(VSOCK)?),
@@ -210,13 +276,14 @@ fn start(
         network,
         boot_timeout_ms: BOOT_TIMEOUT.as_millis() as u64,
         ttl_ms: record.ttl_ms,
-        idle_ms: record.idle_ms,
+        // The daemon puts those to sleep.
+        idle_ms: record.idle_ms.filter(|_| !record.auto_sleep),
     };
     let spec = serde_json::to_vec(&spec).map_err(|e| host("write the machine's specification")(e.into()))?;
     let spec = in_memory("spec", &spec)?;
     let log = directory.create_file(LOG)?;
     let process = spawn(spec.into(), inherits, log).map_err(host("start the machine's process"))?;
-    Ok(Started { process, owner, ready })
+    Ok(Started { process, owner, ready, guest })
 }
 
 fn publish(inherits: &mut Descriptors, port: Listener) -> PortFds {

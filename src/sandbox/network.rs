@@ -82,46 +82,41 @@ struct Resolv {
     search: Vec<String>,
 }
 
-/// What the machine is told of its network, and writes into the guest's `config`; none for a sandbox without one.
+/// What the machine is told of its network, and writes into the guest's `config`; none for a sandbox without one. `device`: whether
+/// the machine has a device for one; where nothing is said, it has one if it may reach something.
 pub(super) fn of(
-    Access { policy, limits }: Access,
+    access: Access,
     hosts: &BTreeMap<String, IpAddr>,
     config: &mut Config,
+    device: Option<bool>,
 ) -> Option<engine::Config> {
-    if policy.mode() == Mode::None {
+    if access.policy.mode() == Mode::None {
         // There is nobody to ask for a name.
         config.hosts.clone_from(hosts);
+    }
+    if !device.unwrap_or(access.policy.mode() != Mode::None) {
         return None;
     }
     // Name servers that cannot be read now are told later, when they can.
     let resolv = Resolv::of_host().unwrap_or_default();
-    let engine = engine(Access { policy, limits }, hosts, resolv.servers);
-    let network6 = Network6Config { address: GUEST6, prefix: PREFIX6, gateway: GATEWAY6 };
+    let ipv6 = host_has_ipv6();
     config.network = Some(NetworkConfig {
         address: GUEST,
         prefix: PREFIX,
         gateway: GATEWAY,
-        ipv6: engine.ipv6.then_some(network6),
+        ipv6: ipv6.then_some(Network6Config { address: GUEST6, prefix: PREFIX6, gateway: GATEWAY6 }),
+        mac: None,
         mtu: MTU,
     });
     config.nameservers = vec![GATEWAY.to_string()];
     config.search = resolv.search;
-    Some(engine)
-}
-
-/// What the machine is told of the network that it has.
-pub(super) fn engine(
-    Access { policy, limits }: Access,
-    hosts: &BTreeMap<String, IpAddr>,
-    resolvers: Vec<SocketAddr>,
-) -> engine::Config {
-    engine::Config {
-        policy,
-        resolvers,
+    Some(engine::Config {
+        policy: access.policy,
+        resolvers: resolv.servers,
         hosts: hosts.clone().into_iter().chain([(HOST.to_owned(), GATEWAY.into())]).collect(),
-        ipv6: host_has_ipv6(),
-        limits,
-    }
+        ipv6,
+        limits: access.limits,
+    })
 }
 
 /// The host's name servers, at this moment.
@@ -193,12 +188,19 @@ mod tests {
         let mut config = Config::default();
         let hosts = BTreeMap::from([("db".to_owned(), IpAddr::from([10, 0, 0, 1]))]);
         let limits = Limits { connections_per_second: NonZeroU32::new(7), ..Limits::default() };
-        assert_eq!(of(Access { policy: Mode::None.into(), limits }, &hosts, &mut config), None);
+        let none = Access { policy: Mode::None.into(), limits };
+        assert_eq!(of(none.clone(), &hosts, &mut config, None), None);
         assert_eq!(config, Config { hosts: hosts.clone(), ..Config::default() });
-        let engine = of(Access { policy: Policy::default(), limits }, &hosts, &mut config).unwrap();
+        // A machine that has gone on from somewhere may have a device that it has no use for.
+        assert!(of(none, &hosts, &mut config, Some(true)).is_some());
+        let public = Access { policy: Policy::default(), limits };
+        assert_eq!(of(public.clone(), &hosts, &mut config, Some(false)), None);
+        let engine = of(public, &hosts, &mut config, None).unwrap();
         assert_eq!(engine.hosts.keys().collect::<Vec<_>>(), ["db", HOST]);
         assert_eq!((engine.policy, engine.limits), (Policy::default(), limits));
         assert_eq!(config.nameservers, ["192.0.0.1"]);
-        assert_eq!(config.network.unwrap().ipv6.is_some(), engine.ipv6);
+        let network = config.network.unwrap();
+        // The address of its card is for whoever knows which sandbox it is.
+        assert_eq!((network.ipv6.is_some(), network.mac), (engine.ipv6, None));
     }
 }

@@ -10,11 +10,9 @@ use net::engine::Limits;
 use net::policy::{Mode, Policy};
 use protocol::{Exec, Exit};
 use rootfs_builder::image::{Digest, ImageConfig};
-use rootfs_builder::store::Image;
 use serde::{Deserialize, Serialize};
 use vmm::spec::{Cpus, MemoryMib};
 
-use super::kernel::Kernel;
 use super::network::Access;
 use super::port::Port;
 
@@ -36,6 +34,9 @@ pub(crate) struct Record {
     pub(crate) kernel: PathBuf,
     pub(crate) cpus: Cpus,
     pub(crate) memory_mib: MemoryMib,
+    /// The snapshot that it was made from, where it was; it need not be there any more.
+    #[serde(default)]
+    pub(crate) snapshot: Option<String>,
     /// Whether it is nobody's any more once its machine has ended, which ends with its owner.
     pub(crate) ephemeral: bool,
     /// Whether a user has removed it, and only the work is still to be done.
@@ -64,9 +65,12 @@ pub(crate) struct Record {
     /// Its machine ends so many ms after each start.
     #[serde(default)]
     pub(crate) ttl_ms: Option<u64>,
-    /// Its machine ends when nobody has had a stream to it for so many ms.
+    /// Its machine ends, or is put to sleep, when nobody has had a stream to it for so many ms.
     #[serde(default)]
     pub(crate) idle_ms: Option<u64>,
+    /// Whether it is put to sleep then, and wakes when it is asked for something.
+    #[serde(default)]
+    pub(crate) auto_sleep: bool,
     /// Ports of this machine that lead into the guest.
     #[serde(default)]
     pub(crate) ports: Vec<Port>,
@@ -125,18 +129,27 @@ impl Record {
         (self.network, self.limits) = (policy, limits);
     }
 
-    /// Of a sandbox of this image, which is kept.
-    pub(crate) fn new(image: &Image, kernel: &Kernel, cpus: Cpus, memory: MemoryMib) -> Self {
+    /// Of a sandbox that is kept, as what it begins with says. The rest is for its maker.
+    pub(crate) fn new(
+        image: Digest,
+        image_name: String,
+        config: ImageConfig,
+        disk_bytes: u64,
+        kernel: PathBuf,
+        cpus: Cpus,
+        memory_mib: MemoryMib,
+    ) -> Self {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Self {
             version: VERSION,
-            image: image.reference.image,
-            image_name: image.reference.name.to_string(),
-            config: image.record.config.clone(),
-            disk_bytes: image.record.size_bytes,
-            kernel: kernel.path.clone(),
+            image,
+            image_name,
+            config,
+            disk_bytes,
+            kernel,
             cpus,
-            memory_mib: memory,
+            memory_mib,
+            snapshot: None,
             ephemeral: false,
             removed: false,
             name: String::new(),
@@ -148,6 +161,7 @@ impl Record {
             ca_certificates: None,
             ttl_ms: None,
             idle_ms: None,
+            auto_sleep: false,
             ports: Vec::new(),
             created_at_ms: now.as_millis() as u64,
             job: None,

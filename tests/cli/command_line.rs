@@ -135,6 +135,9 @@ fn configuration_is_shown_with_its_origin() {
         setting("default_image"),
         json!({ "key": "default_image", "value": "code", "origin": "default" })
     );
+    assert_eq!(setting("run.warm"), json!({ "key": "run.warm", "value": true, "origin": "default" }));
+    voidrun.configure("[run]\nwarm = false\n");
+    assert!(voidrun.run(&["config"]).ok().stdout.contains("run.warm             false"));
     voidrun.configure("defaultimage = 'x'\n");
     voidrun.run(&["images", "ls"]).fails(1, &["config.toml:1:", "did you mean `default_image`?"]);
 }
@@ -162,6 +165,8 @@ fn completions() {
     assert_eq!(complete(&["completions", "f"]), "fish");
     assert_eq!(complete(&["run", "--mem"]), "--memory");
     assert_eq!(complete(&["run", "--pull", "n"]), "never");
+    assert_eq!(complete(&["snapshot", "in"]), "inspect");
+    assert_eq!(complete(&["create", "--from"]), "--from-snapshot");
     // The machine's own role, and options that the help does not show.
     assert_eq!(complete(&["vm"]), "");
     assert_eq!(complete(&["run", "--vol"]), "");

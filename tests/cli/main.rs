@@ -19,6 +19,7 @@ mod readme_lines;
 mod registry;
 mod release;
 mod run;
+mod snapshot;
 mod sources;
 mod store;
 #[path = "../support/mod.rs"]

@@ -69,6 +69,14 @@ fn reset_removes_everything() {
     let source = site.voidrun.layout("tool", &Layout::of(&two_layers()));
     run(&["images", "pull", &source]).ok();
     run(&["ps"]).ok();
+    for part in ["snapshots/ready", "warm/key"] {
+        std::fs::create_dir_all(site.voidrun.store().join(part)).unwrap();
+        std::fs::write(site.voidrun.store().join(part).join("machine"), [7; 9000]).unwrap();
+    }
+    let df = run(&["system", "df", "--json"]).json();
+    for what in ["snapshots", "warm starts"] {
+        assert!(part(&df, what)["count"] == 1 && part(&df, what)["bytes"].as_u64() > Some(9000), "{df}");
+    }
     let daemon = rustix::process::pidfd_open(site.daemon(), rustix::process::PidfdFlags::empty()).unwrap();
     run(&["reset"]).fails(2, &["--yes", &site.voidrun.store().display().to_string()]);
     assert_eq!(site.voidrun.names().len(), 1);

@@ -31,11 +31,13 @@ mod release;
 mod reset;
 mod short;
 mod sleep;
+mod snapshot;
 #[path = "../support/mod.rs"]
 mod support;
 mod terminal;
 mod traffic;
 mod udp;
+mod warm;
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::net::UnixStream;

@@ -10,28 +10,28 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use serde_json::{Value, json};
 use vmm::jail::Layers;
 
-use crate::guests::count;
+use crate::guests::{count, descriptors};
 use crate::network::control;
 use crate::{Daemon, until};
 
 /// Counts in memory, for ever; a file shows how far it is.
-const COUNTER: &str =
+pub(crate) const COUNTER: &str =
     "i=0; while :; do i=$((i + 1)); echo $i > /run/count.new; mv /run/count.new /run/count; sleep 0.02; done";
 
 impl Daemon {
     /// A command in the background; its pid.
-    fn background(&self, sandbox: &str, line: &str) -> u64 {
+    pub(crate) fn background(&self, sandbox: &str, line: &str) -> u64 {
         let path = format!("/v1/sandboxes/{sandbox}/commands/run");
         self.data("POST", &path, json!({ "command": line }))["pid"].as_u64().unwrap()
     }
 
-    fn counted(&self, sandbox: &str) -> u64 {
+    pub(crate) fn counted(&self, sandbox: &str) -> u64 {
         self.cli(&["exec", sandbox, "cat", "/run/count"]).text().trim_end().parse().unwrap()
     }
 }
 
 /// What the kernel says of each thread of the one machine, and what that says of its jail.
-fn jail(daemon: &Daemon, id: &str) -> (BTreeSet<String>, Layers) {
+pub(crate) fn jail(daemon: &Daemon, id: &str) -> (BTreeSet<String>, Layers) {
     let [pid] = daemon.store.machines()[..] else { panic!("one machine") };
     let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
     let wanted = [
@@ -53,7 +53,7 @@ fn jail(daemon: &Daemon, id: &str) -> (BTreeSet<String>, Layers) {
     (threads.map(thread).collect(), control(daemon, id).status().unwrap().jail)
 }
 
-fn now() -> f64 {
+pub(crate) fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64()
 }
 
@@ -253,6 +253,97 @@ fn a_daemon_that_is_killed_in_the_middle_loses_nothing() {
         }
     }
     eprintln!("found: {found:?}");
+    daemon.cli(&["rm", "-f", "dev"]).ends(0, &[]);
+    daemon.is_clean();
+}
+
+#[test]
+fn one_that_sleeps_by_itself_wakes_by_itself() {
+    let daemon = Daemon::new();
+    let create =
+        ["create", "--name", "dev", "--memory", "256m", "--auto-sleep", "--idle-timeout", "2s", "debian"];
+    daemon.cli(&create).ends(0, &[]);
+    daemon.background("dev", COUNTER);
+    // As long as somebody does something in it, it is awake.
+    daemon.cli(&["exec", "dev", "sleep", "6"]).prints("");
+    assert_eq!(daemon.state("dev"), "running");
+    let counted = daemon.counted("dev");
+    until(|| daemon.state("dev") == "sleeping");
+    until(|| daemon.store.machines().is_empty());
+    // Whoever asks what it is does not wake it.
+    daemon.cli(&["inspect", "dev"]).ends(0, &[]);
+    assert_eq!(daemon.state("dev"), "sleeping");
+    let daemon = daemon.kill();
+    assert_eq!(daemon.state("dev"), "sleeping");
+    // Of many at once each is served.
+    let said = |line: &str| daemon.cli(&["exec", "dev", "sh", "-c", line]).text();
+    thread::scope(|scope| {
+        let ask = |number: usize| said(&format!("echo {number}")) == format!("{number}\n");
+        let asked: Vec<_> = (0..5).map(|number| scope.spawn(move || ask(number))).collect();
+        assert!(asked.into_iter().all(|asked| asked.join().unwrap()));
+    });
+    let at = daemon.counted("dev");
+    assert!(at >= counted);
+    until(|| daemon.counted("dev") > at);
+    until(|| daemon.state("dev") == "sleeping");
+    // So do files; and at whatever moment somebody comes, nothing is lost.
+    daemon.raw("POST", "/v1/sandboxes/dev/files/upload?path=/root/file", "", &json!("content"));
+    assert_eq!(said("cat /root/file"), "\"content\"");
+    for moment in 0..count("VOIDRUN_DAEMON_KILLS", 3) as u64 {
+        thread::sleep(Duration::from_millis(1900 + 40 * (moment % 30)));
+        assert_eq!(said("echo here"), "here\n");
+    }
+    let refused = daemon.refuses(
+        422,
+        "POST",
+        "/v1/sandboxes",
+        json!({ "autoSleep": true, "ephemeral": true, "image": "debian" }),
+    );
+    assert!(refused.starts_with("autoSleep: "), "{refused}");
+    daemon.cli(&["rm", "-f", "dev"]).ends(0, &[]);
+    daemon.is_clean();
+}
+
+#[test]
+fn round_after_round_it_is_the_same() {
+    let rounds = count("VOIDRUN_ROUNDS", 5);
+    let daemon = Daemon::new();
+    daemon.create("dev");
+    let counter = daemon.background("dev", COUNTER);
+    until(|| daemon.cli(&["exec", "dev", "test", "-s", "/run/count"]).code == Some(0));
+    let on_disk = || daemon.store.sandboxes()[0].join("snapshot").metadata().unwrap().blocks() * 512 >> 20;
+    let fds = || descriptors(daemon.process.id()).len();
+    let (mut before, mut sizes, mut took) = (daemon.counted("dev"), Vec::new(), Vec::new());
+    let mut held = 0;
+    for round in 0..rounds {
+        let began = Instant::now();
+        daemon.cli(&["sleep", "dev"]).ends(0, &[]);
+        sizes.push(on_disk());
+        daemon.cli(&["wake", "dev"]).ends(0, &[]);
+        took.push(began.elapsed().as_millis());
+        let after = daemon.counted("dev");
+        assert!(after >= before, "{round}: {before}, {after}");
+        before = after;
+        // By the second it has opened what it keeps.
+        match round {
+            1 => held = fds(),
+            round if round > 1 => until(|| fds() <= held),
+            _ => {}
+        }
+    }
+    let clock: f64 = daemon.cli(&["exec", "dev", "date", "+%s.%N"]).text().trim_end().parse().unwrap();
+    assert!((now() - clock).abs() < 2.0, "{clock} at {}", now());
+    // What the guest has read meanwhile is in its page cache.
+    let (first, last) = (sizes[0], sizes[rounds - 1]);
+    assert!(last < first * 3 / 2 + 8, "{sizes:?} MiB");
+    eprintln!(
+        "{rounds} rounds: {first} MiB, at last {last}; the first in {} ms, the last in {}",
+        took[0],
+        took[rounds - 1]
+    );
+    assert_eq!(daemon.store.machines().len(), 1);
+    let kill = daemon.ask("POST", "/v1/sandboxes/dev/commands/kill", json!({ "pid": counter })).1;
+    assert_eq!(kill["success"], true, "{kill}");
     daemon.cli(&["rm", "-f", "dev"]).ends(0, &[]);
     daemon.is_clean();
 }

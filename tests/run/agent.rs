@@ -37,12 +37,12 @@ fn reseeding_sets_the_clock_and_takes_the_entropy() {
     let (mut guest, _store) = boot();
     let tomorrow = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() + 86_400;
     let wall_time_ns = tomorrow * 1_000_000_000;
-    guest.control.send(&Request::Reseed { wall_time_ns, entropy: noise(64) });
+    guest.control.send(&Request::Reseed { wall_time_ns, entropy: noise(64), config: None });
     guest.control.done();
     let seen: u64 = String::from_utf8(guest.shell("date +%s")).unwrap().trim().parse().unwrap();
     assert!((tomorrow..tomorrow + 600).contains(&seen), "{seen}, set to {tomorrow}");
 
-    guest.control.send(&Request::Reseed { wall_time_ns, entropy: noise(31) });
+    guest.control.send(&Request::Reseed { wall_time_ns, entropy: noise(31), config: None });
     let error: Error = guest.control.message();
     assert_eq!(error.code, ErrorCode::BadRequest, "{error}");
     guest.power_off();

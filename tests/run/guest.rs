@@ -71,6 +71,7 @@ impl Guest {
             initramfs: Some(give(in_memory(&agent::initramfs(&Config::default())).into())),
             disk: Some(DiskFds {
                 base: give(File::open(base).unwrap().into()),
+                lower: None,
                 diff: give(writable(diff).unwrap().into()),
             }),
             lock: None,

@@ -21,10 +21,11 @@ import tempfile
 import threading
 import urllib.request
 
-# Ends or hides what the others are tried on, makes machines, goes to the net, or has no end.
+# Ends or hides what the others are tried on, makes machines or writes them to the disk, goes to the net, or has no end.
 EXCLUDED = {
     "nothing": ["createSandbox", "pullImage", "followEvents"],
-    "sandbox": ["createSandbox", "pullImage", "followEvents", "removeSandbox", "stopSandbox", "pauseSandbox", "removeTerminal"],
+    "sandbox": ["createSandbox", "takeSnapshot", "pullImage", "followEvents", "removeSandbox", "stopSandbox", "pauseSandbox"]
+    + ["removeTerminal"],
 }
 CONFIGURATION = """
 continue-on-failure = true

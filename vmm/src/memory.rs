@@ -8,10 +8,10 @@ use std::sync::Arc;
 
 use kvm_bindings::kvm_userspace_memory_region;
 use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags, madvise, mmap, mmap_anonymous, mprotect};
-use vm_memory::mmap::MmapRegionError;
+use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{
-    Bytes, GuestAddress, GuestMemoryBackend as _, GuestMemoryError, GuestMemoryMmap, GuestMemoryRegion as _,
-    GuestRegionCollectionError, GuestRegionMmap, MmapRegion,
+    Bytes, FileOffset, GuestAddress, GuestMemoryBackend as _, GuestMemoryError, GuestMemoryMmap,
+    GuestMemoryRegion as _, GuestRegionCollectionError, GuestRegionMmap,
 };
 
 use crate::GuestMemory;
@@ -106,7 +106,7 @@ pub fn allocate(size: MemoryMib) -> Result<GuestMemory, MemoryError> {
         // A kernel without huge pages refuses this, and does without.
         // SAFETY: as above; the advice does not change what is read.
         let _ = unsafe { madvise(start, len, Advice::LinuxHugepage) };
-        Ok(libc::MAP_ANONYMOUS)
+        Ok(None)
     })
 }
 
@@ -116,19 +116,21 @@ pub fn allocate(size: MemoryMib) -> Result<GuestMemory, MemoryError> {
 /// # Errors
 /// As of [`allocate`], or the file cannot be mapped.
 pub fn map(size: MemoryMib, file: &File, offset: u64) -> Result<GuestMemory, MemoryError> {
+    let clone = file.try_clone().map_err(|source| MemoryError::File { what: "holding", source })?;
+    let clone = Arc::new(clone);
     place(size, |start, len, before| {
         let (access, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::NORESERVE);
         // SAFETY: by `place` the range is its caller's alone; what is replaced is the reservation.
         unsafe { mmap(start, len, access, flags | MapFlags::FIXED, file, offset + before) }?;
-        Ok(0)
+        Ok(Some(FileOffset::from_arc(Arc::clone(&clone), offset + before)))
     })
 }
 
 /// Reserves a range for each part of the RAM, has `fill` make it accessible, by where it is, its length and how much is in the parts
-/// before it, and puts the parts together. `fill` tells what the mapping is besides private.
+/// before it, and puts the parts together. `fill` tells which part of a file the part is; none, and it is anonymous memory.
 fn place(
     size: MemoryMib,
-    fill: impl Fn(*mut c_void, usize, u64) -> rustix::io::Result<libc::c_int>,
+    fill: impl Fn(*mut c_void, usize, u64) -> rustix::io::Result<Option<FileOffset>>,
 ) -> Result<GuestMemory, MemoryError> {
     let mib = u32::from(size);
     let failed = |error: rustix::io::Errno| MemoryError::Allocate { mib, source: error.into() };
@@ -147,17 +149,23 @@ fn place(
         let start = reserved.wrapping_byte_add(at);
         at += padded(len);
         // `start` and `len` are within what was reserved above (2 MiB of it are for the alignment), which nothing else refers to.
-        let flags = fill(start, len as usize, before).map_err(failed)?;
+        let origin = fill(start, len as usize, before).map_err(failed)?;
         before += len;
         let len = len as usize;
         // A kernel without core dumps refuses this.
         // SAFETY: as above; the advice does not change what is read.
         let _ = unsafe { madvise(start, len, Advice::LinuxDontDump) };
-        let flags = flags | libc::MAP_PRIVATE | libc::MAP_NORESERVE;
+        let anonymous = if origin.is_none() { libc::MAP_ANONYMOUS } else { 0 };
+        let mut region = MmapRegionBuilder::new(len)
+            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+            .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_NORESERVE | anonymous);
+        if let Some(file) = origin {
+            region = region.with_file_offset(file);
+        }
         // SAFETY: the mapping has just been made, and is never unmapped.
-        let region =
-            unsafe { MmapRegion::build_raw(start.cast(), len, libc::PROT_READ | libc::PROT_WRITE, flags) }
-                .map_err(|source| MemoryError::Region { mib, source })?;
+        let region = unsafe { region.with_raw_mmap_pointer(start.cast()) }
+            .build()
+            .map_err(|source| MemoryError::Region { mib, source })?;
         regions.extend(GuestRegionMmap::new(region, GuestAddress(address)));
     }
     let memory =

@@ -105,11 +105,19 @@ fn start(spec: &MachineSpec, mut steps: Steps) -> Result<(Machine, Server), Star
             (Some(kernel), None) => {
                 Begin::Boot { kernel: owned(kernel)?, initramfs: spec.fds.initramfs.map(owned).transpose()? }
             }
-            (None, Some(snapshot)) => Begin::Restore(owned(snapshot)?),
+            (None, Some(snapshot)) => Begin::Restore {
+                file: owned(snapshot.file)?,
+                shared: snapshot.shared,
+                touched: snapshot.touched.map(owned).transpose()?,
+            },
             _ => return Err(StartError::Begin),
         },
         disk: match spec.fds.disk {
-            Some(disk) => Some(Disk { base: owned(disk.base)?, diff: owned(disk.diff)? }),
+            Some(disk) => Some(Disk {
+                base: owned(disk.base)?,
+                lower: disk.lower.map(owned).transpose()?,
+                diff: owned(disk.diff)?,
+            }),
             None => None,
         },
         vsock: owned(spec.fds.vsock)?,
@@ -155,11 +163,12 @@ fn take(number: RawFd) -> io::Result<OwnedFd> {
 
 /// Every number that the specification names.
 fn numbers(fds: &Fds) -> Vec<RawFd> {
-    let disk = fds.disk.map(|disk| [disk.base, disk.diff]);
+    let disk = fds.disk.map(|disk| [Some(disk.base), disk.lower, Some(disk.diff)]);
     [
         Some(fds.kvm),
         fds.kernel,
-        fds.snapshot,
+        fds.snapshot.map(|snapshot| snapshot.file),
+        fds.snapshot.and_then(|snapshot| snapshot.touched),
         fds.initramfs,
         fds.lock,
         Some(fds.control),
@@ -168,8 +177,8 @@ fn numbers(fds: &Fds) -> Vec<RawFd> {
     ]
     .into_iter()
     .chain([fds.exit, fds.owner])
-    .flatten()
     .chain(disk.into_iter().flatten())
+    .flatten()
     .chain(fds.ports.iter().map(|port| port.listener))
     .collect()
 }

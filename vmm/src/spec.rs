@@ -50,10 +50,9 @@ pub struct Fds {
     /// The kernel, a `vmlinux` or `bzImage`, open for reading. Either this, or `snapshot`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kernel: Option<RawFd>,
-    /// What the machine goes on from instead of booting a kernel, open for reading and writing: see [`crate::snapshot`]. It is marked as
-    /// used before the vCPUs run, and must not become shorter for as long as the machine lives.
+    /// What the machine goes on from instead of booting a kernel.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub snapshot: Option<RawFd>,
+    pub snapshot: Option<SnapshotFds>,
     /// The initramfs, open for reading.
     pub initramfs: Option<RawFd>,
     /// The root disk.
@@ -73,6 +72,21 @@ pub struct Fds {
     /// The ports of the host that are published; at most [`MAX_PORTS`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<PortFds>,
+}
+
+/// A saved machine: see [`crate::snapshot`].
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SnapshotFds {
+    /// The snapshot, open for reading, and where it is not shared for writing: it is marked as used then before the vCPUs run. One
+    /// with that mark is refused. It must not become shorter for as long as the machine lives.
+    pub file: RawFd,
+    /// Whether other machines go on from it as well, each with a diff of its own over the snapshot's: it stays as it is.
+    pub shared: bool,
+    /// Which pages a machine of this snapshot writes to at first, as [`Request::Touched`](crate::control::Request::Touched) tells them,
+    /// open for reading: they are copied before the vCPUs run. A file of another form is passed over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub touched: Option<RawFd>,
 }
 
 /// A port of the host that is published.
@@ -104,12 +118,16 @@ pub struct Target {
     pub preface: Vec<u8>,
 }
 
-/// A disk: what is not in the diff is read from the base.
+/// A disk: what is not in the diff is read from the lower diff, and what is not there either from the base.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct DiskFds {
     /// An ext4 file system, open for reading. Its length is the disk's.
     pub base: RawFd,
+    /// A diff of the same base, open for reading, which is never written: that of the snapshot that the machine goes on from. It must
+    /// not change for as long as the machine lives.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lower: Option<RawFd>,
     /// The diff, empty or as an earlier machine has left it, open for reading and writing.
     pub diff: RawFd,
 }

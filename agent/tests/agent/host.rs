@@ -3,7 +3,7 @@
 use agent::Agent;
 use agent::cgroup::Cgroups;
 use protocol::{
-    Command, Control, Decoder, Error, Exec, Exit, Frame, FrameType, Request, Sender, Started, encode,
+    Command, Config, Control, Decoder, Error, Exec, Exit, Frame, FrameType, Request, Sender, Started, encode,
 };
 use std::fs;
 use std::io::{Read, Write};
@@ -19,7 +19,7 @@ const DEADLINE: Duration = Duration::from_secs(30);
 /// The agent under test.
 pub(crate) fn agent() -> &'static Arc<Agent> {
     static AGENT: OnceLock<Arc<Agent>> = OnceLock::new();
-    AGENT.get_or_init(|| Agent::new(Cgroups::new(cgroup())).unwrap())
+    AGENT.get_or_init(|| Agent::new(Cgroups::new(cgroup()), Config::default()).unwrap())
 }
 
 /// A stream to the agent.

@@ -73,12 +73,12 @@ pub enum StoreError {
     )]
     NotFound(String),
     /// The image is in use, and has no other name.
-    #[error("the image {name} is what the sandboxes {} are made of: remove them first", sandboxes.join(", "))]
+    #[error("the image {name} is what others are made of: remove {} first", users.join(", "))]
     InUse {
         /// The reference.
         name: String,
-        /// Their names, or ids where they have none.
-        sandboxes: Vec<String>,
+        /// What they are, and their names, or ids where they have none.
+        users: Vec<String>,
     },
     /// The reference exists and its image does not.
     #[error("the root file system of {name} is missing or incomplete: pull or import it again")]

@@ -41,6 +41,8 @@ pub enum Removed {
     Blob,
     /// What a process that was killed left behind.
     Leftover,
+    /// Where a machine of the image had booted, for others to go on from. Not the store's to collect.
+    Warm,
 }
 
 /// One thing that was removed.

@@ -1,5 +1,5 @@
-//! What keeps images: the references and the sandboxes, each of which names its image in `sandboxes/<id>/spec.json`. The snapshots
-//! join them in [`Store::roots`] when they exist.
+//! What keeps images: the references, the sandboxes and the snapshots. A sandbox names its image in `sandboxes/<id>/spec.json`, a
+//! snapshot in `snapshots/<name>/snapshot.json`.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -8,9 +8,13 @@ use super::{RefRecord, Store, StoreError, record};
 use crate::image::Digest;
 use crate::reference::ImageName;
 
-/// What the store needs to know of a sandbox.
+/// Where those are that have images, what their records are called, and what they are.
+const USERS: [(&str, &str, &str); 2] =
+    [("sandboxes", "spec.json", "sandbox"), ("snapshots", "snapshot.json", "snapshot")];
+
+/// What the store needs to know of a sandbox or a snapshot.
 #[derive(serde::Deserialize)]
-struct SandboxRecord {
+struct UserRecord {
     image: Digest,
     #[serde(default)]
     name: String,
@@ -20,20 +24,17 @@ struct SandboxRecord {
 }
 
 impl Store {
-    /// An error if a sandbox has an image that is called nothing but one of `names`.
+    /// An error if a sandbox or a snapshot has an image that is called nothing but one of `names`.
     pub(super) fn check_unused(&self, names: &[ImageName]) -> Result<(), StoreError> {
         let others = self.images_of_references(&names.iter().map(|name| self.ref_path(name)).collect())?;
-        let mut used = self.sandboxes()?;
+        let mut used = self.users()?;
         used.retain(|(_, record)| !record.removed && !others.contains(&record.image));
         for name in names {
             let Some(reference) = self.reference(name).ok().flatten() else { continue };
             let users = used.iter().filter(|(_, record)| record.image == reference.image);
-            let name_of = |(id, record): &(String, SandboxRecord)| {
-                if record.name.is_empty() { id.clone() } else { record.name.clone() }
-            };
-            let sandboxes: Vec<String> = users.map(name_of).collect();
-            if !sandboxes.is_empty() {
-                return Err(StoreError::InUse { name: name.to_string(), sandboxes });
+            let users: Vec<String> = users.map(|(user, _)| user.clone()).collect();
+            if !users.is_empty() {
+                return Err(StoreError::InUse { name: name.to_string(), users });
             }
         }
         Ok(())
@@ -48,7 +49,7 @@ impl Store {
     pub(super) fn roots_without(&self, without: &BTreeSet<PathBuf>) -> Result<BTreeSet<Digest>, StoreError> {
         let mut roots = self.images_of_references(without)?;
         // What sandboxes have for a root file system, also those that do not run.
-        roots.extend(self.sandboxes()?.into_iter().map(|(_, record)| record.image));
+        roots.extend(self.users()?.into_iter().map(|(_, record)| record.image));
         Ok(roots)
     }
 
@@ -70,21 +71,28 @@ impl Store {
         Ok(images)
     }
 
-    /// The sandboxes that there are, by id.
-    fn sandboxes(&self) -> Result<Vec<(String, SandboxRecord)>, StoreError> {
-        let sandboxes = self.root.join("sandboxes");
-        let entries = match std::fs::read_dir(&sandboxes) {
-            Ok(entries) => entries,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(e) => return Err(StoreError::io("list", &sandboxes)(e)),
-        };
+    /// The sandboxes and snapshots that there are, each as people are told of it.
+    fn users(&self) -> Result<Vec<(String, UserRecord)>, StoreError> {
         let mut found = Vec::new();
-        for entry in entries {
-            let entry = entry.map_err(StoreError::io("list", &sandboxes))?;
-            // Without a whole record the sandbox has not come into being, or is on its way out.
-            let record = std::fs::read(entry.path().join("spec.json")).ok();
-            let record = record.and_then(|json| serde_json::from_slice::<SandboxRecord>(&json).ok());
-            found.extend(record.map(|record| (entry.file_name().to_string_lossy().into_owned(), record)));
+        for (dir, file, kind) in USERS {
+            let dir = self.root.join(dir);
+            let entries = match std::fs::read_dir(&dir) {
+                Ok(entries) => entries,
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
+                Err(e) => return Err(StoreError::io("list", &dir)(e)),
+            };
+            for entry in entries {
+                let entry = entry.map_err(StoreError::io("list", &dir))?;
+                // Without a whole record it has not come into being, or is on its way out.
+                let record = std::fs::read(entry.path().join(file)).ok();
+                let record = record.and_then(|json| serde_json::from_slice::<UserRecord>(&json).ok());
+                found.extend(record.map(|record| {
+                    let directory = entry.file_name();
+                    let directory = directory.to_string_lossy();
+                    let name = if record.name.is_empty() { &*directory } else { &record.name };
+                    (format!("the {kind} {name}"), record)
+                }));
+            }
         }
         Ok(found)
     }

@@ -316,31 +316,36 @@ fn a_removed_name_takes_only_its_own() {
 }
 
 #[test]
-fn the_image_of_a_sandbox_stays_without_a_name() {
-    let (_dir, store) = store();
-    let image = add_image(&store, &[b"layer"], Some("tool"));
-    let sandbox = store.root().join("sandboxes/0123456789ab");
-    std::fs::create_dir_all(&sandbox).unwrap();
-    std::fs::write(sandbox.join("spec.json"), format!("{{\"version\":1,\"image\":\"{image}\"}}")).unwrap();
-    // One that is being made, and one that was never finished.
-    std::fs::create_dir_all(store.root().join("sandboxes/aaaaaaaaaaaa")).unwrap();
-    std::fs::create_dir_all(store.root().join("sandboxes/bbbbbbbbbbbb")).unwrap();
-    std::fs::write(store.root().join("sandboxes/bbbbbbbbbbbb/spec.json"), b"{\"image\":").unwrap();
+fn the_image_of_a_sandbox_or_a_snapshot_stays_without_a_name() {
+    for (user, record) in [("sandboxes/0123456789ab", "spec.json"), ("snapshots/base", "snapshot.json")] {
+        let (_dir, store) = store();
+        let image = add_image(&store, &[b"layer"], Some("tool"));
+        let directory = store.root().join(user);
+        std::fs::create_dir_all(&directory).unwrap();
+        std::fs::write(directory.join(record), format!("{{\"version\":1,\"image\":\"{image}\"}}")).unwrap();
+        // One that is being made, and one that was never finished.
+        std::fs::create_dir_all(directory.with_file_name("aaaaaaaaaaaa")).unwrap();
+        std::fs::create_dir_all(directory.with_file_name("bbbbbbbbbbbb")).unwrap();
+        std::fs::write(directory.with_file_name("bbbbbbbbbbbb").join(record), b"{\"image\":").unwrap();
 
-    let refused = store.remove(&[name("tool")], &mut |_| panic!("nothing is removed")).unwrap_err();
-    assert!(
-        refused.to_string().contains("tool") && refused.to_string().contains("0123456789ab"),
-        "{refused}"
-    );
-    // Another image takes the name.
-    add_image(&store, &[b"other"], Some("tool"));
-    store.remove(&[name("tool")], &mut |_| {}).unwrap();
-    collect(&store, ALL);
-    assert!(store.image_path(&image).exists());
+        let refused = store.remove(&[name("tool")], &mut |_| panic!("nothing is removed")).unwrap_err();
+        let (kind, called) =
+            if record == "spec.json" { ("sandbox", "0123456789ab") } else { ("snapshot", "base") };
+        assert!(
+            refused
+                .to_string()
+                .contains(&format!("tool is what others are made of: remove the {kind} {called}"))
+        );
+        // Another image takes the name.
+        add_image(&store, &[b"other"], Some("tool"));
+        store.remove(&[name("tool")], &mut |_| {}).unwrap();
+        collect(&store, ALL);
+        assert!(store.image_path(&image).exists());
 
-    std::fs::remove_dir_all(&sandbox).unwrap();
-    collect(&store, ALL);
-    assert!(!store.image_path(&image).exists());
+        std::fs::remove_dir_all(&directory).unwrap();
+        collect(&store, ALL);
+        assert!(!store.image_path(&image).exists());
+    }
 }
 
 #[test]

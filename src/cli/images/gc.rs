@@ -41,6 +41,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
                 Removed::Image => "image",
                 Removed::Blob => "layer",
                 Removed::Leftover => "leftover",
+                Removed::Warm => "warm start of",
             };
             tell(&format!("removed {kind} {}: {}", removal.name, BinaryBytes(removal.freed_bytes)));
         }

@@ -5,13 +5,23 @@ use rootfs_builder::image::ImageConfig;
 use super::Args;
 use crate::cli::error::CliError;
 
-/// The words of the command: at least one.
-pub(super) fn words(args: &Args, image: &ImageConfig) -> Result<Vec<String>, CliError> {
+/// The words of the command: at least one. Without an image there is no other command than the one that is given.
+pub(super) fn words(args: &Args, image: Option<&ImageConfig>) -> Result<Vec<String>, CliError> {
+    let first = args.image.as_deref().unwrap_or_default();
+    let Some(image) = image else {
+        let given: Vec<String> = args.image.iter().chain(&args.command).cloned().collect();
+        let words = argv(args.entrypoint.as_deref(), &given, &ImageConfig::default());
+        if words.is_empty() {
+            let wrong =
+                "--from-snapshot: name a command behind it, as in `voidrun run --from-snapshot NAME /bin/sh`";
+            return Err(CliError::Usage(wrong.to_owned()));
+        }
+        return Ok(words);
+    };
     let words = argv(args.entrypoint.as_deref(), &args.command, image);
     if words.is_empty() {
         return Err(CliError::Usage(format!(
-            "the image {} does not say what to run: name a command behind it, as in `voidrun run {0} /bin/sh`",
-            args.image
+            "the image {first} does not say what to run: name a command behind it, as in `voidrun run {first} /bin/sh`",
         )));
     }
     Ok(words)
@@ -64,11 +74,19 @@ mod tests {
             (&["--entrypoint", "sh", "i", "-c", "x"], &["sh", "-c", "x"]),
             (&["--entrypoint", "", "i", "a"], &["a"]),
         ] {
-            assert_eq!(words(&parse(line), &image).unwrap(), argv, "{line:?}");
+            assert_eq!(words(&parse(line), Some(&image)).unwrap(), argv, "{line:?}");
         }
+        for (line, argv) in [
+            (&["--from-snapshot", "s", "a", "-b"][..], &["a", "-b"][..]),
+            (&["--from-snapshot", "s", "--entrypoint", "sh", "--", "-c", "x"], &["sh", "-c", "x"]),
+        ] {
+            assert_eq!(words(&parse(line), None).unwrap(), argv, "{line:?}");
+        }
+        let message = words(&parse(&["--from-snapshot", "s"]), None).unwrap_err().to_string();
+        assert!(message.contains("name a command"), "{message}");
         let nothing = ImageConfig::default();
         for line in [&["tool"][..], &["--entrypoint", "", "tool"]] {
-            let message = words(&parse(line), &nothing).unwrap_err().to_string();
+            let message = words(&parse(line), Some(&nothing)).unwrap_err().to_string();
             assert!(message.contains("tool") && message.contains("what to run"), "{message}");
         }
     }
@@ -88,6 +106,7 @@ mod tests {
             &["--timeout", "-1", "i"],
             &["--pull", "sometimes", "i"],
             &["--nonsense", "i"],
+            &["--from-snapshot", "s", "--cpus", "2", "i"],
         ] {
             assert!(Line::try_parse_from([&["run"], line].concat()).is_err(), "{line:?}");
         }

@@ -38,6 +38,7 @@ Examples:
   voidrun run -i --name dev code bash
   voidrun run -d --name web code python3 -m http.server
   voidrun run -p 8080:8000 code python3 -m http.server    # reached at http://127.0.0.1:8080
+  voidrun run --from-snapshot ready python3 app.py
   voidrun run --memory 2g --cpus 2 --timeout 10m -e TOKEN -w /src code make test
   tar c . | voidrun run -i code tar t"
 )]
@@ -51,10 +52,10 @@ pub(crate) struct Args {
     #[command(flatten)]
     published: Published,
     /// The guest's kernel, a vmlinux or bzImage [default: $VOIDRUN_KERNEL, else kernel in the configuration, else this binary's, else the store's]
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", conflicts_with = "from_snapshot")]
     kernel: Option<PathBuf>,
     /// More for the kernel's command line
-    #[arg(long = "kernel-args", value_name = "TEXT", hide = true)]
+    #[arg(long = "kernel-args", value_name = "TEXT", hide = true, conflicts_with = "from_snapshot")]
     cmdline: Option<String>,
     /// What to run instead of the image's entrypoint; empty: the command alone
     #[arg(long, value_name = "PROGRAM")]
@@ -74,8 +75,9 @@ pub(crate) struct Args {
     /// Tell what each step has taken, and what the machine has cost, as a line of JSON on standard error
     #[arg(long, hide = true)]
     timings: bool,
-    /// The image
-    image: String,
+    /// The image; with --from-snapshot there is none, and the command begins here
+    #[arg(required_unless_present = "from_snapshot")]
+    image: Option<String>,
     /// The command and its arguments [default: the image's]
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     command: Vec<String>,
@@ -115,7 +117,7 @@ pub(super) fn run(args: &Args, mut context: Context) -> Result<u8, CliError> {
     let create = Create {
         name: args.name.clone(),
         ephemeral: Some(ephemeral),
-        kernel: if ephemeral { context.kernel()? } else { None },
+        kernel: if ephemeral && args.machine.from_snapshot.is_none() { context.kernel()? } else { None },
         kernel_args: args.cmdline.clone(),
         ports: Some(args.published.ports.clone()).filter(|ports| !ports.is_empty()),
         // For later commands as well.
@@ -123,12 +125,12 @@ pub(super) fn run(args: &Args, mut context: Context) -> Result<u8, CliError> {
         ..Create::default()
     };
 
-    let image = args.machine.image(&context, &args.image)?;
+    let image = args.machine.image(&context, args.image.as_deref().unwrap_or_default())?;
     timings.mark("image");
-    let words = command::words(args, &image.record.config)?;
+    let words = command::words(args, image.as_ref().map(|image| &image.record.config))?;
     let what = words.join(" ");
     let exec = exec.with(words);
-    let create = args.machine.create(&context, &image, create)?;
+    let create = args.machine.create(&context, image.as_ref(), create)?;
     if args.detach {
         let auto_remove = args.rm.then_some(true);
         let create = Create { job: Some(exec), auto_remove, ephemeral: None, ..create };
@@ -136,6 +138,7 @@ pub(super) fn run(args: &Args, mut context: Context) -> Result<u8, CliError> {
             let client = Client::connect(&context.config).await?;
             Ok(client.ask(Method::POST, "/sandboxes", &create).await?)
         })?;
+        args.machine.tell_start(&sandbox);
         tell_picked(&args.published.ports, &sandbox.ports);
         context.print(&sandbox, |sandbox| sandbox.id.clone())?;
         return Ok(0);
@@ -143,7 +146,8 @@ pub(super) fn run(args: &Args, mut context: Context) -> Result<u8, CliError> {
     session::block_on(async |signals| {
         let made = async { Place::make(Client::connect(&context.config).await?, &create).await };
         let place = signals.guard(made, if ephemeral { "" } else { super::create::ADVICE }).await?;
-        tell_picked(&args.published.ports, place.ports());
+        args.machine.tell_start(place.sandbox());
+        tell_picked(&args.published.ports, &place.sandbox().ports);
         timings.mark("created");
         let mark = |step| timings.mark(step);
         let stdin = Stdin::interactive(args.streams.interactive);

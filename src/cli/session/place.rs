@@ -2,32 +2,32 @@
 
 use hyper::Method;
 
-use crate::api::types::{Create, Port, Sandbox};
+use crate::api::types::{Create, Sandbox};
 use crate::cli::error::CliError;
 use crate::client::{Client, ClientError, Held, Remote};
 
 /// A sandbox that runs.
 pub(in crate::cli) enum Place {
     /// Ours: it goes with us.
-    Ephemeral(Held),
-    /// It stays; with its ports.
-    Kept(Remote, Vec<Port>),
+    Ephemeral(Box<Held>),
+    /// It stays; as it was made.
+    Kept(Remote, Box<Sandbox>),
 }
 
 impl Place {
     pub(in crate::cli) async fn make(client: Client, create: &Create) -> Result<Self, ClientError> {
         if create.ephemeral == Some(true) {
-            return Ok(Self::Ephemeral(client.hold(create).await?));
+            return Ok(Self::Ephemeral(Box::new(client.hold(create).await?)));
         }
         let sandbox: Sandbox = client.ask(Method::POST, "/sandboxes", create).await?;
-        Ok(Self::Kept(Remote { client, sandbox: sandbox.id }, sandbox.ports))
+        Ok(Self::Kept(Remote { client, sandbox: sandbox.id.clone() }, Box::new(sandbox)))
     }
 
-    /// The ports that it was made with.
-    pub(in crate::cli) fn ports(&self) -> &[Port] {
+    /// As it was made.
+    pub(in crate::cli) fn sandbox(&self) -> &Sandbox {
         match self {
-            Self::Ephemeral(held) => &held.ports,
-            Self::Kept(_, ports) => ports,
+            Self::Ephemeral(held) => &held.sandbox,
+            Self::Kept(_, sandbox) => sandbox,
         }
     }
 

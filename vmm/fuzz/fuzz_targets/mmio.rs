@@ -36,7 +36,7 @@ fuzz_target!(|input: &[u8]| -> Corpus {
     let [device, steps @ ..] = input else { return Corpus::Reject };
     let device: Box<dyn Device> = match device {
         0 => Box::new(Rng::new()),
-        1 => Box::new(Block::new(BASE.try_clone().unwrap(), memfd("diff")).unwrap()),
+        1 => Box::new(Block::new(BASE.try_clone().unwrap(), None, memfd("diff")).unwrap()),
         2 => {
             // Nobody connects to a socket without a name.
             let listener: UnixListener =

@@ -153,7 +153,7 @@ impl Network for Flood {
 
 fn block() -> Block {
     let [base, diff] = [&FILES[0], &FILES[1]].map(|file| file.try_clone().unwrap());
-    Block::new(base, diff).unwrap()
+    Block::new(base, None, diff).unwrap()
 }
 
 fn spawn(device: Box<dyn Device>) -> Worker {

@@ -176,6 +176,14 @@ impl Client {
         }
     }
 
+    /// Has it write which pages of its RAM are not those of the snapshot any more to `file`, which is empty and open for writing.
+    pub fn touched(&mut self, file: BorrowedFd<'_>) -> Result<(), ControlError> {
+        match self.ask_with(&Request::Touched, Some(file))? {
+            Response::Done => Ok(()),
+            other => Err(unexpected(other)),
+        }
+    }
+
     /// Ends it at once. Its process may live for some ms more: see [`pidfd`](Self::pidfd).
     pub fn kill(&mut self) -> Result<(), ControlError> {
         self.done(&Request::Kill)

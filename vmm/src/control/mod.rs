@@ -85,6 +85,10 @@ pub enum Request {
     /// Writes the machine, which is paused, to a file that comes with the request, empty and open for reading and writing: see
     /// [`crate::snapshot`]. [`Response::Done`] when it is on the disk.
     Save,
+    /// Writes which pages of its RAM are its own by now, not the snapshot's that it has gone on from, to an empty file that comes with
+    /// the request: for [`touched`](crate::spec::SnapshotFds::touched) of another machine of that snapshot. [`Response::Done`] when they
+    /// are written, [`Response::Error`] when it was booted, or when they are too many to be copied ahead.
+    Touched,
     /// Ends the machine at once. [`Response::Done`], and then the end of the stream.
     Kill,
 }
@@ -129,6 +133,9 @@ pub struct Status {
     pub ready: bool,
     /// Since the start of the process, in ms.
     pub uptime_ms: u64,
+    /// For so many ms no client has had a stream to the guest.
+    #[serde(default)]
+    pub idle_ms: u64,
     /// What the process has given up.
     pub jail: Layers,
     /// What the network has done; none where the machine has none.

@@ -40,7 +40,7 @@ fn block() {
     base.write_all(&[7; 8192]).unwrap();
     let diff = tempfile::tempfile().unwrap();
     let new = move || -> Box<dyn Device> {
-        Box::new(Block::new(base.try_clone().unwrap(), diff.try_clone().unwrap()).unwrap())
+        Box::new(Block::new(base.try_clone().unwrap(), None, diff.try_clone().unwrap()).unwrap())
     };
     keeps_the_contract(Subject {
         new: Box::new(new),

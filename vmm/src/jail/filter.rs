@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::fmt::Write as _;
+use std::sync::OnceLock;
 
 use seccompiler::{
     BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
@@ -13,13 +14,21 @@ use sha2::{Digest as _, Sha256};
 use super::syscalls::{NOT_IMPLEMENTED, When, tables};
 use super::{JailError, Thread};
 
+/// Each is made once: it is told of before it is entered.
+static PROGRAMS: [OnceLock<BpfProgram>; Thread::ALL.len()] = [const { OnceLock::new() }; Thread::ALL.len()];
+
 /// The program for a thread of the kind `thread`: always the same one.
 ///
 /// # Errors
 /// [`JailError::Seccomp`]: the machine is of an architecture without a filter.
-pub fn filter(thread: Thread) -> Result<BpfProgram, JailError> {
-    compile(thread)
-        .map_err(|source| JailError::Seccomp { thread, source: seccompiler::Error::Backend(source) })
+pub fn filter(thread: Thread) -> Result<&'static BpfProgram, JailError> {
+    let made = &PROGRAMS[thread as usize];
+    if let Some(program) = made.get() {
+        return Ok(program);
+    }
+    let program = compile(thread)
+        .map_err(|source| JailError::Seccomp { thread, source: seccompiler::Error::Backend(source) })?;
+    Ok(made.get_or_init(|| program))
 }
 
 /// Puts the calling thread, and those that it starts later, under the filter of `thread`; for good.
@@ -27,13 +36,13 @@ pub fn filter(thread: Thread) -> Result<BpfProgram, JailError> {
 /// # Errors
 /// [`JailError::Seccomp`]: the thread must end then.
 pub fn enter_thread(thread: Thread) -> Result<(), JailError> {
-    seccompiler::apply_filter(&filter(thread)?).map_err(|source| JailError::Seccomp { thread, source })
+    seccompiler::apply_filter(filter(thread)?).map_err(|source| JailError::Seccomp { thread, source })
 }
 
 /// The SHA-256 of every filter that a machine uses, with a network or without, in hexadecimal.
 pub(super) fn digests(network: bool) -> Result<BTreeMap<Thread, String>, JailError> {
     let used = |thread: &Thread| network || *thread != Thread::Net;
-    Thread::ALL.into_iter().filter(used).map(|thread| Ok((thread, digest(&filter(thread)?)))).collect()
+    Thread::ALL.into_iter().filter(used).map(|thread| Ok((thread, digest(filter(thread)?)))).collect()
 }
 
 fn digest(program: &BpfProgram) -> String {

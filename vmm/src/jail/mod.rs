@@ -9,6 +9,9 @@
 //! starts it, and the kernel then asks both; so that a forked machine can start its threads, the filter of
 //! [`Thread::Main`] allows whatever the others may do. It pays to start the threads before Main enters its own.
 //!
+//! A thread that ends before the vCPUs run, as the one that copies pages of a snapshot ahead, needs none: the guest has no part in what
+//! it does.
+//!
 //! The one exception is [`Thread::Net`], the only thread that may make sockets, of TCP, UDP and ICMP echo: that is more than
 //! Main is to have for life, and its thread has to be started before Main enters its filter. A live fork, of which only
 //! the forking thread survives, cannot start it from Main. It will have to be made by a thread of its own, which waits for
@@ -18,6 +21,7 @@
 //! A call that a filter does not allow ends the process by SIGSYS, with a record in the kernel's audit log.
 
 mod filter;
+mod pagemap;
 mod process;
 mod report;
 mod syscalls;
@@ -29,6 +33,7 @@ use std::os::fd::RawFd;
 use serde::{Deserialize, Serialize};
 
 pub use filter::{enter_thread, filter};
+pub use pagemap::Pagemap;
 pub use process::enter_process;
 pub use report::SelfReport;
 pub use syscalls::KICK_SIGNAL;

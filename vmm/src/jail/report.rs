@@ -7,6 +7,8 @@ use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 
 use rustix::fs::{Mode, OFlags, RawDir, SeekFrom};
 
+use super::Pagemap;
+
 /// Files of `/proc/self`, opened before the jail is entered. They speak of the process that has opened them: a fork inherits
 /// its parent's.
 #[derive(Debug)]
@@ -14,6 +16,7 @@ pub struct SelfReport {
     memory: OwnedFd,
     mappings: OwnedFd,
     descriptors: OwnedFd,
+    pagemap: Option<Pagemap>,
 }
 
 impl SelfReport {
@@ -25,12 +28,19 @@ impl SelfReport {
             memory: open("/proc/self/smaps_rollup", OFlags::empty())?,
             mappings: open("/proc/self/smaps", OFlags::empty())?,
             descriptors: open("/proc/self/fd", OFlags::DIRECTORY)?,
+            pagemap: Pagemap::open(),
         })
     }
 
     /// What [`enter_process`](super::enter_process) has to keep.
-    pub fn fds(&self) -> [RawFd; 3] {
-        [self.memory.as_raw_fd(), self.mappings.as_raw_fd(), self.descriptors.as_raw_fd()]
+    pub fn fds(&self) -> Vec<RawFd> {
+        let always = [&self.memory, &self.mappings, &self.descriptors].map(OwnedFd::as_raw_fd);
+        always.into_iter().chain(self.pagemap.as_ref().map(Pagemap::fd)).collect()
+    }
+
+    /// Which pages there are, where the kernel tells.
+    pub fn pagemap(&self) -> Option<&Pagemap> {
+        self.pagemap.as_ref()
     }
 
     /// The proportional set size in KiB: a page that N processes map counts as an N-th. The kernel walks all page tables
@@ -57,7 +67,7 @@ impl SelfReport {
         private_outside(std::str::from_utf8(&text).map_err(|_| strange())?, ram).ok_or_else(strange)
     }
 
-    /// How many descriptors are open, the three of the report among them.
+    /// How many descriptors are open, those of the report among them.
     pub fn open_fds(&self) -> io::Result<usize> {
         rustix::fs::seek(&self.descriptors, SeekFrom::Start(0))?;
         let mut buffer = [MaybeUninit::uninit(); 4096];

@@ -1,12 +1,12 @@
 //! How a machine is put together, step after step.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 
 use ::net::engine::Engine;
-use kvm_ioctls::{IoEventAddress, VmFd};
+use kvm_ioctls::{IoEventAddress, VcpuFd, VmFd};
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 use virtio_bindings::virtio_mmio::VIRTIO_MMIO_QUEUE_NOTIFY;
 
@@ -27,7 +27,7 @@ use crate::devices::vsock::{Counters, Published};
 use crate::devices::{Console, Net, Rng, SerialPort, Vsock, Worker};
 use crate::jail::{self, JailError, Layers, SelfReport, Thread};
 use crate::memory::{self, MemoryError};
-use crate::snapshot::{self, Saved, SnapshotError};
+use crate::snapshot::{self, Copying, Saved, SnapshotError};
 use crate::spec::MachineSpec;
 use crate::virtio::{Device, DeviceError, Face, Place, Transport};
 
@@ -52,20 +52,22 @@ pub(crate) struct Parts {
 pub(crate) enum Begin {
     /// A kernel.
     Boot { kernel: File, initramfs: Option<File> },
-    /// What was saved in this file.
-    Restore(File),
+    /// What was saved in this file, from which other machines go on as well where it is shared.
+    /// `touched` tells which pages such machines write to at first.
+    Restore { file: File, shared: bool, touched: Option<File> },
 }
 
 /// What is in the RAM.
 enum Content {
     Kernel(Kernel, Option<File>),
-    Saved(Box<Saved>, File),
+    Saved { saved: Box<Saved>, file: File, shared: bool, copying: Option<Copying> },
 }
 
 /// The files of the root disk.
 #[derive(Debug)]
 pub(crate) struct Disk {
     pub(crate) base: File,
+    pub(crate) lower: Option<File>,
     pub(crate) diff: File,
 }
 
@@ -112,9 +114,11 @@ impl Machine {
                 let kernel = Kernel::load(&memory, &kernel)?;
                 (memory, Content::Kernel(kernel, initramfs))
             }
-            Begin::Restore(file) => {
+            Begin::Restore { file, shared, touched } => {
                 let (saved, memory) = Saved::open(&file, spec)?;
-                (memory, Content::Saved(Box::new(saved), file))
+                let copying = touched.map(|touched| Copying::start(touched, &memory)).transpose();
+                let copying = copying.map_err(host("starting a thread that copies pages"))?;
+                (memory, Content::Saved { saved: Box::new(saved), file, shared, copying })
             }
         };
         let ram =
@@ -146,12 +150,17 @@ impl Machine {
                 boot::prepare(&memory, &vcpus[0], kernel, &spec.cmdline, initramfs.as_ref(), &slots, cpus)?;
                 vcpus
             }
-            Content::Saved(saved, _) => {
+            Content::Saved { saved, copying, .. } => {
                 let vcpus = saved.vcpus(&vm)?;
                 saved.devices(&mut transports)?;
                 // To the guest it is another machine: its random numbers must not be those of before.
                 boot::renew_generation_id(&memory)?;
                 vm.announce_generation_id()?;
+                if let Some(copying) = copying.take() {
+                    steps.done("state");
+                    copied_ahead(copying, &memory, &vcpus[0]);
+                    steps.done("copied");
+                }
                 vcpus
             }
         };
@@ -170,8 +179,10 @@ impl Machine {
         jail::enter_thread(Thread::Main)?;
         let restored = match &content {
             Content::Kernel(..) => false,
-            Content::Saved(_, file) => {
-                snapshot::mark_used(file).map_err(host("marking the snapshot"))?;
+            Content::Saved { file, shared, .. } => {
+                if !shared {
+                    snapshot::mark_used(file).map_err(host("marking the snapshot"))?;
+                }
                 true
             }
         };
@@ -202,6 +213,17 @@ impl Machine {
     }
 }
 
+/// Waits for the pages that such machines write to at first, and gives them to the guest. Without them it starts all the same.
+fn copied_ahead(copying: Copying, memory: &GuestMemory, vcpu: &VcpuFd) {
+    match copying.finish() {
+        Ok(touched) => touched.pre_fault(memory, vcpu),
+        Err(error) => {
+            let message = super::chain(&error);
+            let _ = writeln!(io::stderr(), "voidrun vmm: pages are not copied ahead: {message}");
+        }
+    }
+}
+
 /// The devices of a machine, each on its thread, with what the machine wants to know of them.
 struct Devices {
     /// In the order of their addresses.
@@ -229,7 +251,7 @@ impl Devices {
         }
         let mut block: Vec<Box<dyn Device>> = Vec::new();
         if let Some(files) = disk {
-            block.push(Box::new(Block::new(files.base, files.diff)?));
+            block.push(Box::new(Block::new(files.base, files.lower, files.diff)?));
         }
         let io: Vec<Box<dyn Device>> = vec![Box::new(vsock), Box::new(Rng::new())];
         let mut kinds = vec![("disk", Thread::Disk, block), ("io", Thread::Io, io)];

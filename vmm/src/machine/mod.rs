@@ -6,6 +6,8 @@
 //!   disk, io, net   the devices, each on the thread it lives on (crate::devices::Worker)
 //! ```
 //!
+//! One more copies pages of a snapshot while the machine is built, and has ended before the vCPUs run (crate::snapshot).
+//!
 //! The main thread waits for the others, and they never for it: what they have to say is in [`Ending`].
 
 mod build;
@@ -37,7 +39,7 @@ use crate::devices::vsock::Counters;
 use crate::devices::{Console, Setting, Worker, borrow};
 use crate::exit::{Exit, ExitReason};
 use crate::jail::{Layers, SelfReport};
-use crate::snapshot::{self, MachineState, SnapshotError};
+use crate::snapshot::{self, MachineState, SnapshotError, Touched, TouchedError};
 use crate::spec::{Cpus, MachineSpec, MemoryMib, Transport};
 use crate::virtio::{DeviceError, Interrupt};
 use bus::Bus;
@@ -249,6 +251,12 @@ impl Machine {
                     Err(error) => Response::Error { message: chain(&error) },
                 };
             }
+            Request::Touched => {
+                return match self.touched(descriptor) {
+                    Ok(()) => Response::Done,
+                    Err(error) => Response::Error { message: chain(&error) },
+                };
+            }
             Request::Kill => {
                 self.ending.because(ExitReason::Killed);
                 Ok(())
@@ -301,7 +309,14 @@ impl Machine {
         // The interrupt controllers last: to save a vCPU may change them.
         let (vcpus, devices) = (self.vcpus.save()?, self.bus.save()?);
         let state = MachineState { cpus, memory, vm: VmState::save(&self.vm)?, vcpus, devices };
-        snapshot::write(&file, &self.memory, &state)
+        snapshot::write(&file, &self.memory, self.report.pagemap(), &state)
+    }
+
+    /// Writes which pages of the RAM are the machine's own to `file`.
+    fn touched(&self, file: Option<OwnedFd>) -> Result<(), TouchedError> {
+        let missing = || TouchedError::Write(io::Error::new(io::ErrorKind::InvalidInput, "none came"));
+        let file = file.map(File::from).ok_or_else(missing)?;
+        Touched::of(&self.memory, self.report.pagemap())?.write(&file)
     }
 
     fn status(&self) -> Status {
@@ -309,6 +324,7 @@ impl Machine {
             paused: self.paused,
             ready: self.is_ready(),
             uptime_ms: self.steps.began.elapsed().as_millis() as u64,
+            idle_ms: self.connections.activity.idle().as_millis() as u64,
             jail: self.layers.clone(),
             network: self.network_metrics(),
         }

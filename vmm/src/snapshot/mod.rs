@@ -10,6 +10,7 @@
 
 mod header;
 mod ram;
+mod touched;
 
 use std::fs::File;
 use std::io;
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::GuestMemory;
 use crate::arch::x86_64::{ArchError, VcpuState, Vm, VmState};
+use crate::jail::Pagemap;
 use crate::memory::{self, MemoryError};
 use crate::spec::{Cpus, MachineSpec, MemoryMib};
 use crate::virtio::{Transport, TransportState};
@@ -27,6 +29,7 @@ use header::Header;
 
 pub use header::HeaderError;
 pub use ram::verify;
+pub(crate) use touched::{Copying, Touched, TouchedError};
 
 /// More is no state, in bytes: of 32 vCPUs with the largest XSAVE areas it is 4 MiB.
 const MAX_STATE: u64 = 16 << 20;
@@ -98,16 +101,20 @@ fn failed(what: &'static str) -> impl FnOnce(io::Error) -> SnapshotError {
     move |source| SnapshotError::File { what, source }
 }
 
-/// Writes a machine that stands still to an empty file; it is on the disk when this returns.
-pub(crate) fn write(file: &File, memory: &GuestMemory, state: &MachineState) -> Result<(), SnapshotError> {
-    let ram = ram::write(file, memory).map_err(failed("writing"))?;
+/// Writes a machine that stands still to an empty file. It is for whoever gives the file a name to see to it that it is on the disk before:
+/// the machine may go on meanwhile. RAM that `pagemap` shows to be untouched is not read.
+pub(crate) fn write(
+    file: &File,
+    memory: &GuestMemory,
+    pagemap: Option<&Pagemap>,
+    state: &MachineState,
+) -> Result<(), SnapshotError> {
+    let ram = ram::write(file, memory, pagemap).map_err(failed("writing"))?;
     let json = serde_json::to_vec(state).map_err(SnapshotError::State)?;
     let header = Header { ram, state_len: json.len() as u64, state_crc: crc32c::crc32c(&json), used: false };
     file.write_all_at(&json, header.state_start()).map_err(failed("writing"))?;
     // The header last: without it the file is none.
-    file.sync_data().map_err(failed("writing"))?;
-    file.write_all_at(&header.encode(), 0).map_err(failed("writing"))?;
-    file.sync_data().map_err(failed("writing"))
+    file.write_all_at(&header.encode(), 0).map_err(failed("writing"))
 }
 
 /// What the snapshot in `file` is of. Its RAM is not looked at.

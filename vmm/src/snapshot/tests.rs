@@ -1,7 +1,7 @@
 use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
 
-use vm_memory::{Bytes as _, GuestAddress};
+use vm_memory::{Bytes as _, GuestAddress, GuestMemoryBackend as _, GuestMemoryRegion as _};
 
 use super::*;
 use crate::arch::x86_64;
@@ -26,7 +26,7 @@ fn saved() -> File {
     memory.write_slice(b"across two pages", GuestAddress(7 * PAGE - 5)).unwrap();
     memory.write_slice(b"last", GuestAddress((128 << 20) - 4)).unwrap();
     let file = tempfile::tempfile().unwrap();
-    write(&file, &memory, &state).unwrap();
+    write(&file, &memory, None, &state).unwrap();
     file
 }
 
@@ -55,6 +55,55 @@ fn what_was_saved_is_mapped_again_and_stays() {
     verify(&file).unwrap();
     mark_used(&file).unwrap();
     assert!(inspect(&file).unwrap().used);
+}
+
+/// Of RAM of its own and of RAM that is a snapshot's.
+#[test]
+fn what_was_never_touched_is_not_read_and_nothing_is_lost() {
+    let pagemap = Pagemap::open().unwrap();
+    let mib = MemoryMib::try_from(128).unwrap();
+    let memory = memory::allocate(mib).unwrap();
+    memory.write_slice(b"first", GuestAddress(0)).unwrap();
+    memory.write_slice(b"across two pages", GuestAddress((8 << 20) + 7 * PAGE - 5)).unwrap();
+    memory.write_slice(b"last", GuestAddress((128 << 20) - 4)).unwrap();
+    // Touched, and zero again.
+    memory.write_slice(b"gone", GuestAddress(20 << 20)).unwrap();
+    memory.write_slice(&[0; 4], GuestAddress(20 << 20)).unwrap();
+    let saved = same_with_and_without(&memory, &pagemap);
+
+    let restored = memory::map(mib, &saved, header::RAM_START).unwrap();
+    same_with_and_without(&restored, &pagemap);
+    let restored = memory::map(mib, &saved, header::RAM_START).unwrap();
+    // Over the file's: one in a hole, one changed, one zeroed; one in a hole is only read.
+    restored.write_slice(b"new", GuestAddress(40 << 20)).unwrap();
+    restored.write_slice(b"x", GuestAddress((8 << 20) + 7 * PAGE)).unwrap();
+    restored.write_slice(&[0; 8], GuestAddress(0)).unwrap();
+    restored.read_slice(&mut [0], GuestAddress(60 << 20)).unwrap();
+    let again = same_with_and_without(&restored, &pagemap);
+    let mut bytes = [1; 8];
+    again.read_exact_at(&mut bytes, header::RAM_START).unwrap();
+    assert_eq!(bytes, [0; 8]);
+}
+
+/// What is written of `memory`, which is the same with `pagemap` and without; with it no further page is touched.
+fn same_with_and_without(memory: &GuestMemory, pagemap: &Pagemap) -> File {
+    let there = || pagemap.there(memory.get_host_address(GuestAddress(0)).unwrap() as u64, 32 << 10).unwrap();
+    let (before, few) = (there(), tempfile::tempfile().unwrap());
+    let ram = ram::write(&few, memory, Some(pagemap)).unwrap();
+    let anonymous = memory.iter().all(|region| region.file_offset().is_none());
+    // The kernel maps neighbours of a file's page with it.
+    assert!(there() == before || !anonymous);
+    assert!(!there()[100 << 20 >> 12], "a hole of the file was read");
+    let all = tempfile::tempfile().unwrap();
+    assert_eq!(ram::write(&all, memory, None).unwrap(), ram);
+    let content = |file: &File| {
+        let mut bytes = vec![0; file.metadata().unwrap().len() as usize];
+        file.read_exact_at(&mut bytes, 0).unwrap();
+        bytes
+    };
+    assert!(content(&few) == content(&all));
+    assert!(few.metadata().unwrap().blocks() * 512 < 1 << 20);
+    few
 }
 
 #[test]

@@ -100,6 +100,8 @@ impl Hostile {
         std::fs::write(&base, &content).unwrap();
         std::fs::write(&diff, []).unwrap();
         let launch = Launch {
+            snapshot: None,
+            touched: None,
             kernel: &kernel,
             cmdline: &format!("scenario={scenario} seed={seed} rounds={rounds}"),
             cpus,

@@ -1,8 +1,10 @@
 //! A machine's process, started as its launcher does it: a fork with the descriptors at their numbers, and nothing else.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Write as _;
-use std::os::fd::{AsRawFd as _, FromRawFd as _, IntoRawFd as _, OwnedFd, RawFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, IntoRawFd as _, OwnedFd, RawFd};
+use std::os::unix::fs::FileExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
@@ -11,7 +13,8 @@ use std::time::{Duration, Instant};
 
 use vmm::control::Client;
 use vmm::exit::{Exit, ExitReason};
-use vmm::spec::{Cpus, DiskFds, Fds, MachineSpec, MemoryMib, VERSION};
+use vmm::snapshot::{inspect, verify};
+use vmm::spec::{Cpus, DiskFds, Fds, MachineSpec, MemoryMib, SnapshotFds, VERSION};
 
 use crate::guest_kernel;
 
@@ -23,6 +26,10 @@ pub(crate) const ANSWER: Duration = Duration::from_mins(1);
 /// What differs between the machines of the tests.
 pub(crate) struct Launch<'a> {
     pub kernel: &'a Path,
+    /// What it goes on from instead of booting the kernel, and whether others do as well.
+    pub snapshot: Option<(&'a Path, bool)>,
+    /// Which pages of it are copied ahead.
+    pub touched: Option<&'a Path>,
     pub cmdline: &'a str,
     pub cpus: u8,
     /// Base and diff.
@@ -61,7 +68,12 @@ impl Launch<'_> {
         let (owner, its_owner) = UnixStream::pair().unwrap();
         let mut parts: Vec<OwnedFd> = vec![
             kvm.into(),
-            File::open(self.kernel).unwrap().into(),
+            match self.snapshot {
+                None => File::open(self.kernel),
+                Some((snapshot, shared)) => File::options().read(true).write(!shared).open(snapshot),
+            }
+            .unwrap()
+            .into(),
             listener("control").into(),
             listener("vsock").into(),
             its_ready.into(),
@@ -72,6 +84,10 @@ impl Launch<'_> {
             parts.push(File::open(base).unwrap().into());
             parts.push(File::options().read(true).write(true).open(diff).unwrap().into());
         }
+        let touched = self.touched.map(|touched| {
+            parts.push(File::open(touched).unwrap().into());
+            3 + parts.len() as RawFd
+        });
         let spec = MachineSpec {
             version: VERSION,
             id: "test".to_owned(),
@@ -80,10 +96,10 @@ impl Launch<'_> {
             cmdline: self.cmdline.to_owned(),
             fds: Fds {
                 kvm: 4,
-                kernel: Some(5),
-                snapshot: None,
+                kernel: self.snapshot.is_none().then_some(5),
+                snapshot: self.snapshot.map(|(_, shared)| SnapshotFds { file: 5, shared, touched }),
                 initramfs: None,
-                disk: self.disk.map(|_| DiskFds { base: 11, diff: 12 }),
+                disk: self.disk.map(|_| DiskFds { base: 11, lower: None, diff: 12 }),
                 lock: None,
                 control: 6,
                 vsock: 7,
@@ -220,7 +236,12 @@ impl Drop for Process {
 const CMDLINE: &str = "pci=off quiet loglevel=1 reboot=k panic=-1 earlyprintk=serial,0x3f8,nocfg,keep";
 
 fn boot(kernel: &Path) -> Process {
-    Launch { kernel, cmdline: CMDLINE, cpus: 2, disk: None, boot_timeout: DEADLINE, ttl: None }.start()
+    launch(kernel, CMDLINE, None).start()
+}
+
+fn launch<'a>(kernel: &'a Path, cmdline: &'a str, snapshot: Option<(&'a Path, bool)>) -> Launch<'a> {
+    let (touched, disk, ttl) = (None, None, None);
+    Launch { kernel, snapshot, touched, cmdline, cpus: 2, disk, boot_timeout: DEADLINE, ttl }
 }
 
 #[test]
@@ -249,4 +270,109 @@ fn what_is_no_kernel_is_told() {
     let ExitReason::Failed { message } = &end.exit.reason else { panic!("{end:?}") };
     assert!(message.contains("neither an ELF file nor a bzImage"), "{end:?}");
     assert!(end.stderr.contains(message.as_str()), "{end:?}");
+}
+
+/// The kernel's panic for want of a root is enough of a guest: without `panic=` it stands there for good.
+#[test]
+fn any_number_of_machines_go_on_from_a_shared_snapshot() {
+    let kernel = guest_kernel();
+    let first = launch(&kernel, "pci=off quiet loglevel=1", None).start();
+    let mut control = first.control().expect("it runs");
+    control.pause().unwrap();
+    let snapshot = tempfile::NamedTempFile::new().unwrap();
+    control.save(snapshot.as_file().as_fd()).unwrap();
+    assert_eq!(verify(snapshot.as_file()).unwrap().cpus.get(), 2);
+    drop(first);
+
+    let from = |shared| launch(&kernel, "", Some((snapshot.path(), shared))).start();
+    let runs = |process: &Process| assert!(!process.control().unwrap().status().unwrap().paused);
+    let clones = [from(true), from(true), from(true)];
+    clones.iter().for_each(runs);
+    // One of them, saved in turn: most of its RAM is the snapshot's file still.
+    let mut control = clones[0].control().unwrap();
+    control.pause().unwrap();
+    let again = tempfile::NamedTempFile::new().unwrap();
+    control.save(again.as_file().as_fd()).unwrap();
+    verify(again.as_file()).unwrap();
+    runs(&launch(&kernel, "", Some((again.path(), true))).start());
+    drop(clones);
+    verify(snapshot.as_file()).unwrap();
+    assert!(!inspect(snapshot.as_file()).unwrap().used);
+
+    let alone = from(false);
+    runs(&alone);
+    drop(alone);
+    assert!(inspect(snapshot.as_file()).unwrap().used);
+    let end = from(true).end();
+    let ExitReason::Failed { message } = &end.exit.reason else { panic!("{end:?}") };
+    assert!(message.contains("a machine has gone on from this snapshot already"), "{end:?}");
+}
+
+/// The pages in a file of touched ones.
+fn pages(file: &File) -> BTreeSet<u32> {
+    let mut bytes = vec![0; file.metadata().unwrap().len() as usize];
+    file.read_exact_at(&mut bytes, 0).unwrap();
+    let words: Vec<u32> =
+        bytes[16..].chunks(4).map(|word| u32::from_le_bytes(word.try_into().unwrap())).collect();
+    words.chunks(2).flat_map(|run| run[0]..run[0] + run[1]).collect()
+}
+
+#[test]
+fn pages_that_one_machine_has_touched_are_copied_ahead_for_the_next() {
+    let kernel = guest_kernel();
+    let booted = launch(&kernel, "pci=off quiet loglevel=1", None).start();
+    let mut control = booted.control().expect("it runs");
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let refused = control.touched(file.as_file().as_fd()).unwrap_err().to_string();
+    assert!(refused.contains("was booted"), "{refused}");
+    control.pause().unwrap();
+    let snapshot = tempfile::NamedTempFile::new().unwrap();
+    control.save(snapshot.as_file().as_fd()).unwrap();
+    drop(booted);
+
+    let from = |touched| Launch { touched, ..launch(&kernel, "", Some((snapshot.path(), true))) }.start();
+    let told = |process: &Process| {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        process.control().expect("it runs").touched(file.as_file().as_fd()).unwrap();
+        file
+    };
+    let first = from(None);
+    let file = told(&first);
+    let of_the_first = pages(file.as_file());
+    assert!(!of_the_first.is_empty());
+    // Some that it would hardly come to by itself, in the upper half of the RAM.
+    let more = (16 << 10..32 << 10).filter(|page| !of_the_first.contains(page)).take(1_000).collect();
+    let with_more = tempfile::NamedTempFile::new().unwrap();
+    let mut bytes = b"VOIDPAGE\x01\0\0\0".to_vec();
+    let all: BTreeSet<u32> = &of_the_first | &more;
+    bytes.extend((all.len() as u32).to_le_bytes());
+    bytes.extend(all.iter().flat_map(|page| [*page, 1]).flat_map(u32::to_le_bytes));
+    with_more.as_file().write_all_at(&bytes, 0).unwrap();
+
+    let fresh = pages(told(&from(None)).as_file());
+    for (file, copied) in [(&file, &of_the_first), (&with_more, &all)] {
+        let next = from(Some(file.path()));
+        let found = pages(told(&next).as_file());
+        assert!(found.is_superset(copied), "{} of {}", found.intersection(copied).count(), copied.len());
+        let mut control = next.control().unwrap();
+        assert!(!control.status().unwrap().paused);
+        // What it has become is sound.
+        control.pause().unwrap();
+        let again = tempfile::NamedTempFile::new().unwrap();
+        control.save(again.as_file().as_fd()).unwrap();
+        verify(again.as_file()).unwrap();
+        control.kill().unwrap();
+        drop(control);
+        assert_eq!(next.end().stderr, "");
+    }
+    assert!(!fresh.is_superset(&all), "{} of {}", fresh.intersection(&all).count(), all.len());
+
+    let next = from(Some(&kernel));
+    next.control().expect("it runs all the same").kill().unwrap();
+    let end = next.end();
+    assert!(end.status.success(), "{end:?}");
+    assert!(
+        end.stderr.contains("pages are not copied ahead: the file of touched pages is of another form"),
+        "{end:?}"
+    );
 }

@@ -26,6 +26,17 @@ pub enum ArchError {
         /// To what.
         value: u64,
     },
+    /// A vCPU that was saved on a CPU of another vendor.
+    #[error("the snapshot is of a CPU by {saved}, and this one is by {host}")]
+    Vendor {
+        /// Of the CPU that it was saved on.
+        saved: String,
+        /// Of this host's.
+        host: String,
+    },
+    /// A saved vCPU has features that this host's CPU, or its KVM, has not; by their bits in CPUID.
+    #[error("the snapshot needs a CPU with what this one lacks: {0}")]
+    Lacking(String),
     /// A saved state that is damaged, or of a host with other abilities.
     #[error("saved vCPU state: {0}")]
     State(&'static str),

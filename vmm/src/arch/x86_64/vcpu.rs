@@ -1,14 +1,40 @@
 //! The state of a vCPU, as it is saved.
 
+use std::io;
+
 use kvm_bindings::{
-    CpuId, Xsave, kvm_cpuid_entry2, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs,
-    kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
+    CpuId, KVMIO, Xsave, kvm_cpuid_entry2, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry,
+    kvm_pre_fault_memory, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
 use kvm_ioctls::VcpuFd;
 use serde::{Deserialize, Serialize};
+use vmm_sys_util::ioctl::ioctl_with_mut_ref;
+use vmm_sys_util::ioctl_iowr_nr;
 
 use super::vm::Vm;
-use super::{ArchError, msr};
+use super::{ArchError, features, msr};
+
+ioctl_iowr_nr!(KVM_PRE_FAULT_MEMORY, KVMIO, 0xd5, kvm_pre_fault_memory);
+
+/// Gives the guest `len` bytes of its RAM at `address`, as far as this process has them, so that no vCPU leaves the guest for their sake.
+/// `vcpu` has its state, and does not run. A page that is a file's still costs more than without: the guest gets it for reading alone.
+///
+/// # Errors
+/// KVM refuses, as it does before Linux 6.11 and without nested paging.
+pub(crate) fn pre_fault(vcpu: &VcpuFd, address: u64, len: u64) -> io::Result<()> {
+    let mut left = kvm_pre_fault_memory { gpa: address, size: len, ..Default::default() };
+    // KVM takes from the range what is done, also where it comes back early.
+    while left.size > 0 {
+        // SAFETY: KVM reads and writes this one structure.
+        if unsafe { ioctl_with_mut_ref(vcpu, KVM_PRE_FAULT_MEMORY(), &mut left) } < 0 {
+            let error = io::Error::last_os_error();
+            if !matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR)) {
+                return Err(error);
+            }
+        }
+    }
+    Ok(())
+}
 
 /// All that KVM keeps for a vCPU.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -70,11 +96,7 @@ impl VcpuState {
         let debug_regs = vcpu.get_debug_regs().map_err(ArchError::kvm("reading debug registers"))?;
         let lapic = vcpu.get_lapic().map_err(ArchError::kvm("reading the LAPIC"))?;
         let tsc_khz = vcpu.get_tsc_khz().map_err(ArchError::kvm("reading the TSC's frequency"))?;
-        let cpuid = vcpu
-            .get_cpuid2(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
-            .map_err(ArchError::kvm("reading CPUID"))?
-            .as_slice()
-            .to_vec();
+        let cpuid = get_cpuid(vcpu)?;
         let msrs = msr::get(vcpu, vm.saved_msrs())?;
         let events = vcpu.get_vcpu_events().map_err(ArchError::kvm("reading pending events"))?;
         Ok(Self { cpuid, tsc_khz, mp_state, regs, sregs, fpu, xcrs, debug_regs, lapic, msrs, events })
@@ -83,8 +105,11 @@ impl VcpuState {
     /// Restores a new vCPU of `vm`, made with [`Vm::create_bare_vcpu`].
     ///
     /// # Errors
-    /// The state is damaged, or this host cannot take it.
+    /// The state is damaged, or this host cannot take it: it lacks what the guest knows its CPU to have.
     pub fn restore(&self, vm: &Vm, vcpu: &VcpuFd) -> Result<(), ArchError> {
+        // Asked for what this vCPU would have only where the answer that is there already will not do.
+        features::check(&self.cpuid, vm.supported_cpuid())
+            .or_else(|_| features::check(&self.cpuid, &vm.cpuid_at_boot(vcpu)?))?;
         if vcpu.get_tsc_khz().map_err(ArchError::kvm("reading the TSC's frequency"))? != self.tsc_khz {
             vcpu.set_tsc_khz(self.tsc_khz).map_err(ArchError::kvm("setting the TSC's frequency"))?;
         }
@@ -113,6 +138,12 @@ impl VcpuState {
             _ => Ok(()),
         }
     }
+}
+
+pub(super) fn get_cpuid(vcpu: &VcpuFd) -> Result<Vec<kvm_cpuid_entry2>, ArchError> {
+    let cpuid =
+        vcpu.get_cpuid2(kvm_bindings::KVM_MAX_CPUID_ENTRIES).map_err(ArchError::kvm("reading CPUID"))?;
+    Ok(cpuid.as_slice().to_vec())
 }
 
 pub(super) fn set_cpuid(vcpu: &VcpuFd, leaves: &[kvm_cpuid_entry2]) -> Result<(), ArchError> {

@@ -1,4 +1,4 @@
-//! A disk: a base that many share and a diff of its own over it.
+//! A disk: a base that many share, a snapshot's diff that some share, and a diff of its own over both.
 
 use std::fs::File;
 use std::io;
@@ -7,10 +7,12 @@ use std::os::unix::fs::FileExt as _;
 use rustix::fs::FallocateFlags;
 use vm_memory::VolatileSlice;
 
-use super::format::{BITMAP, DiskError, GRANULE, Layout};
+use super::format::{BITMAP, DiskError, GRANULE, Layout, has};
 use crate::vectored::{length, part, read_exact_at, write_all_at};
 
-/// A base image, which is only read, and the diff with what was written since. [`format`](super::format) draws the file.
+/// A base image, which is only read, and the diff with what was written since. [`format`](super::format) draws the file. Between
+/// them may lie another diff of the same base, the lower one, which is only read as well: what the snapshot held that the machine
+/// goes on from.
 ///
 /// # What survives
 ///
@@ -18,13 +20,14 @@ use crate::vectored::{length, part, read_exact_at, write_all_at};
 ///   makes it count, both to the host's page cache.
 /// - A power cut: all that was written before a [`flush`](Self::flush) that has returned. What was written after it may be
 ///   there, or not, or read as zeros, since the host's kernel writes bits and data back in any order. What was *not*
-///   written is whole: a write of less than a granule takes the rest of it from the base into the diff, and there the data
-///   is made durable before its bit is.
+///   written is whole: a write of less than a granule takes the rest of it from the layers below into the diff, and there the
+///   data is made durable before its bit is.
 ///
 /// Holes of the diff say nothing: a granule that was zeroed is a hole with its bit set.
 #[derive(Debug)]
 pub struct Disk {
     base: File,
+    lower: Option<Lower>,
     diff: File,
     layout: Layout,
     /// As in the file.
@@ -35,17 +38,37 @@ pub struct Disk {
     sync_failed: bool,
 }
 
+/// A diff that is never written.
+#[derive(Debug)]
+struct Lower {
+    diff: File,
+    bitmap: Vec<u8>,
+}
+
+/// What a granule is read from: the first of them that has it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Layer {
+    Diff,
+    Lower,
+    Base,
+}
+
 impl Disk {
-    /// The disk of `base`, which must not change while it is in use, and `diff`, which is made when it is empty and must be
-    /// open for reading and writing. No other process may have the diff.
+    /// The disk of `base`, `lower` and `diff`. Base and lower diff must not change while they are in use; any number of disks may
+    /// have them. The diff is made when it is empty and must be open for reading and writing; no other process may have it.
     ///
     /// # Errors
-    /// The base is no disk, or the diff is damaged or belongs to another base: it is left as it is.
-    pub fn open(base: File, diff: File) -> Result<Self, DiskError> {
+    /// The base is no disk, the diff is damaged or belongs to another base, or so does the lower one, which must have been made: each
+    /// is left as it is.
+    pub fn open(base: File, lower: Option<File>, diff: File) -> Result<Self, DiskError> {
         let layout = Layout::of(&base)?;
+        let lower = match lower {
+            Some(diff) => Some(Lower { bitmap: layout.open_lower(&diff)?, diff }),
+            None => None,
+        };
         let bitmap = layout.open(&diff)?;
         // What the last owner of the diff has not flushed is still to be.
-        Ok(Self { base, diff, layout, bitmap, unsynced: true, sync_failed: false })
+        Ok(Self { base, lower, diff, layout, bitmap, unsynced: true, sync_failed: false })
     }
 
     /// Bytes of the disk.
@@ -66,18 +89,15 @@ impl Disk {
         let end = self.end(offset, length(into))?;
         let mut at = offset;
         while at < end {
-            let written = self.is_written(at / GRANULE);
+            let layer = self.layer(at / GRANULE);
             let mut next = (at / GRANULE + 1) * GRANULE;
-            while next < end && self.is_written(next / GRANULE) == written {
+            while next < end && self.layer(next / GRANULE) == layer {
                 next += GRANULE;
             }
             let next = next.min(end);
             let run = part(into, (at - offset) as usize, (next - at) as usize);
-            if written {
-                read_exact_at(&self.diff, &run, self.layout.data() + at)?;
-            } else {
-                read_exact_at(&self.base, &run, at)?;
-            }
+            let (file, start) = self.file(layer);
+            read_exact_at(file, &run, start + at)?;
             at = next;
         }
         Ok(())
@@ -99,8 +119,8 @@ impl Disk {
         let after = if self.is_written(last) { 0 } else { ((last + 1) * GRANULE - end) as usize };
         let (head, tail) = (&mut head[..before], &mut tail[..after]);
         let start = offset - before as u64;
-        self.base.read_exact_at(head, start)?;
-        self.base.read_exact_at(tail, end)?;
+        self.fill(first, head, start)?;
+        self.fill(last, tail, end)?;
 
         let mut whole = Vec::with_capacity(from.len() + 2);
         whole.push(VolatileSlice::from(head));
@@ -163,8 +183,31 @@ impl Disk {
         self.write(offset, &[VolatileSlice::from(&mut zeros[..len as usize])])
     }
 
+    /// Fills a part of `granule`, which is not in the diff, from byte `offset` of the disk on.
+    fn fill(&self, granule: u64, into: &mut [u8], offset: u64) -> io::Result<()> {
+        let (file, start) = self.file(self.layer(granule));
+        file.read_exact_at(into, start + offset)
+    }
+
+    fn layer(&self, granule: u64) -> Layer {
+        match &self.lower {
+            _ if self.is_written(granule) => Layer::Diff,
+            Some(lower) if has(&lower.bitmap, granule) => Layer::Lower,
+            _ => Layer::Base,
+        }
+    }
+
+    /// The file of a layer, and where in it the disk begins.
+    fn file(&self, layer: Layer) -> (&File, u64) {
+        match (layer, &self.lower) {
+            (Layer::Diff, _) => (&self.diff, self.layout.data()),
+            (Layer::Lower, Some(lower)) => (&lower.diff, self.layout.data()),
+            _ => (&self.base, 0),
+        }
+    }
+
     fn is_written(&self, granule: u64) -> bool {
-        self.bitmap[(granule / 8) as usize] & 1 << (granule % 8) != 0
+        has(&self.bitmap, granule)
     }
 
     /// Sets the bits of `first..=last`, whose data is in the diff.

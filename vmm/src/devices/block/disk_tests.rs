@@ -10,9 +10,9 @@ use vm_memory::VolatileSlice;
 
 use super::{Disk, DiskError, GRANULE};
 
-const G: usize = GRANULE as usize;
+pub(super) const G: usize = GRANULE as usize;
 const GRANULES: usize = 37;
-const SIZE: usize = GRANULES * G;
+pub(super) const SIZE: usize = GRANULES * G;
 
 /// What is done to a disk and, as [`apply_to`](Self::apply_to) says, to a vector of bytes.
 #[derive(Clone, Copy, Debug)]
@@ -67,7 +67,7 @@ pub(super) fn base_bytes(size: usize) -> Vec<u8> {
     (0..size).map(|index| (index / 512 % 255) as u8 + 1).collect()
 }
 
-fn file(bytes: &[u8]) -> File {
+pub(super) fn file(bytes: &[u8]) -> File {
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(bytes).unwrap();
     file
@@ -87,8 +87,24 @@ fn disk() -> (File, File, Disk) {
     (base, diff, disk)
 }
 
-fn open(base: &File, diff: &File) -> Result<Disk, DiskError> {
-    Disk::open(base.try_clone().unwrap(), diff.try_clone().unwrap())
+pub(super) fn open(base: &File, diff: &File) -> Result<Disk, DiskError> {
+    open_over(base, None, diff)
+}
+
+pub(super) fn open_over(base: &File, lower: Option<&File>, diff: &File) -> Result<Disk, DiskError> {
+    let [base, diff] = [base, diff].map(|file| file.try_clone().unwrap());
+    Disk::open(base, lower.map(|lower| lower.try_clone().unwrap()), diff)
+}
+
+/// A diff of `base` to which `ops` were done, and what its disk reads as.
+pub(super) fn lower(base: &File, ops: &[Op]) -> (File, Vec<u8>) {
+    let (diff, mut model) = (in_memory(&[]), base_bytes(SIZE));
+    let mut disk = open(base, &diff).unwrap();
+    for op in ops {
+        op.apply(&mut disk).unwrap();
+        op.apply_to(&mut model);
+    }
+    (diff, model)
 }
 
 /// Offsets and lengths at which granules, sectors and single bytes begin and end.
@@ -104,7 +120,7 @@ fn place() -> impl Strategy<Value = (usize, usize)> {
     )
 }
 
-fn op() -> impl Strategy<Value = Op> {
+pub(super) fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         6 => (place(), any::<u8>()).prop_map(|((offset, len), seed)| Op::Write { offset, len, seed }),
         3 => place().prop_map(|(offset, len)| Op::Zero { offset, len }),
@@ -117,21 +133,28 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 500, ..ProptestConfig::default() })]
 
     #[test]
-    fn a_disk_is_a_vector_of_bytes(ops in prop::collection::vec((op(), place()), 1..40)) {
+    fn a_disk_is_a_vector_of_bytes(
+        before in prop::option::of(prop::collection::vec(op(), 0..20)),
+        ops in prop::collection::vec((op(), place()), 1..40),
+    ) {
         let (base, diff) = (in_memory(&base_bytes(SIZE)), in_memory(&[]));
-        let mut disk = open(&base, &diff).unwrap();
-        let mut model = base_bytes(SIZE);
+        let (lower, mut model) = match before.map(|ops| lower(&base, &ops)) {
+            Some((lower, model)) => (Some(sealed_copy(&lower)), model),
+            None => (None, base_bytes(SIZE)),
+        };
+        let open = || open_over(&base, lower.as_ref(), &diff).unwrap();
+        let mut disk = open();
         for (op, (offset, len)) in ops {
             if matches!(op, Op::Reopen) {
                 drop(disk);
-                disk = open(&base, &diff).unwrap();
+                disk = open();
             }
             op.apply(&mut disk).unwrap();
             op.apply_to(&mut model);
             prop_assert!(read(&disk, offset, len) == model[offset..offset + len], "after {op:?}: {offset}, {len}");
         }
         prop_assert!(read(&disk, 0, SIZE) == model);
-        prop_assert!(read(&open(&base, &diff).unwrap(), 0, SIZE) == model, "opened again");
+        prop_assert!(read(&open(), 0, SIZE) == model, "opened again");
         let mut bytes = vec![0; SIZE];
         base.read_exact_at(&mut bytes, 0).unwrap();
         prop_assert!(bytes == base_bytes(SIZE), "the base has changed");
@@ -259,6 +282,49 @@ fn more_slices_than_one_call_takes() {
     disk.read(3, &slices).unwrap();
     drop(slices);
     assert!(bytes.concat() == expected);
+}
+
+#[test]
+fn what_the_snapshot_has_zeroed_is_zero() {
+    let (base, diff) = (file(&base_bytes(SIZE)), file(&[]));
+    let before = [Op::Write { offset: 0, len: 4 * G, seed: 1 }, Op::Zero { offset: G, len: 2 * G }];
+    let (lower, mut model) = lower(&base, &before);
+    let mut disk = open_over(&base, Some(&lower), &diff).unwrap();
+    assert!(model[G..3 * G].iter().all(|&byte| byte == 0));
+    assert!(read(&disk, 0, SIZE) == model);
+    // The rest of a granule comes from the snapshot, be it data, zeros or what it has not.
+    for offset in [G - 512, 3 * G - 512, 4 * G - 512] {
+        let op = Op::Write { offset, len: 1024, seed: 7 };
+        op.apply(&mut disk).unwrap();
+        op.apply_to(&mut model);
+    }
+    assert!(read(&disk, 0, SIZE) == model);
+    assert!(read(&open_over(&base, Some(&lower), &diff).unwrap(), 0, SIZE) == model);
+}
+
+#[test]
+fn a_snapshots_diff_that_is_none_is_refused_and_left_alone() {
+    let (base, diff) = (file(&base_bytes(SIZE)), file(&[]));
+    let refused = |lower: &File| match open_over(&base, Some(lower), &diff) {
+        Err(error @ DiskError::Lower(_)) => {
+            assert_eq!(error.to_string(), "the snapshot's diff cannot be used");
+            std::error::Error::source(&error).unwrap().to_string()
+        }
+        other => panic!("{other:?}"),
+    };
+    let blank = file(&[]);
+    assert_eq!(refused(&blank), "it is blank: nothing has ever been written to it");
+    assert_eq!(blank.metadata().unwrap().len(), 0);
+    let (lower, _) = lower(&base, &[Op::Write { offset: 0, len: G, seed: 1 }]);
+    let len = lower.metadata().unwrap().len();
+    lower.write_all_at(&[1 << (GRANULES % 8)], GRANULE + GRANULES as u64 / 8).unwrap();
+    assert_eq!(refused(&lower), "the diff's bitmap has bits after the end of the disk");
+    lower.set_len(len - 1).unwrap();
+    assert!(refused(&lower).ends_with("it has been cut"));
+    lower.write_all_at(b"x", 20).unwrap();
+    assert!(refused(&lower).starts_with("the diff's checksum is"));
+    // The machine's own is not made for a disk that cannot be.
+    assert_eq!(diff.metadata().unwrap().len(), 0);
 }
 
 #[test]

@@ -62,6 +62,12 @@ pub enum DiskError {
     /// The diff's bitmap has bits for what is not there.
     #[error("the diff's bitmap has bits after the end of the disk")]
     Bitmap,
+    /// The diff is blank, and must not be.
+    #[error("it is blank: nothing has ever been written to it")]
+    Blank,
+    /// The diff below the machine's own is not one of this base, or is damaged.
+    #[error("the snapshot's diff cannot be used")]
+    Lower(#[source] Box<Self>),
     /// A system call failed.
     #[error("{what}")]
     Io {
@@ -129,14 +135,33 @@ impl Layout {
 
     /// The bitmap of `diff`, which is made first when it is blank.
     pub(super) fn open(self, diff: &File) -> Result<Vec<u8>, DiskError> {
+        if let Some(bitmap) = self.read(diff)? {
+            return Ok(bitmap);
+        }
+        self.create(diff).map_err(DiskError::io("making the diff"))?;
+        Ok(self.blank())
+    }
+
+    /// The bitmap of a diff that holds nothing.
+    pub(super) fn blank(self) -> Vec<u8> {
+        vec![0; self.bitmap_len() as usize]
+    }
+
+    /// The bitmap of `diff`, which is below another one: it is not written, and was made when its machine was saved.
+    pub(super) fn open_lower(self, diff: &File) -> Result<Vec<u8>, DiskError> {
+        let bitmap = self.read(diff).and_then(|bitmap| bitmap.ok_or(DiskError::Blank));
+        bitmap.map_err(|error| DiskError::Lower(Box::new(error)))
+    }
+
+    /// The bitmap of `diff`; none when it is blank.
+    pub(super) fn read(self, diff: &File) -> Result<Option<Vec<u8>>, DiskError> {
         let mut header = [0; GRANULE as usize];
         read_or_zero(diff, &mut header, 0).map_err(DiskError::io("reading the diff's header"))?;
-        let mut bitmap = vec![0; self.bitmap_len() as usize];
+        let mut bitmap = self.blank();
         read_or_zero(diff, &mut bitmap, BITMAP).map_err(DiskError::io("reading the diff's bitmap"))?;
         // Whoever made the diff may have ended before the header was written: then nothing else was.
         if header.iter().chain(&bitmap).all(|&byte| byte == 0) {
-            self.create(diff).map_err(DiskError::io("making the diff"))?;
-            return Ok(bitmap);
+            return Ok(None);
         }
         self.check(&header)?;
         let found = diff.metadata().map_err(DiskError::io("looking at the diff"))?.len();
@@ -144,13 +169,14 @@ impl Layout {
             return Err(DiskError::Truncated { found, expected: self.file_len() });
         }
         let stray = self.granules()..self.bitmap_len() * 8;
-        if stray.into_iter().any(|granule| bitmap[(granule / 8) as usize] & 1 << (granule % 8) != 0) {
+        if stray.into_iter().any(|granule| has(&bitmap, granule)) {
             return Err(DiskError::Bitmap);
         }
-        Ok(bitmap)
+        Ok(Some(bitmap))
     }
 
-    fn create(self, diff: &File) -> io::Result<()> {
+    /// Makes a diff that holds nothing.
+    pub(super) fn create(self, diff: &File) -> io::Result<()> {
         // Nothing of a former life of the file may show.
         diff.set_len(0)?;
         diff.set_len(self.file_len())?;
@@ -178,6 +204,11 @@ impl Layout {
         }
         Ok(())
     }
+}
+
+/// Whether the diff with this `bitmap` holds `granule`.
+pub(super) fn has(bitmap: &[u8], granule: u64) -> bool {
+    bitmap[(granule / 8) as usize] & 1 << (granule % 8) != 0
 }
 
 /// Fills `bytes` from `offset` on, with zeros where the file has ended.

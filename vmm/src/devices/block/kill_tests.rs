@@ -37,7 +37,7 @@ fn what_was_reported_survives_a_kill() {
         let last = ops.next().unwrap();
         let mut after = model.clone();
         last.apply_to(&mut after);
-        let disk = Disk::open(base.try_clone().unwrap(), diff).unwrap();
+        let disk = Disk::open(base.try_clone().unwrap(), None, diff).unwrap();
         let found = read(&disk, 0, SIZE);
         let wrong = last.range().find(|&at| found[at] != model[at] && found[at] != after[at]);
         let what = format!("round {round}: {} reported, then {last:?}", reported.len());
@@ -72,7 +72,7 @@ fn start_writer(base: &File, diff: &File, round: u64) -> (PipeReader, Pid) {
     match unsafe { libc::fork() } {
         0 => {
             let write = move || -> Option<()> {
-                let mut disk = Disk::open(base, diff).ok()?;
+                let mut disk = Disk::open(base, None, diff).ok()?;
                 for op in ops(round) {
                     op.apply(&mut disk).ok()?;
                     writer.write_all(&[0]).ok()?;

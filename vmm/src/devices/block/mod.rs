@@ -1,10 +1,13 @@
 //! The block device (section 5.2): a [`Disk`] that the guest sees as one plain disk.
 
+mod copy;
 mod disk;
 mod failures;
 mod format;
 mod request;
 
+#[cfg(test)]
+mod copy_tests;
 #[cfg(test)]
 mod disk_tests;
 #[cfg(test)]
@@ -12,6 +15,7 @@ mod kill_tests;
 #[cfg(test)]
 mod tests;
 
+pub use copy::copy_diff;
 pub use disk::Disk;
 pub use format::{DiskError, GRANULE};
 
@@ -84,12 +88,12 @@ pub struct BlockState {
 }
 
 impl Block {
-    /// A device that is not active, with the disk that [`Disk::open`] makes of `base` and `diff`.
+    /// A device that is not active, with the disk that [`Disk::open`] makes of `base`, `lower` and `diff`.
     ///
     /// # Errors
     /// As for [`Disk::open`].
-    pub fn new(base: File, diff: File) -> Result<Self, DiskError> {
-        let disk = Disk::open(base, diff)?;
+    pub fn new(base: File, lower: Option<File>, diff: File) -> Result<Self, DiskError> {
+        let disk = Disk::open(base, lower, diff)?;
         let config = Arc::new(ConfigSpace::read_only(configuration(disk.size())));
         Ok(Self { disk, failures: Failures::default(), config, active: None })
     }

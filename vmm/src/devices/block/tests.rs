@@ -42,7 +42,7 @@ impl Machine {
 
     fn over(base: File, change: impl FnOnce(Driver) -> Driver) -> Self {
         let diff = tempfile::tempfile().unwrap();
-        let mut block = Block::new(base, diff.try_clone().unwrap()).unwrap();
+        let mut block = Block::new(base, None, diff.try_clone().unwrap()).unwrap();
         let driver = change(Driver::new(&block.info()));
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
         block.activate(driver.activate(), &Events::new(&epoll, 0)).unwrap();

@@ -134,6 +134,17 @@ impl Vm {
         })
     }
 
+    /// CPUID as `vcpu`, which is given it, has it when it boots. KVM may make more of it than it says that it supports, as one does
+    /// that runs a guest's programs without the CPU's virtualisation, where CPUID is the host's.
+    pub(super) fn cpuid_at_boot(&self, vcpu: &VcpuFd) -> Result<Vec<kvm_cpuid_entry2>, ArchError> {
+        vcpu::set_cpuid(vcpu, &cpuid::of_vcpu(&self.supported_cpuid, 0, 1, self.tsc_deadline))?;
+        vcpu::get_cpuid(vcpu)
+    }
+
+    pub(super) fn supported_cpuid(&self) -> &[kvm_cpuid_entry2] {
+        &self.supported_cpuid
+    }
+
     pub(super) fn saved_msrs(&self) -> &[u32] {
         &self.saved_msrs
     }

@@ -103,6 +103,33 @@ fn without_clocks(mut state: serde_json::Value) -> serde_json::Value {
 }
 
 #[test]
+fn a_state_of_another_cpu_is_refused() {
+    let kvm = open();
+    let vm = machine(&kvm);
+    let vcpu = vm.create_vcpu(0, Cpus::try_from(1).unwrap()).unwrap();
+    let state = json(&VcpuState::save(&vm, &vcpu).unwrap());
+    let restored = vm.create_bare_vcpu(1).unwrap();
+    let restore = |leaves: &[kvm_cpuid_entry2]| {
+        let mut state = state.clone();
+        state["cpuid"] = json(&leaves);
+        serde_json::from_value::<VcpuState>(state).unwrap().restore(&vm, &restored)
+    };
+    let leaves: Vec<kvm_cpuid_entry2> = serde_json::from_value(state["cpuid"].clone()).unwrap();
+    let mut more = leaves.clone();
+    let leaf = more.iter_mut().find(|leaf| (leaf.function, leaf.index) == (7, 0)).unwrap();
+    // Intel has reserved it.
+    assert_eq!(leaf.edx & 1, 0);
+    leaf.edx |= 1;
+    match restore(&more) {
+        Err(ArchError::Lacking(what)) => assert_eq!(what, "leaf 7 EDX bit 0"),
+        other => panic!("{other:?}"),
+    }
+    let mut other = leaves;
+    other.iter_mut().find(|leaf| leaf.function == 0).unwrap().ebx ^= 1;
+    assert!(matches!(restore(&other), Err(ArchError::Vendor { .. })));
+}
+
+#[test]
 fn a_damaged_state_is_refused() {
     let kvm = open();
     let vm = machine(&kvm);

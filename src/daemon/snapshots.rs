@@ -1,0 +1,164 @@
+//! Snapshots of sandboxes: taken, listed, removed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use vmm::devices::block::copy_diff;
+use vmm::snapshot::{self, SnapshotError};
+
+use super::create::blocking;
+use super::error::DaemonError;
+use super::sandbox::Sandbox;
+use super::sleep::SAVING;
+use super::state::State;
+use super::{Daemon, name};
+use crate::sandbox::{Directory, Handle};
+use crate::snapshots::{Draft, Record, Snapshot, SnapshotsError};
+
+const TAKE: &str = "take a snapshot of";
+
+/// The files of machines whose RAM has been compared with its checksum. It is done once for each: all of it is read.
+#[derive(Debug, Default)]
+pub(super) struct Verified(Mutex<BTreeSet<Place>>);
+
+/// Where a file is, and since when it has been as it is.
+type Place = (u64, u64, i64, i64);
+
+impl Verified {
+    /// An error unless the machine in `file` is whole.
+    pub(super) fn check(&self, file: &File) -> Result<(), SnapshotError> {
+        let place = place(file).ok();
+        if place.is_none_or(|place| !self.places().contains(&place)) {
+            snapshot::verify(file)?;
+            self.places().extend(place);
+        }
+        Ok(())
+    }
+
+    /// The file has just been written.
+    pub(super) fn trust(&self, file: &File) {
+        self.places().extend(place(file));
+    }
+
+    fn places(&self) -> std::sync::MutexGuard<'_, BTreeSet<Place>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn place(file: &File) -> io::Result<Place> {
+    let found = file.metadata()?;
+    Ok((found.dev(), found.ino(), found.mtime(), found.mtime_nsec()))
+}
+
+impl Daemon {
+    /// Writes a sandbox that runs or is paused, memory and disk, to a snapshot. It stands still meanwhile, and goes on as it was.
+    pub(crate) async fn take_snapshot(
+        self: &Arc<Self>,
+        sandbox: &Arc<Sandbox>,
+        name: String,
+        labels: BTreeMap<String, String>,
+    ) -> Result<Snapshot, DaemonError> {
+        name::check(&name)?;
+        let (daemon, sandbox) = (Arc::clone(self), Arc::clone(sandbox));
+        self.to_its_end(async move {
+            let _turn = sandbox.turn.lock().await;
+            let handle = sandbox.machine(TAKE, &[State::Running, State::Paused])?;
+            let (taking, wanted) = (Arc::clone(&daemon), name.clone());
+            let draft = blocking(move || {
+                // Told before a sandbox stands still for it; whoever is faster is told of by `keep`.
+                if taking.snapshots.find(&wanted).is_ok() {
+                    return Err(SnapshotsError::Taken(wanted).into());
+                }
+                Ok(taking.snapshots.draft()?)
+            });
+            let draft = Arc::new(draft.await?);
+            let paused = sandbox.state() == State::Paused;
+            // First: it tells the next daemon that what follows was left in the middle.
+            let file = sandbox.on_disk(Directory::new_snapshot).await?;
+            let mut saved = sandbox.halt_commands(TAKE, &handle, paused).await;
+            if saved.is_ok() {
+                saved = daemon.copy(&sandbox, &handle, file, Arc::clone(&draft)).await;
+            }
+            let went_on = sandbox.go_on(&handle, paused).await;
+            if let Err(error) = saved.and(went_on) {
+                sandbox.clear_snapshots().await?;
+                return Err(error);
+            }
+            let record = Record::of(&sandbox.record(), labels);
+            let directory = Arc::clone(&sandbox.directory);
+            blocking(move || {
+                directory.give_snapshot(&draft.machine())?;
+                daemon.keep(&draft, &name, record)?;
+                Ok(daemon.snapshots.find(&name)?)
+            })
+            .await
+        })
+        .await
+    }
+
+    /// Halts a machine and writes it to `file`, and its disk to the draft. It stands still when this returns.
+    pub(super) async fn copy(
+        &self,
+        sandbox: &Arc<Sandbox>,
+        handle: &Arc<Handle>,
+        file: File,
+        draft: Arc<Draft>,
+    ) -> Result<(), DaemonError> {
+        let (directory, handle, name) = (Arc::clone(&sandbox.directory), Arc::clone(handle), sandbox.name());
+        let (store, image) = (self.store.clone(), sandbox.record().image);
+        blocking(move || {
+            let base = store.rootfs(&image)?;
+            let (lower, diff, to) = (directory.lower_disk()?, directory.disk()?, draft.disk()?);
+            let saved = handle.control_within(SAVING).and_then(|mut client| {
+                client.pause()?;
+                client.save(file.as_fd())
+            });
+            saved.map_err(|source| DaemonError::Control { action: TAKE, name: name.clone(), source })?;
+            copy_diff(&base, lower.as_ref(), &diff, &to).map_err(|source| DaemonError::Disk { name, source })
+        })
+        .await
+    }
+
+    /// Makes a snapshot of what was written to the draft. Blocks.
+    pub(super) fn keep(&self, draft: &Draft, name: &str, mut record: Record) -> Result<(), DaemonError> {
+        let machine = draft.open_machine()?;
+        let damaged = |source| DaemonError::Restore { name: name.to_owned(), source };
+        record.network = snapshot::inspect(&machine).map_err(damaged)?.network;
+        draft.keep(name, &record)?;
+        self.verified.trust(&machine);
+        Ok(())
+    }
+
+    /// All snapshots, by name.
+    pub(crate) async fn list_snapshots(self: &Arc<Self>) -> Result<Vec<Snapshot>, DaemonError> {
+        let daemon = Arc::clone(self);
+        blocking(move || Ok(daemon.snapshots.list()?)).await
+    }
+
+    pub(crate) async fn snapshot(self: &Arc<Self>, name: String) -> Result<Snapshot, DaemonError> {
+        let daemon = Arc::clone(self);
+        blocking(move || daemon.find_snapshot(&name)).await
+    }
+
+    /// Blocks.
+    fn find_snapshot(&self, name: &str) -> Result<Snapshot, DaemonError> {
+        // What is no name is none of a snapshot, and must not become a path.
+        name::check(name).map_err(|_| SnapshotsError::NotFound(name.chars().take(100).collect()))?;
+        Ok(self.snapshots.find(name)?)
+    }
+
+    /// Removes a snapshot; sandboxes that were made from it stay.
+    pub(crate) async fn remove_snapshot(self: &Arc<Self>, name: String) -> Result<Snapshot, DaemonError> {
+        let daemon = Arc::clone(self);
+        blocking(move || {
+            let found = daemon.find_snapshot(&name)?;
+            daemon.snapshots.remove(&name)?;
+            Ok(found)
+        })
+        .await
+    }
+}

@@ -1,0 +1,348 @@
+//! Warm starts: a sandbox goes on from where an earlier one of its kind had booted, instead of booting.
+//!
+//! The first of a kind is written to the store when its agent has come up and before anything was run in it: `warm/<key>`, a
+//! [snapshot](crate::snapshots). The key is made of all that a booted machine depends on, so that one that would be another is not found.
+//! Nothing of it is in memory; what nobody uses is collected.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::{Read as _, Seek as _};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
+use std::sync::{Arc, LazyLock, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use protocol::{Command, Exec};
+use rootfs_builder::image::Digest;
+use rustix::fs::{MemfdFlags, memfd_create};
+use serde_json::json;
+use vmm::control::Client;
+
+use super::create::blocking;
+use super::error::DaemonError;
+use super::sandbox::Sandbox;
+use super::state::StartedFrom;
+use super::{Daemon, chain};
+use crate::agent;
+use crate::sandbox::{Begin, Directory, Event, ExecError, Handle, Kernel, LaunchError, Record};
+use crate::snapshots::{self, Snapshot, Snapshots, SnapshotsError};
+
+/// What nobody has used for so long goes.
+const UNUSED: Duration = Duration::from_hours(7 * 24);
+/// A rehearsal may take so long.
+const REHEARSAL: Duration = Duration::from_secs(10);
+/// All of them take this part of the store's budget at most.
+const SHARE: u64 = 10;
+
+/// What is said of the processor in /proc/cpuinfo, and what of that is another thing at each look.
+const CPUINFO: &str = "/proc/cpuinfo";
+const CHANGING: [&str; 6] = ["cpu MHz", "bogomips", "processor", "core id", "apicid", "initial apicid"];
+
+/// By what a machine that has booted is known.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Key(String);
+
+/// The processor and the kernel of this host: what a guest finds of both is in its memory.
+static HOST: LazyLock<Option<Digest>> = LazyLock::new(|| {
+    let cpuinfo = std::fs::read_to_string(CPUINFO).ok()?;
+    // They are all the same.
+    let first = cpuinfo.split("\n\n").next()?;
+    let lines = first.lines().filter(|line| !CHANGING.iter().any(|key| line.starts_with(key)));
+    let uname = rustix::system::uname();
+    let kernel = [uname.release(), uname.version()].map(|text| text.to_string_lossy().into_owned());
+    Some(Digest::of(json!([lines.collect::<Vec<_>>(), kernel]).to_string().as_bytes()))
+});
+
+/// The guest's agent.
+static AGENT: LazyLock<Digest> = LazyLock::new(agent::digest);
+
+impl Key {
+    /// Of a sandbox that is to boot this kernel. None where it cannot be said what it depends on.
+    pub(super) fn of(record: &Record, kernel: &Kernel, cmdline: &str, has_network: bool) -> Option<Self> {
+        let file = kernel.file.metadata().ok()?;
+        let host = HOST.as_ref()?.to_string();
+        let all = json!({
+            "image": record.image,
+            "kernel": [file.dev(), file.ino(), file.len(), file.mtime() as u64, file.mtime_nsec() as u64],
+            "cmdline": cmdline,
+            "cpus": record.cpus,
+            "memory": record.memory_mib,
+            "network": has_network,
+            "agent": AGENT.to_string(),
+            "release": crate::version(),
+            "host": host,
+        });
+        Some(Self(Digest::of(all.to_string().as_bytes()).hex()))
+    }
+}
+
+impl Daemon {
+    /// The first machine of a sandbox, from where one of its kind had booted, or else booted; and why it was, where that is not because
+    /// it is the first of its kind.
+    pub(super) async fn warm_or_cold(
+        self: &Arc<Self>,
+        sandbox: &Arc<Sandbox>,
+        lock: OwnedFd,
+        kernel: Kernel,
+        cmdline: &str,
+        key: &Key,
+    ) -> Result<(Arc<Handle>, StartedFrom, Option<String>), DaemonError> {
+        // For the second attempt, if there is one: in between nobody else is to take it for one that nobody runs.
+        let spare = lock.try_clone().map_err(|e| sandbox.host("lock", e))?;
+        let fallback = match self.warm_start(sandbox, lock, key).await {
+            Ok(handle) => return Ok((handle, StartedFrom::Warm, None)),
+            // It is the first of its kind.
+            Err(DaemonError::Snapshots(SnapshotsError::NotFound(_))) => None,
+            Err(error) if is_of_the_snapshot(&error) => {
+                let error = chain(&error);
+                tracing::warn!(
+                    sandbox = sandbox.id(),
+                    error,
+                    "boots: it could not go on from where another had"
+                );
+                // Others find it no more, and a new one takes its place.
+                let (warm, name) = (self.warm.clone(), key.0.clone());
+                let _ = blocking(move || Ok(warm.remove(&name)?)).await;
+                sandbox.on_disk(Directory::clear_disks).await?;
+                Some(error)
+            }
+            Err(error) => return Err(error),
+        };
+        let handle = self.launch(sandbox, spare, Begin::Kernel(kernel), cmdline).await?;
+        self.keep_warm(sandbox, &handle, key).await?;
+        Ok((handle, StartedFrom::Kernel, fallback))
+    }
+
+    async fn warm_start(
+        self: &Arc<Self>,
+        sandbox: &Arc<Sandbox>,
+        lock: OwnedFd,
+        key: &Key,
+    ) -> Result<Arc<Handle>, DaemonError> {
+        let (warm, name) = (self.warm.clone(), key.0.clone());
+        let found = blocking(move || {
+            let found = warm.find(&name)?;
+            warm.touch(&name);
+            Ok(found)
+        });
+        self.clone_of(sandbox, lock, &self.warm, found.await?).await
+    }
+
+    /// A machine of the sandbox that goes on from a snapshot of another, which is in `snapshots`.
+    pub(super) async fn clone_of(
+        self: &Arc<Self>,
+        sandbox: &Arc<Sandbox>,
+        lock: OwnedFd,
+        snapshots: &Snapshots,
+        snapshot: Snapshot,
+    ) -> Result<Arc<Handle>, DaemonError> {
+        let (daemon, directory) = (Arc::clone(self), Arc::clone(&sandbox.directory));
+        let (name, is_first) = (snapshot.name.clone(), snapshot.touched.is_none());
+        let begin = blocking(move || {
+            let checked = daemon.verified.check(&snapshot.machine);
+            checked.map_err(|source| DaemonError::Restore { name: snapshot.name.clone(), source })?;
+            directory.set_lower_disk(&snapshot.disk())?;
+            let Snapshot { record, machine: file, touched, .. } = snapshot;
+            Ok(Begin::Snapshot { file, touched, network: record.network, shared: true })
+        });
+        let handle = self.launch(sandbox, lock, begin.await?, "").await?;
+        if is_first && let Err(error) = keep_touched(&handle, snapshots, name).await {
+            tracing::warn!(sandbox = sandbox.id(), error, "others of its kind start as slowly");
+        }
+        Ok(handle)
+    }
+
+    /// Writes a machine in which nothing was run yet to the store, for others of its kind. An error only where it cannot go on itself.
+    async fn keep_warm(
+        self: &Arc<Self>,
+        sandbox: &Arc<Sandbox>,
+        handle: &Arc<Handle>,
+        key: &Key,
+    ) -> Result<(), DaemonError> {
+        // What its maker has given it is not for others.
+        let has_its_own = {
+            let record = sandbox.record();
+            record.ca_certificates.is_some() || !record.hosts.is_empty()
+        };
+        if has_its_own || !self.begins_to_keep(key) {
+            return Ok(());
+        }
+        let kept = self.write_warm(sandbox, handle, key).await;
+        if kept.is_err() {
+            self.keeping().remove(key);
+        }
+        kept
+    }
+
+    async fn write_warm(
+        self: &Arc<Self>,
+        sandbox: &Arc<Sandbox>,
+        handle: &Arc<Handle>,
+        key: &Key,
+    ) -> Result<(), DaemonError> {
+        let drafting = Arc::clone(self);
+        let draft = blocking(move || Ok(Arc::new(drafting.warm.draft()?)));
+        // What it reads from the disk is in the memory of those that go on from it.
+        rehearse(handle).await;
+        // It tells the next daemon that what follows was left in the middle.
+        let file = sandbox.on_disk(Directory::new_snapshot);
+        let written = async {
+            let (draft, file): (_, File) = (draft.await?, file.await?);
+            self.copy(sandbox, handle, file, Arc::clone(&draft)).await?;
+            Ok::<_, DaemonError>(draft)
+        };
+        let written = written.await;
+        sandbox.control("resume", handle, Client::resume).await?;
+        let moved = match written {
+            Ok(draft) => {
+                let path = draft.machine();
+                sandbox.on_disk(move |directory| directory.give_snapshot(&path)).await.map(|()| draft)
+            }
+            Err(error) => Err(error),
+        };
+        let draft = match moved {
+            Ok(draft) => draft,
+            Err(error) => {
+                tracing::warn!(sandbox = sandbox.id(), error = %chain(&error), "others of its kind have to boot");
+                self.keeping().remove(key);
+                return sandbox.clear_snapshots().await;
+            }
+        };
+        // What is left is for the disk to do.
+        let record = snapshots::Record::of(&sandbox.record(), BTreeMap::new());
+        let (daemon, key) = (Arc::clone(self), key.clone());
+        self.work.spawn(async move {
+            let (keeping, name) = (Arc::clone(&daemon), key.0.clone());
+            let kept = blocking(move || keeping.keep(&draft, &name, record)).await;
+            if let Err(error) = kept {
+                tracing::warn!(error = %chain(&error), "others of a kind have to boot");
+            }
+            daemon.keeping().remove(&key);
+        });
+        Ok(())
+    }
+
+    /// False if somebody is at it.
+    fn begins_to_keep(&self, key: &Key) -> bool {
+        self.keeping().insert(key.clone())
+    }
+
+    fn keeping(&self) -> MutexGuard<'_, BTreeSet<Key>> {
+        self.keeping.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Removes what no sandbox can begin with any more, what nobody has used for long, and what is too much. Blocks.
+    pub(super) fn collect_warm(&self) -> Result<(), DaemonError> {
+        let mut all: Vec<(SystemTime, Snapshot)> = Vec::new();
+        for snapshot in self.warm.list()? {
+            let used = self.warm.used(&snapshot.name).unwrap_or(SystemTime::UNIX_EPOCH);
+            all.push((used, snapshot));
+        }
+        all.sort_by_key(|(used, _)| std::cmp::Reverse(*used));
+        let mut left = self.config.gc_budget.value.0 / SHARE;
+        for (used, snapshot) in all {
+            let idle = used.elapsed().unwrap_or_default();
+            let fits = left.checked_sub(snapshot.bytes);
+            left = fits.unwrap_or(left);
+            if fits.is_none() || idle > UNUSED || self.store.rootfs(&snapshot.record.image).is_err() {
+                self.warm.remove(&snapshot.name)?;
+                tracing::info!(
+                    name = snapshot.name,
+                    image = snapshot.record.image_name,
+                    bytes = snapshot.bytes,
+                    "collected"
+                );
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Runs what most commands begin with, and nothing of a user's. An image that has no shell has nothing to be rehearsed.
+async fn rehearse(handle: &Handle) {
+    let command = Command::Argv(["/bin/sh", "-c", ":"].map(str::to_owned).into());
+    let run = async {
+        let mut exec = handle.exec(Exec::new(command)).await?;
+        while !matches!(exec.output.next().await?, Event::Exit(_)) {}
+        Ok::<_, ExecError>(())
+    };
+    let _ = tokio::time::timeout(REHEARSAL, run).await;
+}
+
+/// Remembers which pages the first machine that goes on from a snapshot has written to when a command has run in it.
+async fn keep_touched(handle: &Arc<Handle>, snapshots: &Snapshots, name: String) -> Result<(), String> {
+    rehearse(handle).await;
+    let (handle, snapshots) = (Arc::clone(handle), snapshots.clone());
+    let keep = move || -> Result<(), Box<dyn std::error::Error>> {
+        let mut touched = File::from(memfd_create("touched", MemfdFlags::CLOEXEC)?);
+        handle.control()?.touched(touched.as_fd())?;
+        let mut bytes = Vec::new();
+        touched.rewind()?;
+        touched.read_to_end(&mut bytes)?;
+        Ok(snapshots.keep_touched(&name, &bytes)?)
+    };
+    let kept = tokio::task::spawn_blocking(move || keep().map_err(|error| chain(&*error)));
+    kept.await.unwrap_or_else(|error| Err(error.to_string()))
+}
+
+/// Whether another snapshot, or none, might do.
+fn is_of_the_snapshot(error: &DaemonError) -> bool {
+    match error {
+        DaemonError::Restore { .. } | DaemonError::Snapshots(_) => true,
+        DaemonError::Launch { source, .. } => matches!(
+            source,
+            LaunchError::Ended(_)
+                | LaunchError::Silent(_)
+                | LaunchError::Agent(_)
+                | LaunchError::Identity(_)
+                | LaunchError::Version(_)
+        ),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rootfs_builder::image::ImageConfig;
+
+    use super::*;
+
+    #[test]
+    fn a_key_is_of_all_that_a_booted_machine_depends_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let kernel = |content: &[u8]| {
+            let path = dir.path().join("vmlinux");
+            std::fs::write(&path, content).unwrap();
+            Kernel { file: File::open(&path).unwrap(), path, embedded: false }
+        };
+        let record = |image: &[u8], cpus: u8, memory: u32| {
+            let (cpus, memory) = (cpus.try_into().unwrap(), memory.try_into().unwrap());
+            Record::new(
+                Digest::of(image),
+                "debian".into(),
+                ImageConfig::default(),
+                1 << 20,
+                "/vmlinux".into(),
+                cpus,
+                memory,
+            )
+        };
+        let (one, a) = (kernel(b"kernel"), record(b"a", 1, 512));
+        let key = |record: &Record, cmdline: &str, network| Key::of(record, &one, cmdline, network).unwrap();
+        let first = key(&a, "", true);
+        let mut named = a.clone();
+        named.name = "dev".into();
+        named.env.insert("A".to_owned(), "b".to_owned());
+        assert_eq!(key(&named, "", true), first, "whose it is and what runs in it makes no difference");
+        for (other, what) in [
+            (key(&record(b"b", 1, 512), "", true), "image"),
+            (key(&record(b"a", 2, 512), "", true), "CPUs"),
+            (key(&record(b"a", 1, 256), "", true), "memory"),
+            (key(&a, "debug", true), "command line"),
+            (key(&a, "", false), "network"),
+            (Key::of(&a, &kernel(b"another kernel"), "", true).unwrap(), "kernel"),
+        ] {
+            assert_ne!(other, first, "{what}");
+        }
+    }
+}
