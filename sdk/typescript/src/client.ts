@@ -1,6 +1,7 @@
 import { resolveEndpoint, type VoidRunOptions } from "./endpoint.js";
 import { Api, type CallOptions } from "./http.js";
 import { Sandbox, sandboxPath, type CreateOptions, type SandboxAnswer, type SandboxInfo } from "./sandbox.js";
+import { snapshotPath, type Snapshot, type SnapshotAnswer } from "./snapshots.js";
 
 export interface ListOptions extends CallOptions {
   /** From 1. */
@@ -24,7 +25,7 @@ export class VoidRun {
     this.#api = new Api(resolveEndpoint(options, process.env));
   }
 
-  /** Makes a sandbox and boots it. It stays until it is removed, or its `ttl` or `idleTimeout` is over. */
+  /** Makes a sandbox and boots it, or lets it go on from a snapshot. It stays until it is removed, or its `ttl` or `idleTimeout` is over. */
   async createSandbox({ signal, ...request }: CreateOptions = {}): Promise<Sandbox> {
     // A pull of the image may be in it, which takes as long as it takes.
     const call = { json: request, signal, deadline: Infinity };
@@ -44,5 +45,19 @@ export class VoidRun {
     const query = { page, limit, labels: pairs?.join(",") };
     const answer = await this.#api.call<Answer>("GET", "/sandboxes", { query, signal });
     return { sandboxes: answer.data.map((info) => new Sandbox(this.#api, info)), meta: answer.meta };
+  }
+
+  async getSnapshot(name: string, { signal }: CallOptions = {}): Promise<Snapshot> {
+    return (await this.#api.call<SnapshotAnswer>("GET", snapshotPath(name), { signal })).data;
+  }
+
+  /** All of them, by name. */
+  async listSnapshots({ signal }: CallOptions = {}): Promise<Snapshot[]> {
+    return (await this.#api.call<{ data: Snapshot[] }>("GET", "/snapshots", { signal })).data;
+  }
+
+  /** Removes a snapshot and returns what it was. Sandboxes that were made from it stay as they are. */
+  async removeSnapshot(name: string, { signal }: CallOptions = {}): Promise<Snapshot> {
+    return (await this.#api.call<SnapshotAnswer>("DELETE", snapshotPath(name), { signal })).data;
   }
 }

@@ -63,7 +63,7 @@ export class ApiError extends VoidRunError {
 export class InvalidRequestError extends ApiError {}
 /** The key is missing or wrong (401), or a file of the sandbox may not be changed (403). */
 export class AuthenticationError extends ApiError {}
-/** There is no such sandbox, file, image or process (404). */
+/** There is no such sandbox, snapshot, file, image or process (404). */
 export class NotFoundError extends ApiError {}
 /** The name is taken, or the sandbox is in the wrong state (409). */
 export class ConflictError extends ApiError {}

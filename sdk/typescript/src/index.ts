@@ -18,4 +18,13 @@ export { Files, FileWatcher, type FileEvent, type FileInfo, type WatchOptions } 
 export type { CallOptions, Content } from "./http.js";
 export { Pty, Terminal, type ConnectOptions, type PtySessionInfo, type PtySize } from "./pty.js";
 export { Ports, type Port, type PortRequest, type PublicUrl } from "./ports.js";
-export { Sandbox, type CreateOptions, type Denial, type Network, type NetworkLimits, type SandboxInfo } from "./sandbox.js";
+export {
+  Sandbox,
+  type CreateOptions,
+  type Denial,
+  type Network,
+  type NetworkLimits,
+  type SandboxInfo,
+  type Start,
+} from "./sandbox.js";
+export type { Snapshot, SnapshotOptions } from "./snapshots.js";

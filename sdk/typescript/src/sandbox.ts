@@ -8,6 +8,7 @@ import { Files } from "./files.js";
 import type { Api, CallOptions } from "./http.js";
 import { Ports, type Port, type PortRequest, type PublicUrl } from "./ports.js";
 import { Pty } from "./pty.js";
+import type { Snapshot, SnapshotAnswer, SnapshotOptions } from "./snapshots.js";
 
 /** What the guest may reach. */
 export interface Network {
@@ -52,6 +53,10 @@ export interface CreateOptions extends CallOptions {
   name?: string | undefined;
   /** `code` where it is absent. */
   image?: string | undefined;
+  /** The name of a snapshot to go on from; it decides on `image`, `cpu`, `mem` and `diskMB`, which are absent then. */
+  fromSnapshot?: string | undefined;
+  /** Whether it may go on from where an earlier one of its image and size had booted, before anything was run in that. */
+  warm?: boolean | undefined;
   /** Processors. */
   cpu?: number | undefined;
   /** Memory in MiB. */
@@ -77,6 +82,16 @@ export interface CreateOptions extends CallOptions {
   pull?: "missing" | "never" | "always" | undefined;
 }
 
+/** How a machine has started. */
+export interface Start {
+  /** A kernel, which has booted; where an earlier one of its kind had booted; a snapshot; where it had fallen asleep. */
+  from: "kernel" | "warm" | "snapshot" | "sleep";
+  /** Until commands could be run. */
+  ms: number;
+  /** Why it has booted, where it was to go on from somewhere. */
+  fallback?: string;
+}
+
 /** What the daemon says of a sandbox. */
 export interface SandboxInfo {
   id: string;
@@ -92,6 +107,10 @@ export interface SandboxInfo {
   state: "creating" | "running" | "paused" | "stopped" | "sleeping" | "failed";
   /** Why the machine has ended. */
   exitReason?: string;
+  /** Absent where another daemon has started the machine. */
+  start?: Start;
+  /** The snapshot that it was made from, which need not be there any more. */
+  fromSnapshot?: string;
   /** RFC 3339. */
   createdAt: string;
   createdBy?: string;
@@ -201,6 +220,16 @@ export class Sandbox {
   /** Goes on where it fell asleep. */
   wake(options: CallOptions = {}): Promise<void> {
     return this.#turn("wake", options);
+  }
+
+  /**
+   * Keeps memory and disk as they are now as a snapshot, from which `createSandbox({ fromSnapshot: name })` makes others.
+   * The sandbox has to run or be paused, and goes on as it was.
+   */
+  async snapshot(name: string, { labels, signal }: SnapshotOptions = {}): Promise<Snapshot> {
+    // All of its memory is written, which takes as long as it takes.
+    const call = { json: { name, labels }, signal, deadline: Infinity };
+    return (await this.#api.call<SnapshotAnswer>("POST", `${this.#path}/snapshots`, call)).data;
   }
 
   /** Changes what it may reach, at once; a list that is given replaces the one before. */

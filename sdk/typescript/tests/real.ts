@@ -255,6 +255,45 @@ test("paused, resumed, stopped and started, with its files", async () => {
   assert.equal((await sandbox.exec({ command: "cat /root/file" })).data.stdout, "kept\n");
 });
 
+test("two sandboxes go on from a snapshot of a third, each as itself", async (context) => {
+  await using origin = await vr.createSandbox({ mem: 256 });
+  await origin.files.upload("/root/file", "kept");
+  await origin.commands.run({ command: "while n=$((n + 1)); do echo $n >>/root/count; sleep 0.1; done" });
+  const counting = "while [ ! -s /root/count ]; do sleep 0.1; done";
+  assert.equal((await origin.exec({ command: counting, timeout: 60 })).data.exitCode, 0);
+
+  const name = `sdk-${randomBytes(4).toString("hex")}`;
+  const snapshot = await origin.snapshot(name, { labels: { sdk: "test" } });
+  // Where the test has failed before it did so itself.
+  context.after(() => vr.removeSnapshot(name).catch(() => {}));
+  assert.deepEqual([snapshot.name, snapshot.sandbox, snapshot.mem], [name, origin.name, 256]);
+  assert.deepEqual(snapshot.labels, { sdk: "test" });
+  assert.equal((await vr.getSnapshot(name)).createdAt, snapshot.createdAt);
+  assert.ok((await vr.listSnapshots()).some((listed) => listed.name === name));
+  await assert.rejects(origin.snapshot(name), ConflictError);
+  await assert.rejects(vr.createSandbox({ fromSnapshot: name, image: "code" }), InvalidRequestError);
+
+  await using first = await vr.createSandbox({ fromSnapshot: name });
+  await using second = await vr.createSandbox({ fromSnapshot: name });
+  await vr.removeSnapshot(name);
+  await assert.rejects(vr.getSnapshot(name), NotFoundError);
+  await assert.rejects(vr.createSandbox({ fromSnapshot: name }), NotFoundError);
+
+  const ids: string[] = [];
+  for (const made of [origin, first, second]) {
+    assert.equal((await made.exec({ command: "cat /root/file" })).data.stdout, "kept");
+    const goesOn = "old=$(wc -l </root/count); while [ $(wc -l </root/count) -le $old ]; do sleep 0.1; done";
+    assert.equal((await made.exec({ command: goesOn, timeout: 60 })).data.exitCode, 0);
+    ids.push((await made.exec({ command: "cat /etc/machine-id" })).data.stdout);
+  }
+  for (const { info } of [first, second]) {
+    assert.deepEqual([info.fromSnapshot, info.start?.from, info.mem], [name, "snapshot", 256]);
+  }
+  // An image need not have the file.
+  const present = ids.filter((id) => id !== "");
+  assert.equal(new Set(present).size, present.length);
+});
+
 test("what is wrong is said of the field", async () => {
   await assert.rejects(vr.createSandbox({ cpu: 0 }), (error) => {
     assert.ok(error instanceof InvalidRequestError);

@@ -4,7 +4,7 @@ import type { AddressInfo } from "node:net";
 import { afterEach, test } from "node:test";
 
 import * as sdk from "@voidrun/sdk";
-import { VoidRun } from "@voidrun/sdk";
+import { VoidRun, type Snapshot } from "@voidrun/sdk";
 
 import { json, serveSandbox, Wire } from "./server.js";
 
@@ -107,6 +107,74 @@ test("sandboxes are listed by page and labels", async () => {
   const list = await new VoidRun().listSandboxes({ page: 2, limit: 1, labels: { team: "a", env: "b" } });
   assert.deepEqual([list.sandboxes.map(({ id, name }) => [id, name]), list.meta], [[["i", "n"]], meta]);
   assert.equal(wire.received[0]!.url, "/v1/sandboxes?page=2&limit=1&labels=team%3Da%2Cenv%3Db");
+});
+
+test("a snapshot is taken of a sandbox, shown, listed and removed", async () => {
+  const snapshot: Snapshot = {
+    name: "ready",
+    image: "code",
+    cpu: 2,
+    mem: 1024,
+    diskMB: 20480,
+    network: true,
+    sandbox: "box",
+    kernel: "/boot/vmlinuz",
+    release: "0.1.0",
+    labels: { team: "a" },
+    createdAt: "2026-01-02T03:04:05.678Z",
+    bytes: 4096,
+  };
+  const { wire, sandbox } = await serveSandbox(({ method, url }, response) =>
+    json(response, method === "POST" ? 201 : 200, { data: url === "/v1/snapshots" ? [snapshot] : snapshot }),
+  );
+  await using _ = wire;
+  const vr = new VoidRun();
+  assert.deepEqual(await sandbox.snapshot("ready", { labels: { team: "a" } }), snapshot);
+  assert.deepEqual(await sandbox.snapshot("ready"), snapshot);
+  assert.deepEqual(await vr.listSnapshots(), [snapshot]);
+  assert.deepEqual(await vr.getSnapshot("ready"), snapshot);
+  assert.deepEqual(await vr.removeSnapshot("a/b"), snapshot);
+  // It would be the address of all of them.
+  await assert.rejects(vr.getSnapshot(""), TypeError);
+  await assert.rejects(vr.removeSnapshot(""), TypeError);
+  assert.deepEqual(
+    wire.received.map(({ method, url, body }) => `${method} ${url} ${body}`.trim()),
+    [
+      'POST /v1/sandboxes/id1/snapshots {"name":"ready","labels":{"team":"a"}}',
+      'POST /v1/sandboxes/id1/snapshots {"name":"ready"}',
+      "GET /v1/snapshots",
+      "GET /v1/snapshots/ready",
+      "DELETE /v1/snapshots/a%2Fb",
+    ],
+  );
+});
+
+test("a sandbox from a snapshot is asked for by that alone, and tells how it has started", async () => {
+  const told = { fromSnapshot: "ready", start: { from: "snapshot", ms: 42 } };
+  await using wire = await Wire.serve((_, response) =>
+    json(response, 201, { data: { id: "id1", name: "box", ...told } }),
+  );
+  const { info } = await new VoidRun().createSandbox({ fromSnapshot: "ready" });
+  assert.deepEqual([info.fromSnapshot, info.start], [told.fromSnapshot, told.start]);
+  await new VoidRun().createSandbox({ warm: false });
+  assert.deepEqual(
+    wire.received.map(({ body }) => body),
+    ['{"fromSnapshot":"ready"}', '{"warm":false}'],
+  );
+});
+
+test("a snapshot that is not there, and one whose name is taken", async () => {
+  const { wire, sandbox } = await serveSandbox(({ method }, response) => {
+    const [status, kind] = method === "POST" ? [409, "nameTaken"] : [404, "noSnapshot"];
+    json(response, status as number, { type: `urn:voidrun:problem:${kind}`, status, detail: `snapshot: ${kind}` });
+  });
+  await using _ = wire;
+  const vr = new VoidRun();
+  const taken = { name: "ConflictError", status: 409, detail: "snapshot: nameTaken" };
+  await assert.rejects(sandbox.snapshot("ready"), taken);
+  const missing = { name: "NotFoundError", status: 404, detail: "snapshot: noSnapshot" };
+  await assert.rejects(vr.getSnapshot("ready"), missing);
+  await assert.rejects(vr.removeSnapshot("ready"), missing);
 });
 
 test("an address by option or environment means TCP, with the key", async () => {
@@ -237,6 +305,16 @@ test("a daemon that does not answer is not waited for without end", async (conte
     name: "TimeoutError",
     message: "GET /sandboxes/id1/files/stat: no answer within 120 s",
   });
+});
+
+test("a snapshot is waited for, however long it takes", async (context) => {
+  const { wire, sandbox } = await serveSandbox((_, response) => {
+    context.mock.timers.tick(3_600_000);
+    json(response, 201, { data: { name: "ready" } });
+  });
+  await using _ = wire;
+  context.mock.timers.enable({ apis: ["setTimeout"] });
+  assert.equal((await sandbox.snapshot("ready")).name, "ready");
 });
 
 test("exec gives what the daemon gave", async () => {
