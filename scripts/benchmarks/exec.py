@@ -7,7 +7,6 @@ output and process, by the guest's clock. And a byte there and back through vsoc
 """
 
 import argparse
-import http.client
 import json
 import os
 import socket
@@ -19,31 +18,12 @@ import tempfile
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent))
+from api import DEADLINE_S, Api  # noqa: E402
+
 PORT = 5000
-DEADLINE_S = 60
 COMMANDS = {"true": ["true"], "python": ["python3", "-c", "print(1)"]}
 COUNTED = 20
-
-
-class Api(http.client.HTTPConnection):
-    def __init__(self, path):
-        super().__init__("voidrun", timeout=DEADLINE_S)
-        self.path = path
-
-    def connect(self):
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(DEADLINE_S)
-        self.sock.connect(self.path)
-
-    def ask(self, method, path, body=None):
-        content = body if isinstance(body, bytes) else json.dumps(body).encode() if body is not None else None
-        headers = {"Content-Type": "application/json"} if content is not None else {}
-        self.request(method, f"/v1{path}", content, headers)
-        answer = self.getresponse()
-        text = answer.read()
-        if answer.status >= 300:
-            raise RuntimeError(f"{method} {path}: {answer.status}: {text.decode()}")
-        return json.loads(text)
 
 
 class Exchange:
