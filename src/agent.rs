@@ -1,16 +1,10 @@
 //! The guest's first file system: the agent, which this binary carries, and what it is told at boot.
 
 use protocol::Config;
-use rootfs_builder::image::Digest;
 use serde_json::json;
 
 /// Built by build.rs.
 static AGENT: &[u8] = include_bytes!(env!("VOIDRUN_AGENT"));
-
-/// That of the agent.
-pub(crate) fn digest() -> Digest {
-    Digest::of(AGENT)
-}
 
 /// File types of inode(7).
 const DIRECTORY: u32 = 0o040_000;

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 /// Between attempts to connect: a host that is being restored is back soon, one that is gone for good does not come.
-const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const FIRST_PAUSE: Duration = Duration::from_millis(1);
 const LAST_PAUSE: Duration = Duration::from_secs(1);
 
 /// Keeps the control stream open for ever. `began_us` is when the agent began, by [`clock_us`].
@@ -20,6 +20,7 @@ pub fn run(agent: &Arc<Agent>, began_us: u64) -> ! {
         kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
         began_us,
         ready_us: clock_us(),
+        becomes_another: true,
     };
     let mut pause = FIRST_PAUSE;
     loop {

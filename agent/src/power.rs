@@ -82,11 +82,13 @@ pub(crate) fn reseed(
         tv_nsec: (wall_time_ns % 1_000_000_000).cast_signed(),
     };
     let set = clock_settime(ClockId::Realtime, time);
-    let changed = config.map_or(Ok(()), |config| become_another(agent, *config));
-    // Whatever has failed: the host cannot end commands well that stand still.
+    if let Some(config) = config {
+        // As what it was, nothing must run any more.
+        become_another(agent, *config).map_err(|error| refusal(ErrorCode::Internal, with_source(&error)))?;
+    }
+    // Also without the time: the host cannot end commands well that stand still.
     agent.cgroups.thaw();
-    set.map_err(|errno| failure(ErrorCode::Internal, "the clock", errno))?;
-    changed.map_err(|error| refusal(ErrorCode::Internal, with_source(&error)))
+    set.map_err(|errno| failure(ErrorCode::Internal, "the clock", errno))
 }
 
 fn become_another(agent: &Agent, config: Config) -> Result<(), IdentityError> {

@@ -38,6 +38,9 @@ pub struct Hello {
     /// When the agent was ready, by the same clock.
     #[serde(default)]
     pub ready_us: u64,
+    /// Whether it takes the configuration of another machine, see [`Request::Reseed`].
+    #[serde(default)]
+    pub becomes_another: bool,
 }
 
 /// What the host asks for: the first frame of a stream.

@@ -94,6 +94,7 @@ fn wanted(body: Create, network: Access) -> Result<New, Problem> {
             ("kernel", body.kernel.is_some()),
             ("kernelArgs", body.kernel_args.is_some()),
             ("pull", body.pull.is_some()),
+            ("warm", body.warm.is_some()),
         ];
         if let Some((field, _)) = given.iter().find(|(_, given)| *given) {
             return Err(Problem::field(field, "the snapshot (fromSnapshot) decides that"));

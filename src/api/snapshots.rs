@@ -32,6 +32,13 @@ pub(crate) struct Take {
     pub(crate) labels: Option<BTreeMap<String, String>>,
 }
 
+/// What was removed.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[schema(as = SnapshotName)]
+pub(crate) struct Name {
+    pub(crate) name: String,
+}
+
 /// A snapshot: the machine of a sandbox with its disk, as it was at a moment.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
@@ -61,8 +68,8 @@ pub(crate) struct Snapshot {
     pub(crate) bytes: u64,
 }
 
-impl From<snapshots::Snapshot> for Snapshot {
-    fn from(snapshots::Snapshot { name, record, bytes, .. }: snapshots::Snapshot) -> Self {
+impl From<snapshots::About> for Snapshot {
+    fn from(snapshots::About { name, record, bytes }: snapshots::About) -> Self {
         let created_at = UNIX_EPOCH + Duration::from_millis(record.created_at_ms);
         Self {
             name,
@@ -96,7 +103,7 @@ pub(super) async fn take(
 ) -> Result<(StatusCode, Json<Envelope<Snapshot>>), Problem> {
     let labels = sandboxes::checked(body.labels.unwrap_or_default())?;
     let taken = daemon.take_snapshot(&sandbox, body.name, labels).await?;
-    Ok((StatusCode::CREATED, success("snapshot taken", taken.into())))
+    Ok((StatusCode::CREATED, success("snapshot taken", taken.about().into())))
 }
 
 /// Lists the snapshots, by name.
@@ -115,7 +122,7 @@ pub(super) async fn list(State(daemon): State<Arc<Daemon>>) -> Answer<Vec<Snapsh
     responses((status = 200, description = "The snapshot", body = Envelope<Snapshot>))
 )]
 pub(super) async fn get(State(daemon): State<Arc<Daemon>>, name: Named) -> Answer<Snapshot> {
-    Ok(success("snapshot", daemon.snapshot(text(name)?).await?.into()))
+    Ok(success("snapshot", daemon.snapshot(text(name)?).await?.about().into()))
 }
 
 /// Removes a snapshot.
@@ -123,10 +130,12 @@ pub(super) async fn get(State(daemon): State<Arc<Daemon>>, name: Named) -> Answe
 /// Sandboxes that were made from it stay as they are.
 #[utoipa::path(
     delete, path = "/snapshots/{name}", operation_id = "removeSnapshot", tag = "snapshots",
-    responses((status = 200, description = "What it was", body = Envelope<Snapshot>))
+    responses((status = 200, description = "It is gone", body = Envelope<Name>))
 )]
-pub(super) async fn remove(State(daemon): State<Arc<Daemon>>, name: Named) -> Answer<Snapshot> {
-    Ok(success("snapshot removed", daemon.remove_snapshot(text(name)?).await?.into()))
+pub(super) async fn remove(State(daemon): State<Arc<Daemon>>, name: Named) -> Answer<Name> {
+    let name = text(name)?;
+    daemon.remove_snapshot(name.clone()).await?;
+    Ok(success("snapshot removed", Name { name }))
 }
 
 fn text(name: Named) -> Result<String, Problem> {

@@ -35,7 +35,7 @@ pub(super) struct Machine {
     #[arg(long, value_enum, default_value_t)]
     pull: PullPolicy,
     /// Go on from this snapshot: it decides on image, CPUs, memory and disk
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["cpus", "memory", "disk", "pull"])]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["cpus", "memory", "disk", "pull", "cold"])]
     pub(super) from_snapshot: Option<String>,
     /// Boot it, and do not go on from where an earlier sandbox of this image and size had booted [default: run.warm]
     #[arg(long)]

@@ -3,10 +3,12 @@
 use clap::Subcommand;
 use hyper::Method;
 use indicatif::BinaryBytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use super::error::CliError;
 use super::{Context, create, ps, table, wait_for};
-use crate::api::snapshots::{Snapshot, Take};
+use crate::api::snapshots::{Name, Snapshot, Take};
 use crate::client::{Client, segment};
 
 #[derive(Debug, Subcommand)]
@@ -75,12 +77,12 @@ pub(super) fn run(verb: Verb, context: &Context) -> Result<(), CliError> {
         Verb::Create(args) => take(args, context),
         Verb::Ls(args) => list(&args, context),
         Verb::Inspect(args) => {
-            let found = each(context, &Method::GET, &args.names)?;
-            context.print(&found, |found| serde_json::to_string_pretty(found).unwrap_or_default())
+            let pretty = |found: &Vec<Snapshot>| serde_json::to_string_pretty(found).unwrap_or_default();
+            each(context, &Method::GET, &args.names, pretty)
         }
         Verb::Rm(args) => {
-            let removed = each(context, &Method::DELETE, &args.names)?;
-            context.print(&removed, |removed| names(removed))
+            let names = |removed: &Vec<Name>| lines(removed.iter().map(|removed| &*removed.name));
+            each(context, &Method::DELETE, &args.names, names)
         }
     }
 }
@@ -102,7 +104,7 @@ fn list(args: &LsArgs, context: &Context) -> Result<(), CliError> {
     })?;
     context.print(&found, |found| {
         if args.quiet {
-            return names(found);
+            return lines(found.iter().map(|found| &*found.name));
         }
         let head = ["NAME", "IMAGE", "CPUS", "MEMORY", "ON DISK", "CREATED", "OF"];
         let mut rows = vec![head.map(str::to_owned).to_vec()];
@@ -121,18 +123,27 @@ fn list(args: &LsArgs, context: &Context) -> Result<(), CliError> {
     })
 }
 
-fn names(snapshots: &[Snapshot]) -> String {
-    snapshots.iter().map(|snapshot| &*snapshot.name).collect::<Vec<_>>().join("\n")
+fn lines<'a>(names: impl Iterator<Item = &'a str>) -> String {
+    names.collect::<Vec<_>>().join("\n")
 }
 
-/// One after the other, up to the first that fails.
-fn each(context: &Context, method: &Method, names: &[String]) -> Result<Vec<Snapshot>, CliError> {
-    wait_for("", async {
+/// One after the other, up to the first that fails; what was done before is printed all the same.
+fn each<T: Serialize + DeserializeOwned>(
+    context: &Context,
+    method: &Method,
+    names: &[String],
+    text: impl FnOnce(&Vec<T>) -> String,
+) -> Result<(), CliError> {
+    let mut done = Vec::new();
+    let result = wait_for("", async {
         let client = Client::connect(&context.config).await?;
-        let mut done = Vec::new();
         for name in names {
             done.push(client.ask(method.clone(), &format!("/snapshots/{}", segment(name)), &()).await?);
         }
-        Ok(done)
-    })
+        Ok(())
+    });
+    if result.is_ok() || !done.is_empty() {
+        context.print(&done, text)?;
+    }
+    result
 }

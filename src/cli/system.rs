@@ -15,7 +15,7 @@ use serde_json::json;
 use super::error::CliError;
 use super::{Context, table};
 use crate::sandbox::Sandboxes;
-use crate::snapshots::{Snapshot, Snapshots, SnapshotsError};
+use crate::snapshots::{About, Snapshots, SnapshotsError};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
@@ -123,7 +123,7 @@ fn prune(args: &PruneArgs, context: &Context) -> Result<(), CliError> {
         store.collect(nothing, count)?;
     }
     let warm = Snapshots::new(store.root().join("warm"));
-    for Snapshot { name, record, bytes: freed_bytes, .. } in warm.list()? {
+    for About { name, record, bytes: freed_bytes } in warm.list()?.0 {
         match if args.dry_run { Ok(()) } else { warm.remove(&name) } {
             Ok(()) => removed.push(Removal { kind: Removed::Warm, name: record.image_name, freed_bytes }),
             // The daemon was faster.
@@ -161,7 +161,7 @@ fn unused(store: &Store) -> Result<Vec<ImageName>, CliError> {
         }
     }
     let snapshots = Snapshots::new(store.root().join("snapshots")).list()?;
-    used.extend(snapshots.into_iter().map(|snapshot| snapshot.record.image));
+    used.extend(snapshots.0.into_iter().map(|snapshot| snapshot.record.image));
     let images = store.list()?.images.into_iter().map(|image| image.reference);
     Ok(images.filter(|reference| !used.contains(&reference.image)).map(|reference| reference.name).collect())
 }

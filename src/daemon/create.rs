@@ -180,7 +180,7 @@ impl Daemon {
                 self.warm_or_cold(sandbox, lock, kernel, &cmdline, &key).await?
             }
             First::Snapshot(snapshot) => {
-                let handle = self.clone_of(sandbox, lock, &self.snapshots, *snapshot).await?;
+                let handle = self.clone_of(sandbox, lock, *snapshot).await?;
                 (handle, StartedFrom::Snapshot, None)
             }
         };

@@ -214,7 +214,9 @@ impl Daemon {
         if let Err(error) = directory.clear_new_record() {
             tracing::warn!(sandbox = %directory.id(), error = %chain(&error), "what is left of a record stays");
         }
-        let (status, removed) = (lost::found(found, &directory, &self.metrics), record.removed);
+        // Nobody was told of a machine that does not know whose it is, and it must not run on as another's.
+        let removed = record.removed || directory.is_becoming();
+        let status = lost::found(found, &directory, &self.metrics);
         let (handle, is_lost) = (status.handle.clone(), status.lost);
         tracing::info!(sandbox = %directory.id(), state = %status.state, "found");
         let sandbox =

@@ -44,23 +44,22 @@ impl Daemon {
 
     /// Has a sandbox woken that wakes by itself, before something is done in it that needs its machine.
     pub(crate) async fn awake(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Result<(), DaemonError> {
-        if !sandbox.record().auto_sleep {
+        if !sandbox.record().auto_sleep || sandbox.is_asked() {
             return Ok(());
         }
-        let is_on_its_way = {
-            let status = sandbox.status();
-            status.dozes || status.state == State::Creating
-        };
-        if is_on_its_way {
-            drop(sandbox.turn.lock().await);
-        }
-        if sandbox.state() != State::Sleeping {
+        // Whoever puts it to sleep, or wakes it, at this moment.
+        drop(sandbox.turn.lock().await);
+        if sandbox.is_asked() || sandbox.state() != State::Sleeping {
             return Ok(());
         }
         match self.wake(sandbox).await {
             // Somebody else was faster.
-            Err(DaemonError::State { .. }) if sandbox.state() == State::Running => Ok(()),
-            woken => woken,
+            Err(DaemonError::State { .. }) if sandbox.is_asked() => Ok(()),
+            Ok(()) => {
+                sandbox.is_asked();
+                Ok(())
+            }
+            error => error,
         }
     }
 
@@ -136,6 +135,16 @@ impl Daemon {
 }
 
 impl Sandbox {
+    /// Notes that something is asked of it, if it runs and is not just being put to sleep.
+    fn is_asked(&self) -> bool {
+        let mut status = self.status();
+        let is_awake = status.state == State::Running && !status.dozes;
+        if is_awake {
+            status.asked = Some(Instant::now());
+        }
+        is_awake
+    }
+
     async fn sleep(self: &Arc<Self>) -> Result<(), DaemonError> {
         let _turn = self.turn.lock().await;
         self.sleep_now().await
@@ -156,7 +165,14 @@ impl Sandbox {
             return Ok(left);
         }
         let _turn = self.turn.lock().await;
-        self.status().dozes = true;
+        {
+            let mut status = self.status();
+            let asked = status.asked.map(|asked| asked.elapsed()).filter(|asked| *asked < limit);
+            if let Some(asked) = asked {
+                return Ok(limit.saturating_sub(asked));
+            }
+            status.dozes = true;
+        }
         let dozed = async {
             let left = look().await?;
             if left.is_zero() && self.state() == State::Running {

@@ -17,7 +17,7 @@ use super::sleep::SAVING;
 use super::state::State;
 use super::{Daemon, name};
 use crate::sandbox::{Directory, Handle};
-use crate::snapshots::{Draft, Record, Snapshot, SnapshotsError};
+use crate::snapshots::{About, Draft, Record, Snapshot, SnapshotsError};
 
 const TAKE: &str = "take a snapshot of";
 
@@ -70,7 +70,7 @@ impl Daemon {
             let (taking, wanted) = (Arc::clone(&daemon), name.clone());
             let draft = blocking(move || {
                 // Told before a sandbox stands still for it; whoever is faster is told of by `keep`.
-                if taking.snapshots.find(&wanted).is_ok() {
+                if taking.snapshots.is_there(&wanted) {
                     return Err(SnapshotsError::Taken(wanted).into());
                 }
                 Ok(taking.snapshots.draft()?)
@@ -134,9 +134,9 @@ impl Daemon {
     }
 
     /// All snapshots, by name.
-    pub(crate) async fn list_snapshots(self: &Arc<Self>) -> Result<Vec<Snapshot>, DaemonError> {
+    pub(crate) async fn list_snapshots(self: &Arc<Self>) -> Result<Vec<About>, DaemonError> {
         let daemon = Arc::clone(self);
-        blocking(move || Ok(daemon.snapshots.list()?)).await
+        blocking(move || Ok(daemon.snapshots.list()?.0)).await
     }
 
     pub(crate) async fn snapshot(self: &Arc<Self>, name: String) -> Result<Snapshot, DaemonError> {
@@ -146,19 +146,22 @@ impl Daemon {
 
     /// Blocks.
     fn find_snapshot(&self, name: &str) -> Result<Snapshot, DaemonError> {
-        // What is no name is none of a snapshot, and must not become a path.
-        name::check(name).map_err(|_| SnapshotsError::NotFound(name.chars().take(100).collect()))?;
+        check(name)?;
         Ok(self.snapshots.find(name)?)
     }
 
-    /// Removes a snapshot; sandboxes that were made from it stay.
-    pub(crate) async fn remove_snapshot(self: &Arc<Self>, name: String) -> Result<Snapshot, DaemonError> {
+    /// Removes a snapshot, also one that cannot be read; sandboxes that were made from it stay.
+    pub(crate) async fn remove_snapshot(self: &Arc<Self>, name: String) -> Result<(), DaemonError> {
         let daemon = Arc::clone(self);
         blocking(move || {
-            let found = daemon.find_snapshot(&name)?;
-            daemon.snapshots.remove(&name)?;
-            Ok(found)
+            check(&name)?;
+            Ok(daemon.snapshots.remove(&name)?)
         })
         .await
     }
+}
+
+/// What is no name is none of a snapshot, and must not become a path.
+fn check(name: &str) -> Result<(), SnapshotsError> {
+    name::check(name).map_err(|_| SnapshotsError::NotFound(name.chars().take(100).collect()))
 }

@@ -74,6 +74,8 @@ pub(super) struct Status {
     pub(super) lost: bool,
     /// It is about to be put to sleep because nothing is done in it: whoever wants something waits for its turn.
     pub(super) dozes: bool,
+    /// When something was asked last of one that sleeps by itself: its stream may not be there yet.
+    pub(super) asked: Option<Instant>,
     /// How the machine has started, where this daemon has started it.
     pub(super) start: Option<Start>,
 }
@@ -115,6 +117,7 @@ impl Status {
             stopping: false,
             lost: false,
             dozes: false,
+            asked: None,
             start: None,
         }
     }

@@ -4,19 +4,19 @@
 //! [snapshot](crate::snapshots). The key is made of all that a booted machine depends on, so that one that would be another is not found.
 //! Nothing of it is in memory; what nobody uses is collected.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io::{Read as _, Seek as _};
+use std::io::{self, Read as _, Seek as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::sync::{Arc, LazyLock, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use protocol::{Command, Exec};
+use protocol::{Command, Config, Exec};
 use rootfs_builder::image::Digest;
 use rustix::fs::{MemfdFlags, memfd_create};
 use serde_json::json;
-use vmm::control::Client;
 
 use super::create::blocking;
 use super::error::DaemonError;
@@ -25,12 +25,15 @@ use super::state::StartedFrom;
 use super::{Daemon, chain};
 use crate::agent;
 use crate::sandbox::{Begin, Directory, Event, ExecError, Handle, Kernel, LaunchError, Record};
-use crate::snapshots::{self, Snapshot, Snapshots, SnapshotsError};
+use crate::snapshots::{self, About, Place, Snapshot, SnapshotsError};
 
+const KEEP: &str = "write for others of its kind";
 /// What nobody has used for so long goes.
 const UNUSED: Duration = Duration::from_hours(7 * 24);
 /// A rehearsal may take so long.
 const REHEARSAL: Duration = Duration::from_secs(10);
+/// What is read of a file of touched pages, in bytes; those that a machine writes have half of it at most.
+const MAX_TOUCHED: u64 = 1 << 20;
 /// All of them take this part of the store's budget at most.
 const SHARE: u64 = 10;
 
@@ -54,7 +57,7 @@ static HOST: LazyLock<Option<Digest>> = LazyLock::new(|| {
 });
 
 /// The guest's agent.
-static AGENT: LazyLock<Digest> = LazyLock::new(agent::digest);
+static AGENT: LazyLock<Digest> = LazyLock::new(|| Digest::of(&agent::initramfs(&Config::default())));
 
 impl Key {
     /// Of a sandbox that is to boot this kernel. None where it cannot be said what it depends on.
@@ -92,7 +95,10 @@ impl Daemon {
         let fallback = match self.warm_start(sandbox, lock, key).await {
             Ok(handle) => return Ok((handle, StartedFrom::Warm, None)),
             // It is the first of its kind.
-            Err(DaemonError::Snapshots(SnapshotsError::NotFound(_))) => None,
+            Err(DaemonError::Snapshots(SnapshotsError::NotFound(_))) => {
+                sandbox.on_disk(Directory::clear_disks).await?;
+                None
+            }
             Err(error) if is_of_the_snapshot(&error) => {
                 let error = chain(&error);
                 tracing::warn!(
@@ -125,28 +131,40 @@ impl Daemon {
             warm.touch(&name);
             Ok(found)
         });
-        self.clone_of(sandbox, lock, &self.warm, found.await?).await
+        self.clone_of(sandbox, lock, found.await?).await
     }
 
-    /// A machine of the sandbox that goes on from a snapshot of another, which is in `snapshots`.
+    /// A machine of the sandbox that goes on from a snapshot of another.
     pub(super) async fn clone_of(
         self: &Arc<Self>,
         sandbox: &Arc<Sandbox>,
         lock: OwnedFd,
-        snapshots: &Snapshots,
         snapshot: Snapshot,
     ) -> Result<Arc<Handle>, DaemonError> {
         let (daemon, directory) = (Arc::clone(self), Arc::clone(&sandbox.directory));
-        let (name, is_first) = (snapshot.name.clone(), snapshot.touched.is_none());
+        let first = snapshot.touched.is_none().then(|| snapshot.place());
         let begin = blocking(move || {
             let checked = daemon.verified.check(&snapshot.machine);
             checked.map_err(|source| DaemonError::Restore { name: snapshot.name.clone(), source })?;
-            directory.set_lower_disk(&snapshot.disk())?;
+            // A daemon that finds it must not take it for what it is not yet.
+            directory.begin_to_become()?;
+            directory.set_lower_disk(&snapshot.disk()).map_err(|error| {
+                // Somebody has just removed it.
+                let is_gone = error.is_not_found().then(|| SnapshotsError::NotFound(snapshot.name.clone()));
+                is_gone.map_or_else(|| error.into(), DaemonError::from)
+            })?;
             let Snapshot { record, machine: file, touched, .. } = snapshot;
             Ok(Begin::Snapshot { file, touched, network: record.network, shared: true })
         });
         let handle = self.launch(sandbox, lock, begin.await?, "").await?;
-        if is_first && let Err(error) = keep_touched(&handle, snapshots, name).await {
+        let become_one = sandbox.on_disk(Directory::has_become).await;
+        if let Err(error) = become_one {
+            sandbox.end_machine(&handle).await?;
+            return Err(error);
+        }
+        if let Some(place) = first
+            && let Err(error) = keep_touched(&handle, place).await
+        {
             tracing::warn!(sandbox = sandbox.id(), error, "others of its kind start as slowly");
         }
         Ok(handle)
@@ -180,19 +198,24 @@ impl Daemon {
         handle: &Arc<Handle>,
         key: &Key,
     ) -> Result<(), DaemonError> {
+        // What it reads from the disk is in the memory of those that go on from it.
+        if !rehearse(handle).await {
+            self.keeping().remove(key);
+            return Ok(());
+        }
         let drafting = Arc::clone(self);
         let draft = blocking(move || Ok(Arc::new(drafting.warm.draft()?)));
-        // What it reads from the disk is in the memory of those that go on from it.
-        rehearse(handle).await;
         // It tells the next daemon that what follows was left in the middle.
         let file = sandbox.on_disk(Directory::new_snapshot);
         let written = async {
             let (draft, file): (_, File) = (draft.await?, file.await?);
+            // Nothing that the shell may have left goes on in others before they are themselves.
+            sandbox.halt_commands(KEEP, handle, false).await?;
             self.copy(sandbox, handle, file, Arc::clone(&draft)).await?;
             Ok::<_, DaemonError>(draft)
         };
         let written = written.await;
-        sandbox.control("resume", handle, Client::resume).await?;
+        sandbox.go_on(handle, false).await?;
         let moved = match written {
             Ok(draft) => {
                 let path = draft.machine();
@@ -213,18 +236,23 @@ impl Daemon {
         let (daemon, key) = (Arc::clone(self), key.clone());
         self.work.spawn(async move {
             let (keeping, name) = (Arc::clone(&daemon), key.0.clone());
-            let kept = blocking(move || keeping.keep(&draft, &name, record)).await;
-            if let Err(error) = kept {
-                tracing::warn!(error = %chain(&error), "others of a kind have to boot");
+            let kept = blocking(move || {
+                keeping.keep(&draft, &name, record)?;
+                keeping.collect_warm()
+            });
+            match kept.await {
+                // Somebody was faster.
+                Ok(()) | Err(DaemonError::Snapshots(SnapshotsError::Taken(_))) => {}
+                Err(error) => tracing::warn!(error = %chain(&error), "others of a kind have to boot"),
             }
             daemon.keeping().remove(&key);
         });
         Ok(())
     }
 
-    /// False if somebody is at it.
+    /// False if somebody is at it, or has done it.
     fn begins_to_keep(&self, key: &Key) -> bool {
-        self.keeping().insert(key.clone())
+        !self.warm.is_there(&key.0) && self.keeping().insert(key.clone())
     }
 
     fn keeping(&self) -> MutexGuard<'_, BTreeSet<Key>> {
@@ -233,25 +261,22 @@ impl Daemon {
 
     /// Removes what no sandbox can begin with any more, what nobody has used for long, and what is too much. Blocks.
     pub(super) fn collect_warm(&self) -> Result<(), DaemonError> {
-        let mut all: Vec<(SystemTime, Snapshot)> = Vec::new();
-        for snapshot in self.warm.list()? {
-            let used = self.warm.used(&snapshot.name).unwrap_or(SystemTime::UNIX_EPOCH);
-            all.push((used, snapshot));
-        }
-        all.sort_by_key(|(used, _)| std::cmp::Reverse(*used));
+        let (all, unreadable) = self.warm.list()?;
+        let used = |about: &About| self.warm.used(&about.name).unwrap_or(SystemTime::UNIX_EPOCH);
+        let mut all: Vec<(SystemTime, About)> = all.into_iter().map(|about| (used(&about), about)).collect();
+        all.sort_by_key(|(used, _)| Reverse(*used));
         let mut left = self.config.gc_budget.value.0 / SHARE;
-        for (used, snapshot) in all {
-            let idle = used.elapsed().unwrap_or_default();
-            let fits = left.checked_sub(snapshot.bytes);
+        all.retain(|(used, about)| {
+            let (fits, idle) = (left.checked_sub(about.bytes), used.elapsed().unwrap_or_default());
             left = fits.unwrap_or(left);
-            if fits.is_none() || idle > UNUSED || self.store.rootfs(&snapshot.record.image).is_err() {
-                self.warm.remove(&snapshot.name)?;
-                tracing::info!(
-                    name = snapshot.name,
-                    image = snapshot.record.image_name,
-                    bytes = snapshot.bytes,
-                    "collected"
-                );
+            fits.is_none() || idle > UNUSED || self.store.rootfs(&about.record.image).is_err()
+        });
+        for name in unreadable.into_iter().chain(all.into_iter().map(|(_, about)| about.name)) {
+            match self.warm.remove(&name) {
+                Ok(()) => tracing::info!(name, "collected, of the warm starts"),
+                // Somebody was faster.
+                Err(SnapshotsError::NotFound(_)) => {}
+                Err(error) => return Err(error.into()),
             }
         }
         Ok(())
@@ -259,27 +284,29 @@ impl Daemon {
 }
 
 /// Runs what most commands begin with, and nothing of a user's. An image that has no shell has nothing to be rehearsed.
-async fn rehearse(handle: &Handle) {
+/// False if it has not ended in time.
+async fn rehearse(handle: &Handle) -> bool {
     let command = Command::Argv(["/bin/sh", "-c", ":"].map(str::to_owned).into());
     let run = async {
         let mut exec = handle.exec(Exec::new(command)).await?;
         while !matches!(exec.output.next().await?, Event::Exit(_)) {}
         Ok::<_, ExecError>(())
     };
-    let _ = tokio::time::timeout(REHEARSAL, run).await;
+    tokio::time::timeout(REHEARSAL, run).await.is_ok()
 }
 
 /// Remembers which pages the first machine that goes on from a snapshot has written to when a command has run in it.
-async fn keep_touched(handle: &Arc<Handle>, snapshots: &Snapshots, name: String) -> Result<(), String> {
+async fn keep_touched(handle: &Arc<Handle>, place: io::Result<Place>) -> Result<(), String> {
     rehearse(handle).await;
-    let (handle, snapshots) = (Arc::clone(handle), snapshots.clone());
+    let handle = Arc::clone(handle);
     let keep = move || -> Result<(), Box<dyn std::error::Error>> {
         let mut touched = File::from(memfd_create("touched", MemfdFlags::CLOEXEC)?);
         handle.control()?.touched(touched.as_fd())?;
-        let mut bytes = Vec::new();
         touched.rewind()?;
-        touched.read_to_end(&mut bytes)?;
-        Ok(snapshots.keep_touched(&name, &bytes)?)
+        let mut bytes = Vec::new();
+        // The process of the machine may have written anything.
+        touched.take(MAX_TOUCHED).read_to_end(&mut bytes)?;
+        Ok(place?.keep_touched(&bytes)?)
     };
     let kept = tokio::task::spawn_blocking(move || keep().map_err(|error| chain(&*error)));
     kept.await.unwrap_or_else(|error| Err(error.to_string()))
@@ -295,6 +322,7 @@ fn is_of_the_snapshot(error: &DaemonError) -> bool {
                 | LaunchError::Silent(_)
                 | LaunchError::Agent(_)
                 | LaunchError::Identity(_)
+                | LaunchError::Old
                 | LaunchError::Version(_)
         ),
         _ => false,

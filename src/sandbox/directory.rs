@@ -3,8 +3,10 @@
 //! ```text
 //! sandboxes/<id>/lock          held (flock) by the process of the machine for as long as it lives
 //!                spec.json     what the sandbox was made of, see [`super::record`]
-//!                disk.diff     what the guest has written to its disk
-//!                disk.lower    what was on it before, where it was made from a snapshot; a link to the snapshot's, never written
+//!                disk.diff     what the guest has written to its disk, where it began with the image's
+//!                disk.upper    the same where it began with a snapshot's,
+//!                disk.lower    which is this one: a link to it, never written
+//!                becoming      a machine has gone on from a snapshot, and may not know yet that it is this sandbox's
 //!                snapshot      its machine while it sleeps, see [`vmm::snapshot`]
 //!                exit.json     why the machine has ended; empty until then, and if it was killed
 //!                vmm.log       what the process of the machine has said
@@ -37,6 +39,8 @@ const LOCK: &str = "lock";
 const SPEC: &str = "spec.json";
 const DISK: &str = "disk.diff";
 const LOWER: &str = "disk.lower";
+const UPPER: &str = "disk.upper";
+const BECOMING: &str = "becoming";
 /// A record on its way; what is left of one that was cut off is of no use.
 const NEW_SPEC: &str = "spec.json.new";
 const SNAPSHOT: &str = "snapshot";
@@ -85,6 +89,11 @@ pub(crate) enum Claim {
 }
 
 impl DirectoryError {
+    /// Whether something is not there.
+    pub(crate) fn is_not_found(&self) -> bool {
+        self.source.kind() == io::ErrorKind::NotFound
+    }
+
     fn new(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self { action, path, source }
@@ -250,7 +259,7 @@ impl Directory {
 
     /// What the guest has written to its disk, blank at first; to read and write.
     pub(crate) fn disk(&self) -> Result<File, DirectoryError> {
-        let path = self.path(DISK);
+        let path = self.path(if self.path(LOWER).exists() { UPPER } else { DISK });
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).mode(0o600);
         options.open(&path).map_err(DirectoryError::new("open", &path))
@@ -260,7 +269,8 @@ impl Directory {
     pub(crate) fn lower_disk(&self) -> Result<Option<File>, DirectoryError> {
         let path = self.path(LOWER);
         match File::open(&path) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            // Without it the other one makes no sense.
+            Err(e) if e.kind() == io::ErrorKind::NotFound && !self.path(UPPER).exists() => Ok(None),
             opened => opened.map(Some).map_err(DirectoryError::new("open", &path)),
         }
     }
@@ -280,8 +290,25 @@ impl Directory {
 
     /// As it was before it had a disk. The lock has to be ours.
     pub(crate) fn clear_disks(&self) -> Result<(), DirectoryError> {
-        self.clear(LOWER)?;
-        self.clear(DISK)
+        for name in [UPPER, LOWER, DISK, BECOMING] {
+            self.clear(name)?;
+        }
+        Ok(())
+    }
+
+    /// A machine is about to go on from another sandbox's, and does not know yet whose it is.
+    pub(crate) fn begin_to_become(&self) -> Result<(), DirectoryError> {
+        self.create_file(BECOMING).map(drop)
+    }
+
+    /// It does.
+    pub(crate) fn has_become(&self) -> Result<(), DirectoryError> {
+        self.clear(BECOMING)
+    }
+
+    /// Whether it was left in between.
+    pub(crate) fn is_becoming(&self) -> bool {
+        self.path(BECOMING).exists()
     }
 
     /// The machine of a sandbox that sleeps, to read and to be marked.
@@ -335,7 +362,7 @@ impl Directory {
 
     /// Whether it ever had a machine: each begins with marking the disk as its own.
     pub(crate) fn had_a_machine(&self) -> bool {
-        self.path(DISK).metadata().is_ok_and(|disk| disk.len() > 0)
+        [DISK, UPPER].iter().any(|disk| self.path(disk).metadata().is_ok_and(|disk| disk.len() > 0))
     }
 
     /// Whole or not at all: a reader finds the record of before, or this one. One writes at a time.

@@ -121,6 +121,11 @@ pub(crate) enum LaunchError {
     /// It has gone on from where it was saved, and has not become what it is to be.
     #[error("the guest has not taken its identity")]
     Identity(#[source] ExecError),
+    /// The snapshot was taken of a machine that an earlier release had started.
+    #[error(
+        "the guest's agent is of an earlier release, and cannot become another sandbox's: take the snapshot anew, of a sandbox that this release has started"
+    )]
+    Old,
     /// It is one of another time.
     #[error("the guest's agent speaks version {0} of the protocol, this voidrun {ours}", ours = protocol::VERSION)]
     Version(u32),
@@ -146,10 +151,15 @@ pub(crate) async fn boot(
             Guest::Boots => come_up(&handle, ready).await,
             Guest::GoesOn(config) => {
                 // At once: its agent listens already, while it finds that its own first stream has gone.
+                let becomes_another = config.is_some();
                 let (agent, reseeded) = tokio::join!(come_up(&handle, ready), handle.reseed(config));
                 // Where the machine has ended, this tells why.
                 let agent = agent?;
-                reseeded.map(|()| agent)
+                reseeded?;
+                if becomes_another && !agent.1.becomes_another {
+                    return Err(LaunchError::Old);
+                }
+                Ok(agent)
             }
         }
     };

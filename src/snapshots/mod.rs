@@ -20,7 +20,7 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as 
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use rustix::fs::{Mode, OFlags, openat};
+use rustix::fs::{AtFlags, Mode, OFlags, openat, renameat, unlinkat};
 use rustix::io::Errno;
 
 pub(crate) use record::Record;
@@ -38,6 +38,19 @@ pub(crate) struct Snapshots {
     root: PathBuf,
 }
 
+/// What is to be told of a snapshot.
+#[derive(Clone, Debug)]
+pub(crate) struct About {
+    pub(crate) name: String,
+    pub(crate) record: Record,
+    /// Bytes that it takes on the disk.
+    pub(crate) bytes: u64,
+}
+
+/// The directory of a snapshot, whatever its name means by now.
+#[derive(Debug)]
+pub(crate) struct Place(OwnedFd);
+
 /// A snapshot that can be gone on from.
 #[derive(Debug)]
 pub(crate) struct Snapshot {
@@ -45,7 +58,7 @@ pub(crate) struct Snapshot {
     pub(crate) record: Record,
     /// Open for reading.
     pub(crate) machine: File,
-    /// Its directory: all of it is of one snapshot, whatever the name means by now.
+    /// All of it is of one snapshot.
     directory: OwnedFd,
     /// Which pages are written to first, where that is known: what [`vmm::control::Client::touched`] has written.
     pub(crate) touched: Option<File>,
@@ -99,20 +112,27 @@ impl Snapshots {
         Ok(path)
     }
 
-    /// Those there are, by name. One that cannot be read is left out, and told of in the log.
-    pub(crate) fn list(&self) -> Result<Vec<Snapshot>, SnapshotsError> {
-        let mut found = Vec::new();
+    /// Those there are, by name; and the names of those that cannot be read, of which the log tells why.
+    pub(crate) fn list(&self) -> Result<(Vec<About>, Vec<String>), SnapshotsError> {
+        let (mut found, mut unreadable) = (Vec::new(), Vec::new());
         for name in self.names()?.into_iter().filter(|name| !name.starts_with('.')) {
             match self.find(&name) {
-                Ok(snapshot) => found.push(snapshot),
-                Err(SnapshotsError::NotFound(_)) => {}
+                Ok(snapshot) => found.push(snapshot.about()),
+                // Somebody has just removed it.
+                Err(_) if !self.is_there(&name) => {}
                 Err(error) => {
                     tracing::warn!(name, error = %crate::daemon::chain(&error), "a snapshot cannot be read");
+                    unreadable.push(name);
                 }
             }
         }
         found.sort_by(|a, b| a.name.cmp(&b.name));
-        Ok(found)
+        Ok((found, unreadable))
+    }
+
+    /// Whether there is one that is called `name`, of use or not.
+    pub(crate) fn is_there(&self, name: &str) -> bool {
+        self.root.join(name).exists()
     }
 
     fn names(&self) -> Result<Vec<String>, SnapshotsError> {
@@ -153,20 +173,6 @@ impl Snapshots {
         Ok(Snapshot { name: name.to_owned(), record, machine, directory, touched, bytes })
     }
 
-    /// Keeps which pages of the one that is called `name` are written to first. Of two at once the last one is kept.
-    pub(crate) fn keep_touched(&self, name: &str, touched: &[u8]) -> Result<(), SnapshotsError> {
-        let path = self.root.join(name).join(TOUCHED);
-        let write = || {
-            let mut random = [0; 8];
-            rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
-            let new = path.with_extension(format!("{:016x}", u64::from_ne_bytes(random)));
-            std::fs::write(&new, touched).and_then(|()| std::fs::rename(&new, &path)).inspect_err(|_| {
-                let _ = std::fs::remove_file(&new);
-            })
-        };
-        write().map_err(failed("write", &path))
-    }
-
     /// Removes it. What was made from it stays.
     pub(crate) fn remove(&self, name: &str) -> Result<(), SnapshotsError> {
         let (path, unnamed) = (self.root.join(name), self.unnamed()?);
@@ -183,9 +189,19 @@ impl Snapshots {
 
     /// Removes what somebody has left who was killed at it. Nobody else may be making or removing one.
     pub(crate) fn sweep(&self) -> Result<(), SnapshotsError> {
-        for name in self.names()?.into_iter().filter(|name| name.starts_with('.')) {
-            let path = self.root.join(name);
-            std::fs::remove_dir_all(&path).map_err(failed("remove", &path))?;
+        for name in self.names()? {
+            let path = self.root.join(&name);
+            if name.starts_with('.') {
+                std::fs::remove_dir_all(&path).map_err(failed("remove", &path))?;
+                continue;
+            }
+            let files = std::fs::read_dir(&path).into_iter().flatten().flatten();
+            for file in files.filter(|file| file.path().file_stem().is_some_and(|stem| stem == TOUCHED)) {
+                let is_whole = file.file_name() == TOUCHED;
+                if !is_whole {
+                    std::fs::remove_file(file.path()).map_err(failed("remove", &file.path()))?;
+                }
+            }
         }
         Ok(())
     }
@@ -203,7 +219,33 @@ impl Snapshots {
     }
 }
 
+impl Place {
+    /// Keeps which pages are written to first. Of two at once the last one is kept.
+    pub(crate) fn keep_touched(&self, touched: &[u8]) -> io::Result<()> {
+        let mut random = [0; 8];
+        rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
+        let new = format!("{TOUCHED}.{:016x}", u64::from_ne_bytes(random));
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let mut file = File::from(openat(&self.0, &new, flags, Mode::RUSR | Mode::WUSR)?);
+        let written = file.write_all(touched).and_then(|()| file.sync_data());
+        let written = written.and_then(|()| Ok(renameat(&self.0, &new, &self.0, TOUCHED)?));
+        written.inspect_err(|_| {
+            let _ = unlinkat(&self.0, &new, AtFlags::empty());
+        })
+    }
+}
+
 impl Snapshot {
+    /// What is to be told of it.
+    pub(crate) fn about(self) -> About {
+        let Self { name, record, bytes, .. } = self;
+        About { name, record, bytes }
+    }
+
+    pub(crate) fn place(&self) -> io::Result<Place> {
+        Ok(Place(self.directory.try_clone()?))
+    }
+
     /// The path of its disk's diff, for as long as this is there.
     pub(crate) fn disk(&self) -> PathBuf {
         format!("/proc/self/fd/{}/{DISK}", self.directory.as_raw_fd()).into()

@@ -33,11 +33,11 @@ fn entries(snapshots: &Snapshots) -> usize {
 fn one_is_there_whole_or_not_at_all() {
     let dir = tempfile::tempdir().unwrap();
     let snapshots = Snapshots::new(dir.path().join("snapshots"));
-    assert!(snapshots.list().unwrap().is_empty());
+    assert!(snapshots.list().unwrap().0.is_empty());
     assert!(matches!(snapshots.find("a"), Err(SnapshotsError::NotFound(_))));
 
     let unfinished = draft(&snapshots);
-    assert!(snapshots.list().unwrap().is_empty());
+    assert!(snapshots.list().unwrap().0.is_empty());
     drop(unfinished);
     assert_eq!(entries(&snapshots), 0);
 
@@ -59,9 +59,9 @@ fn one_is_there_whole_or_not_at_all() {
 
     // Somebody who was killed left this.
     std::mem::forget(draft(&snapshots));
-    assert_eq!((entries(&snapshots), snapshots.list().unwrap().len()), (2, 1));
+    assert_eq!((entries(&snapshots), snapshots.list().unwrap().0.len()), (2, 1));
     snapshots.sweep().unwrap();
-    assert_eq!((entries(&snapshots), snapshots.list().unwrap().len()), (1, 1));
+    assert_eq!((entries(&snapshots), snapshots.list().unwrap().0.len()), (1, 1));
 }
 
 #[test]
@@ -93,8 +93,14 @@ fn a_record_of_another_version_is_told_and_does_not_hide_the_others() {
     std::fs::write(dir.path().join("b").join(RECORD), "{").unwrap();
     let error = snapshots.find("a").unwrap_err();
     assert!(crate::daemon::chain(&error).contains("version 2"), "{error:?}");
-    let found: Vec<String> = snapshots.list().unwrap().into_iter().map(|found| found.name).collect();
-    assert_eq!(found, ["c"]);
+    let (found, mut unreadable) = snapshots.list().unwrap();
+    unreadable.sort();
+    assert_eq!(found.into_iter().map(|found| found.name).collect::<Vec<_>>(), ["c"]);
+    assert_eq!(unreadable, ["a", "b"]);
+    // They take their names, and can be removed.
+    assert!(matches!(draft(&snapshots).keep("a", &record()), Err(SnapshotsError::Taken(_))));
+    snapshots.remove("a").unwrap();
+    assert!(!snapshots.is_there("a"));
 }
 
 #[test]
@@ -108,4 +114,27 @@ fn using_one_is_remembered() {
     snapshots.touch("a");
     assert!(snapshots.used("a").unwrap().elapsed().unwrap().as_secs() < 900);
     assert_eq!(snapshots.used("b"), None);
+}
+
+#[test]
+fn what_is_touched_first_is_the_snapshots_that_it_was_found_of() {
+    let dir = tempfile::tempdir().unwrap();
+    let snapshots = Snapshots::new(dir.path().to_owned());
+    draft(&snapshots).keep("a", &record()).unwrap();
+    let found = snapshots.find("a").unwrap();
+    assert!(found.touched.is_none());
+    found.place().unwrap().keep_touched(b"pages").unwrap();
+    let text = |found: Snapshot| io::read_to_string(found.touched.unwrap()).unwrap();
+    assert_eq!(text(snapshots.find("a").unwrap()), "pages");
+    found.place().unwrap().keep_touched(b"others").unwrap();
+    assert_eq!(text(snapshots.find("a").unwrap()), "others");
+    // Another one has the name by now.
+    snapshots.remove("a").unwrap();
+    draft(&snapshots).keep("a", &record()).unwrap();
+    assert!(found.place().unwrap().keep_touched(b"pages").is_err());
+    assert!(snapshots.find("a").unwrap().touched.is_none());
+    // Somebody was killed at it.
+    std::fs::write(dir.path().join("a/touched.0123"), "pa").unwrap();
+    snapshots.sweep().unwrap();
+    assert_eq!(std::fs::read_dir(dir.path().join("a")).unwrap().count(), 3);
 }

@@ -11,6 +11,8 @@ use crate::guests::{Ran, count};
 use crate::sleep::{COUNTER, jail, now};
 use crate::{Daemon, until};
 
+/// Asks a server in the sandbox.
+const FETCH: &str = "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/')";
 /// Writes what a library of random numbers gives to a process that began before the snapshot.
 const UUIDS: &str = "python3 -c \"import os, time, uuid\nwhile True:\n open('/run/uuid.new', 'w').write(str(uuid.uuid4()))\n \
                      os.rename('/run/uuid.new', '/run/uuid')\n time.sleep(0.05)\"";
@@ -46,6 +48,7 @@ fn clones_go_on_from_there_each_as_a_sandbox_of_its_own() {
     daemon.background("dev", COUNTER);
     daemon.background("dev", UUIDS);
     daemon.background("dev", "python3 -m http.server --bind 127.0.0.1 8000");
+    until(|| daemon.cli(&["exec", "dev", "python3", "-c", FETCH]).code == Some(0));
     let write = "echo disk > /root/disk; echo memory > /dev/shm/memory; echo '192.0.2.7 by-hand' >> /etc/hosts; hostname";
     let hostname = daemon.said("dev", write);
     until(|| {
@@ -104,10 +107,7 @@ fn clones_go_on_from_there_each_as_a_sandbox_of_its_own() {
         let at = daemon.counted(name);
         assert!(at >= counted);
         until(|| daemon.counted(name) > at);
-        daemon.said(
-            name,
-            "python3 -c 'import urllib.request; urllib.request.urlopen(\"http://127.0.0.1:8000/\")'",
-        );
+        daemon.cli(&["exec", name, "python3", "-c", FETCH]).prints("");
         daemon.said(name, &format!("echo {name} > /root/own; sync"));
     }
     let others = |line: &str| [of_all(line), vec![daemon.said("dev", line)]].concat();
@@ -246,6 +246,12 @@ fn a_daemon_that_is_killed_at_it_leaves_a_whole_one_or_none() {
             // It comes up, or has ended, and can be removed.
             until(|| daemon.state("clone") != "creating");
             cloned += 1;
+            // Whoever finds it does not take it for another.
+            let id =
+                daemon.data("GET", "/v1/sandboxes/clone", Value::Null)["id"].as_str().unwrap().to_owned();
+            assert_eq!(daemon.said("clone", "hostname"), id);
+            let at = daemon.counted("clone");
+            until(|| daemon.counted("clone") > at);
             daemon.cli(&["rm", "-f", "clone"]).ends(0, &[]);
         }
         daemon.from_snapshot("ready", "clone");

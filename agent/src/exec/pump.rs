@@ -291,7 +291,8 @@ impl Pump {
     fn host_gone(&mut self) {
         self.host = None;
         self.forget_frames();
-        if self.agent.saves.load(Ordering::Relaxed) == self.saves {
+        // It falls where the machine was not saved after all: of a command that began meanwhile nobody has taken the stream.
+        if self.agent.saves.load(Ordering::Relaxed) <= self.saves {
             self.end();
         } else {
             // The machine was saved since: the command goes on, with nobody to write to it.

@@ -56,8 +56,8 @@ export class VoidRun {
     return (await this.#api.call<{ data: Snapshot[] }>("GET", "/snapshots", { signal })).data;
   }
 
-  /** Removes a snapshot and returns what it was. Sandboxes that were made from it stay as they are. */
-  async removeSnapshot(name: string, { signal }: CallOptions = {}): Promise<Snapshot> {
-    return (await this.#api.call<SnapshotAnswer>("DELETE", snapshotPath(name), { signal })).data;
+  /** Removes a snapshot. Sandboxes that were made from it stay as they are. */
+  async removeSnapshot(name: string, { signal }: CallOptions = {}): Promise<void> {
+    await this.#api.call("DELETE", snapshotPath(name), { signal });
   }
 }

@@ -133,7 +133,7 @@ test("a snapshot is taken of a sandbox, shown, listed and removed", async () => 
   assert.deepEqual(await sandbox.snapshot("ready"), snapshot);
   assert.deepEqual(await vr.listSnapshots(), [snapshot]);
   assert.deepEqual(await vr.getSnapshot("ready"), snapshot);
-  assert.deepEqual(await vr.removeSnapshot("a/b"), snapshot);
+  await vr.removeSnapshot("a/b");
   // It would be the address of all of them.
   await assert.rejects(vr.getSnapshot(""), TypeError);
   await assert.rejects(vr.removeSnapshot(""), TypeError);

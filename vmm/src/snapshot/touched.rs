@@ -89,7 +89,7 @@ impl Run {
 }
 
 impl Touched {
-    /// The pages of a machine's RAM that are its own, and not the snapshot's any more.
+    /// The pages of a machine's RAM that are its own, and not the snapshot's any more; the first of them, where they are too many.
     pub(crate) fn of(memory: &GuestMemory, pagemap: Option<&Pagemap>) -> Result<Self, TouchedError> {
         if memory.iter().any(|region| region.file_offset().is_none()) {
             return Err(TouchedError::Booted);
@@ -103,6 +103,9 @@ impl Touched {
                 for run in own.chunk_by(PartialEq::eq) {
                     let count = run.len() as u32;
                     if run[0] {
+                        if touched.pages + u64::from(count) > MAX_PAGES {
+                            return Ok(touched);
+                        }
                         touched.add(Run { first: page, count })?;
                     }
                     page += count;
