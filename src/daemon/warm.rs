@@ -115,7 +115,11 @@ impl Daemon {
             Err(error) => return Err(error),
         };
         let handle = self.launch(sandbox, spare, Begin::Kernel(kernel), cmdline).await?;
-        self.keep_warm(sandbox, &handle, key).await?;
+        if let Err(error) = self.keep_warm(sandbox, &handle, key).await {
+            // It stands still, and nobody knows of it.
+            sandbox.end_machine(&handle).await?;
+            return Err(error);
+        }
         Ok((handle, StartedFrom::Kernel, fallback))
     }
 
@@ -182,7 +186,7 @@ impl Daemon {
             let record = sandbox.record();
             record.ca_certificates.is_some() || !record.hosts.is_empty()
         };
-        if has_its_own || !self.begins_to_keep(key) {
+        if has_its_own || !self.has_room_for(sandbox).await || !self.begins_to_keep(key) {
             return Ok(());
         }
         let kept = self.write_warm(sandbox, handle, key).await;
@@ -248,6 +252,13 @@ impl Daemon {
             daemon.keeping().remove(&key);
         });
         Ok(())
+    }
+
+    /// Whether the disk has room for all that a machine may hold: where there is less, users need it. On a tmpfs those that go on from
+    /// it take so much in the end, since there a page takes room when it is read.
+    async fn has_room_for(&self, sandbox: &Sandbox) -> bool {
+        let (store, needed) = (self.store.clone(), sandbox.record().memory_mib.bytes());
+        blocking(move || Ok(store.available()? >= needed)).await.unwrap_or_default()
     }
 
     /// False if somebody is at it, or has done it.

@@ -439,8 +439,10 @@ fn without_a_network_there_is_none() {
         let mut control = control(&daemon, &id);
         assert_eq!(exec("true"), "");
         *exits = control.metrics().unwrap().exits.values().sum::<u64>();
-        let addresses = if mode == "none" { "" } else { "02:76:6f:69:64:02\n" };
-        assert_eq!(exec("cat /sys/class/net/e*/address"), addresses);
+        // Each sandbox has one of its own.
+        let address = exec("cat /sys/class/net/e*/address");
+        let address = address.as_str().unwrap();
+        assert!(if mode == "none" { address.is_empty() } else { address.starts_with("02:") }, "{address}");
         // Its own loopback interface is there in any case.
         assert_eq!(
             exec("(: 3<>/dev/tcp/127.0.0.1/80) || echo refused; cat /sys/class/net/lo/carrier"),
