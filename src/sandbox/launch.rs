@@ -49,8 +49,6 @@ const CMDLINE: &[&str] = &[
 const BOOT_TIMEOUT: Duration = Duration::from_mins(1);
 /// The machine keeps the deadline itself; this much later we no longer trust it to.
 const SLACK: Duration = Duration::from_secs(10);
-/// A guest that has come up answers within this time.
-const ANSWER: Duration = Duration::from_secs(30);
 /// Of the host, for the guest's random numbers, in bytes.
 const ENTROPY: usize = 64;
 
@@ -182,9 +180,11 @@ impl Handle {
     /// from now on. Then its commands go on.
     async fn reseed(&self, config: Option<Box<Config>>) -> Result<(), LaunchError> {
         let request = reseed(config).map_err(host("get random numbers"))?;
-        match tokio::time::timeout(ANSWER, self.ask(&request)).await {
+        // It has still to come up.
+        let limit = BOOT_TIMEOUT + SLACK;
+        match tokio::time::timeout(limit, self.ask(&request)).await {
             Ok(done) => done.map_err(LaunchError::Identity),
-            Err(_) => Err(LaunchError::Silent(ANSWER.as_secs())),
+            Err(_) => Err(LaunchError::Silent(limit.as_secs())),
         }
     }
 }
