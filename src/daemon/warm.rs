@@ -25,7 +25,7 @@ use super::state::StartedFrom;
 use super::{Daemon, chain};
 use crate::agent;
 use crate::sandbox::{Begin, Directory, Event, ExecError, Handle, Kernel, LaunchError, Record};
-use crate::snapshots::{self, About, Place, Snapshot, SnapshotsError};
+use crate::snapshots::{self, About, Draft, Place, Snapshot, SnapshotsError};
 
 const KEEP: &str = "write for others of its kind";
 /// What nobody has used for so long goes.
@@ -95,10 +95,7 @@ impl Daemon {
         let fallback = match self.warm_start(sandbox, lock, key).await {
             Ok(handle) => return Ok((handle, StartedFrom::Warm, None)),
             // It is the first of its kind.
-            Err(DaemonError::Snapshots(SnapshotsError::NotFound(_))) => {
-                sandbox.on_disk(Directory::clear_disks).await?;
-                None
-            }
+            Err(DaemonError::Snapshots(SnapshotsError::NotFound(_))) => None,
             Err(error) if is_of_the_snapshot(&error) => {
                 let error = chain(&error);
                 tracing::warn!(
@@ -109,11 +106,11 @@ impl Daemon {
                 // Others find it no more, and a new one takes its place.
                 let (warm, name) = (self.warm.clone(), key.0.clone());
                 let _ = blocking(move || Ok(warm.remove(&name)?)).await;
-                sandbox.on_disk(Directory::clear_disks).await?;
                 Some(error)
             }
             Err(error) => return Err(error),
         };
+        sandbox.on_disk(Directory::clear_disks).await?;
         let handle = self.launch(sandbox, spare, Begin::Kernel(kernel), cmdline).await?;
         if let Err(error) = self.keep_warm(sandbox, &handle, key).await {
             // It stands still, and nobody knows of it.
@@ -189,23 +186,41 @@ impl Daemon {
         if has_its_own || !self.has_room_for(sandbox).await || !self.begins_to_keep(key) {
             return Ok(());
         }
-        let kept = self.write_warm(sandbox, handle, key).await;
-        if kept.is_err() {
-            self.keeping().remove(key);
-        }
-        kept
+        let draft = match self.write_warm(sandbox, handle).await {
+            Ok(Some(draft)) => draft,
+            not_written => {
+                self.keeping().remove(key);
+                return not_written.map(drop);
+            }
+        };
+        // What is left is for the disk to do.
+        let record = snapshots::Record::of(&sandbox.record(), BTreeMap::new());
+        let (daemon, key) = (Arc::clone(self), key.clone());
+        self.work.spawn(async move {
+            let (keeping, name) = (Arc::clone(&daemon), key.0.clone());
+            let kept = blocking(move || {
+                keeping.keep(&draft, &name, record)?;
+                keeping.collect_warm()
+            });
+            match kept.await {
+                // Somebody was faster.
+                Ok(()) | Err(DaemonError::Snapshots(SnapshotsError::Taken(_))) => {}
+                Err(error) => tracing::warn!(error = %chain(&error), "others of a kind have to boot"),
+            }
+            daemon.keeping().remove(&key);
+        });
+        Ok(())
     }
 
+    /// The draft of a snapshot with all of the machine, which has gone on; none where it could not be written.
     async fn write_warm(
         self: &Arc<Self>,
         sandbox: &Arc<Sandbox>,
         handle: &Arc<Handle>,
-        key: &Key,
-    ) -> Result<(), DaemonError> {
+    ) -> Result<Option<Arc<Draft>>, DaemonError> {
         // What it reads from the disk is in the memory of those that go on from it.
         if !rehearse(handle).await {
-            self.keeping().remove(key);
-            return Ok(());
+            return Ok(None);
         }
         let drafting = Arc::clone(self);
         let draft = blocking(move || Ok(Arc::new(drafting.warm.draft()?)));
@@ -227,31 +242,13 @@ impl Daemon {
             }
             Err(error) => Err(error),
         };
-        let draft = match moved {
-            Ok(draft) => draft,
+        match moved {
+            Ok(draft) => Ok(Some(draft)),
             Err(error) => {
                 tracing::warn!(sandbox = sandbox.id(), error = %chain(&error), "others of its kind have to boot");
-                self.keeping().remove(key);
-                return sandbox.clear_snapshots().await;
+                sandbox.clear_snapshots().await.map(|()| None)
             }
-        };
-        // What is left is for the disk to do.
-        let record = snapshots::Record::of(&sandbox.record(), BTreeMap::new());
-        let (daemon, key) = (Arc::clone(self), key.clone());
-        self.work.spawn(async move {
-            let (keeping, name) = (Arc::clone(&daemon), key.0.clone());
-            let kept = blocking(move || {
-                keeping.keep(&draft, &name, record)?;
-                keeping.collect_warm()
-            });
-            match kept.await {
-                // Somebody was faster.
-                Ok(()) | Err(DaemonError::Snapshots(SnapshotsError::Taken(_))) => {}
-                Err(error) => tracing::warn!(error = %chain(&error), "others of a kind have to boot"),
-            }
-            daemon.keeping().remove(&key);
-        });
-        Ok(())
+        }
     }
 
     /// Whether the disk has room for all that a machine may hold: where there is less, users need it. On a tmpfs those that go on from
