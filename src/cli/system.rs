@@ -48,20 +48,22 @@ pub(super) fn run(verb: &Verb, context: &Context) -> Result<(), CliError> {
 
 fn df(context: &Context) -> Result<(), CliError> {
     let store = context.store()?;
-    let part = |what, dir: &str, ending: &str| {
+    // What several have in common counts once: with the snapshot that a sandbox has begun with.
+    let mut seen = BTreeSet::new();
+    let mut part = |what, dir: &str, ending: &str| {
         let (mut count, mut bytes) = (0, 0);
         for entry in std::fs::read_dir(store.root().join(dir)).into_iter().flatten().flatten() {
             count += usize::from(entry.file_name().to_string_lossy().ends_with(ending));
-            bytes += allocated(&entry.path());
+            bytes += allocated(&entry.path(), &mut seen);
         }
         Part { what, count, bytes }
     };
     let parts = [
         part("images", "images", ".ext4"),
         part("layers", "blobs/sha256", ""),
-        part("sandboxes", "sandboxes", ""),
         part("snapshots", "snapshots", ""),
         part("warm starts", "warm", ""),
+        part("sandboxes", "sandboxes", ""),
         part("kernels", "kernels", ""),
         part("unfinished", "ingest", ""),
     ];
@@ -80,13 +82,17 @@ fn df(context: &Context) -> Result<(), CliError> {
     })
 }
 
-/// Of a file, or of all in a directory, in bytes. What goes meanwhile does not count.
-fn allocated(path: &Path) -> u64 {
+/// Of a file, or of all in a directory, in bytes. What goes meanwhile does not count, and neither does a file with several names that is
+/// among those that were `seen`.
+fn allocated(path: &Path, seen: &mut BTreeSet<(u64, u64)>) -> u64 {
     let Ok(found) = path.symlink_metadata() else { return 0 };
+    if !found.is_dir() && found.nlink() > 1 && !seen.insert((found.dev(), found.ino())) {
+        return 0;
+    }
     let mut bytes = found.blocks() * 512;
     if found.is_dir() {
         for entry in std::fs::read_dir(path).into_iter().flatten().flatten() {
-            bytes += allocated(&entry.path());
+            bytes += allocated(&entry.path(), seen);
         }
     }
     bytes

@@ -120,8 +120,12 @@ impl Daemon {
         let begin = blocking(move || {
             let file = directory.snapshot()?;
             let summary = daemon.verified.check(&file).and_then(|()| snapshot::inspect(&file));
-            let summary = summary.map_err(|source| DaemonError::Snapshot { action: WAKE, name, source })?;
-            Ok(Begin::Snapshot { network: summary.network, file, touched: None, shared: false })
+            let failed = |source| DaemonError::Snapshot { action: WAKE, name: name.clone(), source };
+            let summary = summary.map_err(failed)?;
+            let base = if summary.has_base { directory.base()? } else { None };
+            let checked = base.as_ref().map_or(Ok(()), |base| daemon.verified.check(base));
+            checked.map_err(failed)?;
+            Ok(Begin::Snapshot { network: summary.network, file, base, touched: None, shared: false })
         });
         let handle = self.launch(sandbox, lock, begin.await?, "").await?;
         self.is_up(sandbox, &handle, Start::from(StartedFrom::Sleep, start), Kind::Woken);

@@ -92,7 +92,7 @@ impl Daemon {
             let directory = Arc::clone(&sandbox.directory);
             blocking(move || {
                 directory.give_snapshot(&draft.machine())?;
-                daemon.keep(&draft, &name, record)?;
+                daemon.keep(&directory, &draft, &name, record)?;
                 Ok(daemon.snapshots.find(&name)?)
             })
             .await
@@ -123,11 +123,21 @@ impl Daemon {
         .await
     }
 
-    /// Makes a snapshot of what was written to the draft. Blocks.
-    pub(super) fn keep(&self, draft: &Draft, name: &str, mut record: Record) -> Result<(), DaemonError> {
+    /// Makes a snapshot of what was written to the draft of the sandbox in this directory. Blocks.
+    pub(super) fn keep(
+        &self,
+        sandbox: &Directory,
+        draft: &Draft,
+        name: &str,
+        mut record: Record,
+    ) -> Result<(), DaemonError> {
         let machine = draft.open_machine()?;
         let damaged = |source| DaemonError::Restore { name: name.to_owned(), source };
-        record.network = snapshot::inspect(&machine).map_err(damaged)?.network;
+        let summary = snapshot::inspect(&machine).map_err(damaged)?;
+        record.network = summary.network;
+        if summary.has_base {
+            sandbox.share_base(&draft.base())?;
+        }
         draft.keep(name, &record)?;
         self.verified.trust(&machine);
         Ok(())

@@ -145,17 +145,19 @@ impl Daemon {
         let (daemon, directory) = (Arc::clone(self), Arc::clone(&sandbox.directory));
         let first = snapshot.touched.is_none().then(|| snapshot.place());
         let begin = blocking(move || {
-            let checked = daemon.verified.check(&snapshot.machine);
-            checked.map_err(|source| DaemonError::Restore { name: snapshot.name.clone(), source })?;
+            for file in [&snapshot.machine].into_iter().chain(&snapshot.base) {
+                let checked = daemon.verified.check(file);
+                checked.map_err(|source| DaemonError::Restore { name: snapshot.name.clone(), source })?;
+            }
             // A daemon that finds it must not take it for what it is not yet.
             directory.begin_to_become()?;
-            directory.set_lower_disk(&snapshot.disk()).map_err(|error| {
+            directory.begin_with(&snapshot.disk(), &snapshot.path_of_base()).map_err(|error| {
                 // Somebody has just removed it.
                 let is_gone = error.is_not_found().then(|| SnapshotsError::NotFound(snapshot.name.clone()));
                 is_gone.map_or_else(|| error.into(), DaemonError::from)
             })?;
-            let Snapshot { record, machine: file, touched, .. } = snapshot;
-            Ok(Begin::Snapshot { file, touched, network: record.network, shared: true })
+            let Snapshot { record, machine: file, base, touched, .. } = snapshot;
+            Ok(Begin::Snapshot { file, base, touched, network: record.network, shared: true })
         });
         let handle = self.launch(sandbox, lock, begin.await?, "").await?;
         let become_one = sandbox.on_disk(Directory::has_become).await;
@@ -196,10 +198,11 @@ impl Daemon {
         // What is left is for the disk to do.
         let record = snapshots::Record::of(&sandbox.record(), BTreeMap::new());
         let (daemon, key) = (Arc::clone(self), key.clone());
+        let directory = Arc::clone(&sandbox.directory);
         self.work.spawn(async move {
             let (keeping, name) = (Arc::clone(&daemon), key.0.clone());
             let kept = blocking(move || {
-                keeping.keep(&draft, &name, record)?;
+                keeping.keep(&directory, &draft, &name, record)?;
                 keeping.collect_warm()
             });
             match kept.await {
@@ -251,8 +254,7 @@ impl Daemon {
         }
     }
 
-    /// Whether the disk has room for all that a machine may hold: where there is less, users need it. On a tmpfs those that go on from
-    /// it take so much in the end, since there a page takes room when it is read.
+    /// Whether the disk has room for all that a machine may hold: where there is less, users need it.
     async fn has_room_for(&self, sandbox: &Sandbox) -> bool {
         let (store, needed) = (self.store.clone(), sandbox.record().memory_mib.bytes());
         blocking(move || Ok(store.available()? >= needed)).await.unwrap_or_default()

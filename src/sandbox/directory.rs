@@ -8,6 +8,7 @@
 //!                disk.lower    which is this one: a link to it, never written
 //!                becoming      a machine has gone on from a snapshot, and may not know yet that it is this sandbox's
 //!                snapshot      its machine while it sleeps, see [`vmm::snapshot`]
+//!                memory.base   what that is over, where it began with a snapshot: a link to that one's machine, or to what that is over
 //!                exit.json     why the machine has ended; empty until then, and if it was killed
 //!                vmm.log       what the process of the machine has said
 //!                control.sock  see [`vmm::control`]
@@ -44,6 +45,7 @@ const BECOMING: &str = "becoming";
 /// A record on its way; what is left of one that was cut off is of no use.
 const NEW_SPEC: &str = "spec.json.new";
 const SNAPSHOT: &str = "snapshot";
+const BASE: &str = "memory.base";
 /// One that is being written.
 const NEW_SNAPSHOT: &str = "snapshot.new";
 /// More bytes than an exit.json has: a reason, and 8 KiB of the console.
@@ -275,22 +277,38 @@ impl Directory {
         }
     }
 
-    /// Begins with the disk whose diff is at `diff`, which stays when that is removed.
-    pub(crate) fn set_lower_disk(&self, diff: &Path) -> Result<(), DirectoryError> {
-        let path = self.path(LOWER);
-        let linked = std::fs::hard_link(diff, &path).or_else(|error| match error.kind() {
-            // Of a file there are 65,000 links at most in ext4; elsewhere there may be none.
-            io::ErrorKind::TooManyLinks | io::ErrorKind::PermissionDenied | io::ErrorKind::Unsupported => {
-                std::fs::copy(diff, &path).map(drop)
-            }
-            _ => Err(error),
-        });
-        linked.map_err(DirectoryError::new("make", &path))
+    /// Begins with the disk whose diff is at `disk`, and with the memory whose base is at `base`. Both stay when those are removed.
+    pub(crate) fn begin_with(&self, disk: &Path, base: &Path) -> Result<(), DirectoryError> {
+        for (from, name) in [(disk, LOWER), (base, BASE)] {
+            let path = self.path(name);
+            share(from, &path).map_err(DirectoryError::new("make", &path))?;
+        }
+        Ok(())
+    }
+
+    /// What its machine's memory is over; none where it was booted.
+    pub(crate) fn base(&self) -> Result<Option<File>, DirectoryError> {
+        let path = self.path(BASE);
+        match File::open(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            opened => opened.map(Some).map_err(DirectoryError::new("open", &path)),
+        }
+    }
+
+    /// Its machine is over nothing any more. The lock has to be ours.
+    pub(crate) fn clear_base(&self) -> Result<(), DirectoryError> {
+        self.clear(BASE)
+    }
+
+    /// Makes it somebody else's as well, at `path`.
+    pub(crate) fn share_base(&self, path: &Path) -> Result<(), DirectoryError> {
+        let base = self.path(BASE);
+        share(&base, path).map_err(DirectoryError::new("share", &base))
     }
 
     /// As it was before it had a disk. The lock has to be ours.
     pub(crate) fn clear_disks(&self) -> Result<(), DirectoryError> {
-        for name in [UPPER, LOWER, DISK, BECOMING] {
+        for name in [UPPER, LOWER, DISK, BASE, BECOMING] {
             self.clear(name)?;
         }
         Ok(())
@@ -444,6 +462,18 @@ impl Directory {
             _ => Ok(true),
         }
     }
+}
+
+/// Makes `to` a name of the file at `from`, which nobody ever writes to.
+fn share(from: &Path, to: &Path) -> io::Result<()> {
+    std::fs::hard_link(from, to).or_else(|error| match error.kind() {
+        // Of a file there are 65,000 links at most in ext4; elsewhere there may be none.
+        io::ErrorKind::TooManyLinks | io::ErrorKind::PermissionDenied | io::ErrorKind::Unsupported => {
+            std::fs::copy(from, to)?;
+            File::open(to)?.sync_data()
+        }
+        _ => Err(error),
+    })
 }
 
 #[cfg(test)]

@@ -74,6 +74,8 @@ pub(crate) enum Begin {
     /// A machine as it was saved: the sandbox's own, when it fell asleep, or one of the store's snapshots.
     Snapshot {
         file: File,
+        /// What that is over, if it is over another.
+        base: Option<File>,
         /// Which of its pages others that went on from it have written to first, where that is known.
         touched: Option<File>,
         /// Whether it has a network device.
@@ -238,12 +240,13 @@ fn start(
     let (kernel, initramfs, snapshot, guest) = match launch.begin {
         Begin::Kernel(kernel) => {
             directory.clear_snapshots()?;
+            directory.clear_base()?;
             let initramfs = in_memory("initramfs", &agent::initramfs(&config))?;
             (Some(inherits.add(kernel.file)), Some(inherits.add(initramfs)), None, Guest::Boots)
         }
-        Begin::Snapshot { file, touched, shared, .. } => {
-            let touched = touched.map(|touched| inherits.add(touched));
-            let snapshot = SnapshotFds { file: inherits.add(file), touched, shared };
+        Begin::Snapshot { file, base, touched, shared, .. } => {
+            let [base, touched] = [base, touched].map(|file| file.map(|file| inherits.add(file)));
+            let snapshot = SnapshotFds { file: inherits.add(file), base, touched, shared };
             let guest = Guest::GoesOn(shared.then(|| Box::new(config)));
             (None, None, Some(snapshot), guest)
         }

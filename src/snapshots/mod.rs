@@ -3,6 +3,7 @@
 //! ```text
 //! snapshots/<name>/snapshot.json  what it is of, see [`record`]
 //!                  machine        memory and the state of vCPUs and devices, see [`vmm::snapshot`]
+//!                  machine.base   the machine of another snapshot, which that is over, if it is over one
 //!                  disk.diff      what the disk had beside the image
 //!                  touched        which pages of its memory a machine writes to that goes on from it; it comes with the first one
 //!           .<random>/            is being made, or removed; of nobody when a daemon begins
@@ -27,6 +28,7 @@ pub(crate) use record::Record;
 
 const RECORD: &str = "snapshot.json";
 const MACHINE: &str = "machine";
+const BASE: &str = "machine.base";
 const DISK: &str = "disk.diff";
 const TOUCHED: &str = "touched";
 /// A longer record is none, in bytes.
@@ -58,6 +60,8 @@ pub(crate) struct Snapshot {
     pub(crate) record: Record,
     /// Open for reading.
     pub(crate) machine: File,
+    /// What that is over, open for reading.
+    pub(crate) base: Option<File>,
     /// All of it is of one snapshot.
     directory: OwnedFd,
     /// Which pages are written to first, where that is known: what [`vmm::control::Client::touched`] has written.
@@ -167,10 +171,16 @@ impl Snapshots {
         let record = read.and_then(|_| Record::parse(&json).map_err(io::Error::other));
         let record = record.map_err(failed("read", &path.join(RECORD)))?;
         let (machine, disk) = (open(MACHINE)?, open(DISK)?);
+        let optional = |file: &str| match open(file) {
+            Err(SnapshotsError::NotFound(_)) => Ok(None),
+            opened => opened.map(Some),
+        };
+        let (base, touched) = (optional(BASE)?, optional(TOUCHED)?);
         let size = |file: &File| file.metadata().map_or(0, |found| found.blocks() * 512);
-        let bytes = size(&machine) + size(&disk);
-        let touched = open(TOUCHED).ok();
-        Ok(Snapshot { name: name.to_owned(), record, machine, directory, touched, bytes })
+        // The other snapshot's for as long as that is there, or a sandbox of it.
+        let last = base.as_ref().filter(|base| base.metadata().is_ok_and(|found| found.nlink() == 1));
+        let bytes = size(&machine) + size(&disk) + last.map_or(0, size);
+        Ok(Snapshot { name: name.to_owned(), record, machine, base, directory, touched, bytes })
     }
 
     /// Removes it. What was made from it stays.
@@ -248,7 +258,16 @@ impl Snapshot {
 
     /// The path of its disk's diff, for as long as this is there.
     pub(crate) fn disk(&self) -> PathBuf {
-        format!("/proc/self/fd/{}/{DISK}", self.directory.as_raw_fd()).into()
+        self.path(DISK)
+    }
+
+    /// The same of what snapshots of its machines are over.
+    pub(crate) fn path_of_base(&self) -> PathBuf {
+        self.path(if self.base.is_some() { BASE } else { MACHINE })
+    }
+
+    fn path(&self, file: &str) -> PathBuf {
+        format!("/proc/self/fd/{}/{file}", self.directory.as_raw_fd()).into()
     }
 }
 
@@ -264,6 +283,11 @@ impl Draft {
     /// Where its machine is to be, of which the file is made elsewhere.
     pub(crate) fn machine(&self) -> PathBuf {
         self.path.join(MACHINE)
+    }
+
+    /// Where what that is over is to be, if it is over something.
+    pub(crate) fn base(&self) -> PathBuf {
+        self.path.join(BASE)
     }
 
     pub(crate) fn open_machine(&self) -> Result<File, SnapshotsError> {

@@ -116,9 +116,8 @@ fn what_runs_goes_on_where_it_was() {
     daemon.cli(&["sleep", "dev"]).ends(1, &["sleeping"]);
     daemon.cli(&["start", "dev"]).ends(1, &["sleeping"]);
     // Only what was touched is on the disk.
-    let saved = daemon.store.sandboxes()[0].join("snapshot").metadata().unwrap();
-    let (length, blocks) = (saved.len() >> 20, saved.blocks() * 512 >> 20);
-    assert!((514..520).contains(&length) && blocks < 300, "{length} MiB, {blocks} of them on the disk");
+    let length = daemon.store.sandboxes()[0].join("snapshot").metadata().unwrap().len() >> 20;
+    assert!(length < 300, "{length} MiB");
 
     // Another daemon knows of it, and time goes by.
     let daemon = daemon.kill();
@@ -126,7 +125,7 @@ fn what_runs_goes_on_where_it_was() {
     thread::sleep(Duration::from_secs(3));
     let began = Instant::now();
     daemon.cli(&["wake", "dev"]).prints("dev\n");
-    eprintln!("512 MiB: {blocks} MiB on the disk; asleep in {slept:?}, awake in {:?}", began.elapsed());
+    eprintln!("512 MiB: {length} MiB on the disk; asleep in {slept:?}, awake in {:?}", began.elapsed());
     assert_eq!(daemon.state("dev"), "running");
     assert_eq!(jail(&daemon, &id), cold);
     let clock: f64 = daemon.cli(&["exec", "dev", "date", "+%s.%N"]).text().trim_end().parse().unwrap();

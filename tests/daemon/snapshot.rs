@@ -146,6 +146,64 @@ fn clones_go_on_from_there_each_as_a_sandbox_of_its_own() {
     daemon.is_clean();
 }
 
+/// What is as in the snapshot that a sandbox began with is stored there alone, and stays for as long as somebody needs it.
+#[test]
+fn what_is_taken_of_a_clone_holds_what_is_its_own() {
+    let daemon = Daemon::new();
+    daemon.data("POST", "/v1/sandboxes", json!({ "image": "debian", "name": "dev", "mem": 256 }));
+    let fill =
+        |file: &str| format!("head -c 33554432 /dev/urandom > /dev/shm/{file}; sha256sum /dev/shm/{file}");
+    let of_dev = daemon.said("dev", &fill("dev"));
+    daemon.cli(&["snapshot", "create", "dev", "first"]).prints("first\n");
+    daemon.from_snapshot("first", "clone");
+    let of_clone = daemon.said("clone", &format!("rm /dev/shm/dev; {}", fill("clone")));
+    daemon.from_snapshot("first", "other");
+    daemon.said("other", "echo other > /dev/shm/other");
+    daemon.cli(&["snapshot", "create", "clone", "second"]).prints("second\n");
+    daemon.cli(&["snapshot", "create", "other", "third"]).prints("third\n");
+    let snapshots = daemon.store.path().join("snapshots");
+    let machine = |name: &str| snapshots.join(name).join("machine");
+    let mib = |name: &str| machine(name).metadata().unwrap().len() >> 20;
+    let sizes = ["first", "second", "third"].map(mib);
+    eprintln!("MiB of a snapshot, of a clone with 32 others, of a clone: {sizes:?}");
+    assert!(sizes[0] >= 32 && sizes[1] >= 32 && sizes[2] < 32 && sizes[2] < sizes[0] / 2, "{sizes:?}");
+
+    // One sleeps, and what it began with goes.
+    daemon.cli(&["sleep", "other"]).prints("other\n");
+    let asleep =
+        daemon.store.sandboxes().iter().find_map(|path| path.join("snapshot").metadata().ok()).unwrap();
+    assert!(asleep.len() >> 20 < sizes[0] / 2, "{asleep:?}");
+    daemon.cli(&["snapshot", "rm", "first"]).ends(0, &[]);
+    daemon.cli(&["rm", "-f", "dev"]).ends(0, &[]);
+    let daemon = daemon.kill();
+    daemon.cli(&["wake", "other"]).prints("other\n");
+    let check = |name: &str, file: &str, sum: &str| {
+        assert_eq!(daemon.said(name, &format!("sha256sum /dev/shm/{file}")), sum);
+    };
+    check("other", "dev", &of_dev);
+    assert_eq!(daemon.said("other", "cat /dev/shm/other"), "other");
+    // A clone of a clone's, and what is taken of that.
+    daemon.from_snapshot("second", "again");
+    check("again", "clone", &of_clone);
+    daemon.said("again", "test ! -e /dev/shm/dev; echo again > /dev/shm/again");
+    daemon.cli(&["snapshot", "create", "again", "fourth"]).prints("fourth\n");
+    daemon.cli(&["rm", "-f", "clone", "other", "again"]).ends(0, &[]);
+    daemon.cli(&["snapshot", "rm", "second"]).ends(0, &[]);
+    daemon.from_snapshot("fourth", "last");
+    check("last", "clone", &of_clone);
+    assert_eq!(daemon.said("last", "cat /dev/shm/again"), "again");
+    daemon.from_snapshot("third", "of-third");
+    check("of-third", "dev", &of_dev);
+
+    // Without what it is over it is of no use, and says so.
+    std::fs::remove_file(machine("third").with_extension("base")).unwrap();
+    daemon
+        .cli(&["create", "--from-snapshot", "third", "--name", "none"])
+        .ends(1, &["the snapshot that this one was taken over is not there"]);
+    daemon.cli(&["rm", "-f", "last", "of-third"]).ends(0, &[]);
+    daemon.is_clean();
+}
+
 #[test]
 fn what_a_snapshot_cannot_be_is_told() {
     let daemon = Daemon::new();

@@ -7,7 +7,6 @@ pub mod arch;
 pub mod control;
 pub mod devices;
 pub mod exit;
-mod holes;
 pub mod jail;
 mod machine;
 pub mod memory;

@@ -1,4 +1,6 @@
-//! Guest RAM: private memory, anonymous and filled from files, or a file's until it is written to.
+//! Guest RAM: private memory, anonymous and filled from files, or in part a file's until it is written to.
+
+mod runs;
 
 use std::ffi::c_void;
 use std::fs::File;
@@ -10,14 +12,16 @@ use kvm_bindings::kvm_userspace_memory_region;
 use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags, madvise, mmap, mmap_anonymous, mprotect};
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{
-    Bytes, FileOffset, GuestAddress, GuestMemoryBackend as _, GuestMemoryError, GuestMemoryMmap,
-    GuestMemoryRegion as _, GuestRegionCollectionError, GuestRegionMmap,
+    Bytes, GuestAddress, GuestMemoryBackend as _, GuestMemoryError, GuestMemoryMmap, GuestMemoryRegion as _,
+    GuestRegionCollectionError, GuestRegionMmap,
 };
 
 use crate::GuestMemory;
 use crate::arch::x86_64::layout;
 use crate::spec::MemoryMib;
 use crate::vectored::read_exact_at;
+
+pub(crate) use runs::{Disorder, Run, Runs, marked};
 
 /// The size of a page.
 pub const PAGE: u64 = 4096;
@@ -100,37 +104,63 @@ pub enum MemoryError {
 /// # Errors
 /// The host has not enough memory or address space.
 pub fn allocate(size: MemoryMib) -> Result<GuestMemory, MemoryError> {
-    place(size, |start, len, _| {
+    // SAFETY: by `place` the range is its caller's alone.
+    place(size, |start, len, _| unsafe { make_anonymous(start, len) })
+}
+
+/// Pages of RAM in a file.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pages<'a> {
+    pub(crate) file: &'a File,
+    /// Where those of the first run are; those of the next are behind them.
+    pub(crate) offset: u64,
+    pub(crate) runs: &'a Runs,
+}
+
+/// The same with pages of files, of which a later one's are before an earlier one's: each is the file's until it is written to, and the
+/// file stays as it is. It must not become shorter for as long as the process lives. All other pages are zero.
+///
+/// # Errors
+/// As of [`allocate`], or a file cannot be mapped.
+pub(crate) fn map(size: MemoryMib, files: &[Pages<'_>]) -> Result<GuestMemory, MemoryError> {
+    place(size, |start, len, before| {
         // SAFETY: by `place` the range is its caller's alone.
-        unsafe { mprotect(start, len, MprotectFlags::READ | MprotectFlags::WRITE) }?;
-        // A kernel without huge pages refuses this, and does without.
-        // SAFETY: as above; the advice does not change what is read.
-        let _ = unsafe { madvise(start, len, Advice::LinuxHugepage) };
-        Ok(None)
+        unsafe { make_anonymous(start, len) }?;
+        for &Pages { file, mut offset, runs } in files {
+            for run in runs.iter().map(Run::bytes) {
+                let (from, to) = (run.start.max(before), run.end.min(before + len as u64));
+                if from < to {
+                    let (at, len) = (start.wrapping_byte_add((from - before) as usize), (to - from) as usize);
+                    let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
+                    let access = ProtFlags::READ | ProtFlags::WRITE;
+                    // SAFETY: as above; what is replaced is within the range.
+                    unsafe { mmap(at, len, access, flags, file, offset + (from - run.start)) }?;
+                }
+                offset += run.end - run.start;
+            }
+        }
+        Ok(())
     })
 }
 
-/// The same with what `file` holds, from `offset` on: a page is the file's until it is written to, and the file stays as it is. It
-/// must not become shorter for as long as the process lives.
+/// Makes a reserved range accessible.
 ///
-/// # Errors
-/// As of [`allocate`], or the file cannot be mapped.
-pub fn map(size: MemoryMib, file: &File, offset: u64) -> Result<GuestMemory, MemoryError> {
-    let clone = file.try_clone().map_err(|source| MemoryError::File { what: "holding", source })?;
-    let clone = Arc::new(clone);
-    place(size, |start, len, before| {
-        let (access, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::NORESERVE);
-        // SAFETY: by `place` the range is its caller's alone; what is replaced is the reservation.
-        unsafe { mmap(start, len, access, flags | MapFlags::FIXED, file, offset + before) }?;
-        Ok(Some(FileOffset::from_arc(Arc::clone(&clone), offset + before)))
-    })
+/// # Safety
+/// Nothing else refers to it.
+unsafe fn make_anonymous(start: *mut c_void, len: usize) -> rustix::io::Result<()> {
+    // SAFETY: by the caller.
+    unsafe { mprotect(start, len, MprotectFlags::READ | MprotectFlags::WRITE) }?;
+    // A kernel without huge pages refuses this, and does without.
+    // SAFETY: by the caller; the advice does not change what is read.
+    let _ = unsafe { madvise(start, len, Advice::LinuxHugepage) };
+    Ok(())
 }
 
 /// Reserves a range for each part of the RAM, has `fill` make it accessible, by where it is, its length and how much is in the parts
-/// before it, and puts the parts together. `fill` tells which part of a file the part is; none, and it is anonymous memory.
+/// before it, and puts the parts together.
 fn place(
     size: MemoryMib,
-    fill: impl Fn(*mut c_void, usize, u64) -> rustix::io::Result<Option<FileOffset>>,
+    fill: impl Fn(*mut c_void, usize, u64) -> rustix::io::Result<()>,
 ) -> Result<GuestMemory, MemoryError> {
     let mib = u32::from(size);
     let failed = |error: rustix::io::Errno| MemoryError::Allocate { mib, source: error.into() };
@@ -149,19 +179,15 @@ fn place(
         let start = reserved.wrapping_byte_add(at);
         at += padded(len);
         // `start` and `len` are within what was reserved above (2 MiB of it are for the alignment), which nothing else refers to.
-        let origin = fill(start, len as usize, before).map_err(failed)?;
+        fill(start, len as usize, before).map_err(failed)?;
         before += len;
         let len = len as usize;
         // A kernel without core dumps refuses this.
         // SAFETY: as above; the advice does not change what is read.
         let _ = unsafe { madvise(start, len, Advice::LinuxDontDump) };
-        let anonymous = if origin.is_none() { libc::MAP_ANONYMOUS } else { 0 };
-        let mut region = MmapRegionBuilder::new(len)
+        let region = MmapRegionBuilder::new(len)
             .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-            .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_NORESERVE | anonymous);
-        if let Some(file) = origin {
-            region = region.with_file_offset(file);
-        }
+            .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_NORESERVE | libc::MAP_ANONYMOUS);
         // SAFETY: the mapping has just been made, and is never unmapped.
         let region = unsafe { region.with_raw_mmap_pointer(start.cast()) }
             .build()

@@ -107,6 +107,7 @@ fn start(spec: &MachineSpec, mut steps: Steps) -> Result<(Machine, Server), Star
             }
             (None, Some(snapshot)) => Begin::Restore {
                 file: owned(snapshot.file)?,
+                base: snapshot.base.map(owned).transpose()?,
                 shared: snapshot.shared,
                 touched: snapshot.touched.map(owned).transpose()?,
             },
@@ -168,6 +169,7 @@ fn numbers(fds: &Fds) -> Vec<RawFd> {
         Some(fds.kvm),
         fds.kernel,
         fds.snapshot.map(|snapshot| snapshot.file),
+        fds.snapshot.and_then(|snapshot| snapshot.base),
         fds.snapshot.and_then(|snapshot| snapshot.touched),
         fds.initramfs,
         fds.lock,

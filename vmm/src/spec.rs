@@ -81,6 +81,10 @@ pub struct SnapshotFds {
     /// The snapshot, open for reading, and where it is not shared for writing: it is marked as used then before the vCPUs run. One
     /// with that mark is refused. It must not become shorter for as long as the machine lives.
     pub file: RawFd,
+    /// What it was taken over, where that is another snapshot: see [`Summary::has_base`](crate::snapshot::Summary::has_base). Open for
+    /// reading; it is never written, and must not become shorter.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<RawFd>,
     /// Whether other machines go on from it as well, each with a diff of its own over the snapshot's: it stays as it is.
     pub shared: bool,
     /// Which pages a machine of this snapshot writes to at first, as [`Request::Touched`](crate::control::Request::Touched) tells them,

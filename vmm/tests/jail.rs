@@ -566,11 +566,11 @@ fn the_process_knows_what_it_uses() {
             grown(report.pss_kib().unwrap(), pss);
             grown(report.own_kib(&[]).unwrap(), private);
             if let Some(pagemap) = report.pagemap() {
-                let there = pagemap.there(block.as_ptr() as u64, block.len() / 4096).unwrap();
+                let there = pagemap.own(block.as_ptr() as u64, block.len() / 4096).unwrap();
                 assert!(there.iter().all(|&there| there));
                 let untouched = vec![0_u8; 64 << 20];
                 // Without its beginning: malloc has something there, and a huge page may have come with it.
-                let there = pagemap.there(untouched.as_ptr() as u64 + (4 << 20), 15_000).unwrap();
+                let there = pagemap.own(untouched.as_ptr() as u64 + (4 << 20), 15_000).unwrap();
                 assert!(there.iter().all(|&there| !there));
             }
             drop(block);

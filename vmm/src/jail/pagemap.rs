@@ -35,25 +35,12 @@ impl Pagemap {
         self.file.as_raw_fd()
     }
 
-    /// For each of the `count` pages from `address` on, whether it is there. One that is not was never touched, or nothing was written
-    /// to it and the kernel has taken it back: it reads as what was mapped, zeros where that was no file.
+    /// For each of the `count` pages from `address` on, whether the process has it for itself: of a private mapping of a file those that
+    /// were written to, of anonymous memory those that were touched. Any other reads as what was mapped, zeros where that was no file.
     ///
     /// # Errors
     /// The kernel does not say, or the process is a fork of the one that has opened the file.
-    pub fn there(&self, address: u64, count: usize) -> io::Result<Vec<bool>> {
-        self.entries(address, count, |entry| entry & (PRESENT | SWAPPED) != 0)
-    }
-
-    /// For each of the `count` pages from `address` on, whether the process has it for itself: of a private mapping of a file those that
-    /// were written to.
-    ///
-    /// # Errors
-    /// As of [`there`](Self::there).
     pub fn own(&self, address: u64, count: usize) -> io::Result<Vec<bool>> {
-        self.entries(address, count, |entry| entry & (PRESENT | SWAPPED) != 0 && entry & SHARED == 0)
-    }
-
-    fn entries(&self, address: u64, count: usize, is: impl Fn(u64) -> bool) -> io::Result<Vec<bool>> {
         if getpid() != self.process {
             return Err(io::Error::other("the account is of another process"));
         }
@@ -68,6 +55,7 @@ impl Pagemap {
             }
         }
         let (entries, _) = entries.as_chunks();
-        Ok(entries.iter().map(|entry| is(u64::from_ne_bytes(*entry))).collect())
+        let entries = entries.iter().map(|entry| u64::from_ne_bytes(*entry));
+        Ok(entries.map(|entry| entry & (PRESENT | SWAPPED) != 0 && entry & SHARED == 0).collect())
     }
 }

@@ -27,7 +27,7 @@ use crate::devices::vsock::{Counters, Published};
 use crate::devices::{Console, Net, Rng, SerialPort, Vsock, Worker};
 use crate::jail::{self, JailError, Layers, SelfReport, Thread};
 use crate::memory::{self, MemoryError};
-use crate::snapshot::{self, Copying, Saved, SnapshotError};
+use crate::snapshot::{self, Copying, Origin, Saved, SnapshotError};
 use crate::spec::MachineSpec;
 use crate::virtio::{Device, DeviceError, Face, Place, Transport};
 
@@ -52,15 +52,15 @@ pub(crate) struct Parts {
 pub(crate) enum Begin {
     /// A kernel.
     Boot { kernel: File, initramfs: Option<File> },
-    /// What was saved in this file, from which other machines go on as well where it is shared.
+    /// What was saved in this file over what is in `base`; other machines go on from it as well where it is shared.
     /// `touched` tells which pages such machines write to at first.
-    Restore { file: File, shared: bool, touched: Option<File> },
+    Restore { file: File, base: Option<File>, shared: bool, touched: Option<File> },
 }
 
 /// What is in the RAM.
 enum Content {
     Kernel(Kernel, Option<File>),
-    Saved { saved: Box<Saved>, file: File, shared: bool, copying: Option<Copying> },
+    Saved { saved: Box<Saved>, origin: Origin, file: File, shared: bool, copying: Option<Copying> },
 }
 
 /// The files of the root disk.
@@ -114,11 +114,11 @@ impl Machine {
                 let kernel = Kernel::load(&memory, &kernel)?;
                 (memory, Content::Kernel(kernel, initramfs))
             }
-            Begin::Restore { file, shared, touched } => {
-                let (saved, memory) = Saved::open(&file, spec)?;
+            Begin::Restore { file, base, shared, touched } => {
+                let (saved, origin, memory) = Saved::open(&file, base.as_ref(), shared, spec)?;
                 let copying = touched.map(|touched| Copying::start(touched, &memory)).transpose();
                 let copying = copying.map_err(host("starting a thread that copies pages"))?;
-                (memory, Content::Saved { saved: Box::new(saved), file, shared, copying })
+                (memory, Content::Saved { saved: Box::new(saved), origin, file, shared, copying })
             }
         };
         let ram =
@@ -177,13 +177,13 @@ impl Machine {
         let vcpus = Vcpus::spawn(&vm, vcpus, &bus, &io_ports, &ending, prepare)
             .map_err(host("starting the vCPUs' threads"))?;
         jail::enter_thread(Thread::Main)?;
-        let restored = match &content {
-            Content::Kernel(..) => false,
-            Content::Saved { file, shared, .. } => {
+        let origin = match content {
+            Content::Kernel(..) => None,
+            Content::Saved { origin, file, shared, .. } => {
                 if !shared {
-                    snapshot::mark_used(file).map_err(host("marking the snapshot"))?;
+                    snapshot::mark_used(&file).map_err(host("marking the snapshot"))?;
                 }
-                true
+                Some(origin)
             }
         };
         steps.done("vcpus");
@@ -202,7 +202,8 @@ impl Machine {
             connections,
             published,
             // The restored devices are.
-            paused: restored,
+            paused: origin.is_some(),
+            origin,
             steps,
             report,
             ram,

@@ -39,7 +39,7 @@ use crate::devices::vsock::Counters;
 use crate::devices::{Console, Setting, Worker, borrow};
 use crate::exit::{Exit, ExitReason};
 use crate::jail::{Layers, SelfReport};
-use crate::snapshot::{self, MachineState, SnapshotError, Touched, TouchedError};
+use crate::snapshot::{self, MachineState, Origin, SnapshotError, Touched, TouchedError};
 use crate::spec::{Cpus, MachineSpec, MemoryMib, Transport};
 use crate::virtio::{DeviceError, Interrupt};
 use bus::Bus;
@@ -69,6 +69,8 @@ pub(crate) struct Machine {
     /// Holds what KVM keeps of the machine together: memory slots, interrupt controllers, eventfds.
     vm: Arc<Vm>,
     memory: GuestMemory,
+    /// What its RAM was when it went on from a snapshot; none if it was booted.
+    origin: Option<Origin>,
     shape: (Cpus, MemoryMib),
     console: Console,
     ending: Ending,
@@ -309,14 +311,14 @@ impl Machine {
         // The interrupt controllers last: to save a vCPU may change them.
         let (vcpus, devices) = (self.vcpus.save()?, self.bus.save()?);
         let state = MachineState { cpus, memory, vm: VmState::save(&self.vm)?, vcpus, devices };
-        snapshot::write(&file, &self.memory, self.report.pagemap(), &state)
+        snapshot::write(&file, &self.memory, self.report.pagemap(), self.origin.as_ref(), &state)
     }
 
     /// Writes which pages of the RAM are the machine's own to `file`.
     fn touched(&self, file: Option<OwnedFd>) -> Result<(), TouchedError> {
         let missing = || TouchedError::Write(io::Error::new(io::ErrorKind::InvalidInput, "none came"));
         let file = file.map(File::from).ok_or_else(missing)?;
-        Touched::of(&self.memory, self.report.pagemap())?.write(&file)
+        Touched::of(&self.memory, self.report.pagemap(), self.origin.as_ref())?.write(&file)
     }
 
     fn status(&self) -> Status {

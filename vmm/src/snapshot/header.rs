@@ -4,8 +4,8 @@
 //!   0   8  "VOIDSNAP"
 //!   8   4  the version of the format
 //!   12  4  whether a machine has gone on from it: 0 or 1
-//!   16  8  bytes of RAM
-//!   24  4  CRC-32C of the RAM
+//!   16  8  bytes of pages
+//!   24  4  CRC-32C of the pages
 //!   28  4  CRC-32C of the state
 //!   32  8  bytes of state
 //!   60  4  CRC-32C of the bytes before, the 4 at 12 taken as 0
@@ -15,19 +15,20 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
 
+use serde::{Deserialize, Serialize};
+
 use super::MAX_STATE;
-use super::ram::Ram;
 use crate::memory::PAGE;
 use crate::spec::MemoryMib;
 
 /// In bytes.
 pub(super) const LEN: usize = 64;
-/// Where the RAM begins: a huge page of the host can be one of the guest's.
-pub(super) const RAM_START: u64 = 2 << 20;
+/// Where the pages begin.
+pub(super) const PAGES_START: u64 = PAGE;
 
 const MAGIC: &[u8; 8] = b"VOIDSNAP";
 /// What this program writes and reads.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Where the mark is.
 const USED: u64 = 12;
 
@@ -51,26 +52,29 @@ pub enum HeaderError {
     },
 }
 
-/// The first bytes of a snapshot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The first bytes of a snapshot. Another one over it knows it by them, but for the mark.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct Header {
-    pub(super) ram: Ram,
+    pub(super) pages_len: u64,
+    pub(super) pages_crc: u32,
     pub(super) state_len: u64,
     pub(super) state_crc: u32,
+    #[serde(skip)]
     pub(super) used: bool,
 }
 
 impl Header {
     pub(super) fn state_start(&self) -> u64 {
-        RAM_START + self.ram.len
+        PAGES_START + self.pages_len
     }
 
     pub(super) fn encode(&self) -> [u8; LEN] {
         let mut bytes = [0; LEN];
         bytes[..8].copy_from_slice(MAGIC);
         bytes[8..12].copy_from_slice(&VERSION.to_le_bytes());
-        bytes[16..24].copy_from_slice(&self.ram.len.to_le_bytes());
-        bytes[24..28].copy_from_slice(&self.ram.crc.to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.pages_len.to_le_bytes());
+        bytes[24..28].copy_from_slice(&self.pages_crc.to_le_bytes());
         bytes[28..32].copy_from_slice(&self.state_crc.to_le_bytes());
         bytes[32..40].copy_from_slice(&self.state_len.to_le_bytes());
         let crc = crc32c::crc32c(&bytes[..LEN - 4]);
@@ -96,15 +100,12 @@ impl Header {
             1 => true,
             _ => return Err(HeaderError::Damaged),
         };
-        let header = Self {
-            ram: Ram { len: long(16), crc: word(24) },
-            state_crc: word(28),
-            state_len: long(32),
-            used,
-        };
+        let header =
+            Self { pages_len: long(16), pages_crc: word(24), state_crc: word(28), state_len: long(32), used };
         let most = u64::from(MemoryMib::MAX) << 20;
-        let sound =
-            header.ram.len <= most && header.ram.len.is_multiple_of(PAGE) && header.state_len <= MAX_STATE;
+        let sound = header.pages_len <= most
+            && header.pages_len.is_multiple_of(PAGE)
+            && header.state_len <= MAX_STATE;
         if !sound || crc32c::crc32c(&checked[..LEN - 4]) != word(LEN - 4) {
             return Err(HeaderError::Damaged);
         }

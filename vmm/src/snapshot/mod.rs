@@ -2,13 +2,16 @@
 //!
 //! ```text
 //!   0        the header, 64 bytes: where the rest is, and its checksums
-//!   2 MiB    guest RAM, its parts one behind the other; pages of zeros are holes
-//!   behind   the state of vCPUs, interrupt controllers and devices, as JSON
+//!   4096     pages of the guest's RAM: those of all runs, one behind the other
+//!   behind   the runs, and the state of vCPUs, interrupt controllers and devices, as JSON
 //! ```
 //!
-//! The RAM is not read when a machine is restored: it is mapped, and its checksum is for whoever asks for it ([`verify`]).
+//! A page of RAM that is in no run is as in the snapshot's base, which is a snapshot that has none, or zero where there is no base. The pages
+//! are not read when a machine is restored: they are mapped, over those of the base and memory that is anonymous, and their checksum is
+//! for whoever asks for it ([`verify`]).
 
 mod header;
+mod origin;
 mod ram;
 mod touched;
 
@@ -22,16 +25,19 @@ use serde::{Deserialize, Serialize};
 use crate::GuestMemory;
 use crate::arch::x86_64::{ArchError, VcpuState, Vm, VmState};
 use crate::jail::Pagemap;
-use crate::memory::{self, MemoryError};
+use crate::memory::{self, MemoryError, PAGE, Pages, Runs};
 use crate::spec::{Cpus, MachineSpec, MemoryMib};
 use crate::virtio::{Transport, TransportState};
 use header::Header;
+use origin::Base;
+use ram::Ram;
 
 pub use header::HeaderError;
+pub(crate) use origin::Origin;
 pub use ram::verify;
 pub(crate) use touched::{Copying, Touched, TouchedError};
 
-/// More is no state, in bytes: of 32 vCPUs with the largest XSAVE areas it is 4 MiB.
+/// More is no state, in bytes: of 32 vCPUs with the largest XSAVE areas it is 4 MiB, and of the most runs there may be an eighth of one.
 const MAX_STATE: u64 = 16 << 20;
 
 /// All of a machine but its RAM.
@@ -46,6 +52,17 @@ pub(crate) struct MachineState {
     pub(crate) devices: Vec<(String, TransportState)>,
 }
 
+/// What is behind the pages: the state, and where the pages are in the RAM.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Trailer<S> {
+    /// How the snapshot begins that it is over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    base: Option<Header>,
+    runs: Runs,
+    machine: S,
+}
+
 /// What a snapshot is of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Summary {
@@ -55,6 +72,8 @@ pub struct Summary {
     pub memory: MemoryMib,
     /// Whether it has a network device.
     pub network: bool,
+    /// Whether it is over another one, its base, without which it is of no use.
+    pub has_base: bool,
     /// Whether a machine has gone on from it: the disk is another one since.
     pub used: bool,
 }
@@ -83,6 +102,9 @@ pub enum SnapshotError {
     /// The machine is to be another one than was saved.
     #[error("the snapshot is of a machine with {0}, and the sandbox has another")]
     Other(String),
+    /// What it is over is not there, or is something else.
+    #[error("the snapshot that this one was taken over is {0}")]
+    Base(&'static str),
     /// A machine has gone on from it already.
     #[error("a machine has gone on from this snapshot already, and the disk is not what it was")]
     Used,
@@ -107,11 +129,15 @@ pub(crate) fn write(
     file: &File,
     memory: &GuestMemory,
     pagemap: Option<&Pagemap>,
-    state: &MachineState,
+    origin: Option<&Origin>,
+    machine: &MachineState,
 ) -> Result<(), SnapshotError> {
-    let ram = ram::write(file, memory, pagemap).map_err(failed("writing"))?;
-    let json = serde_json::to_vec(state).map_err(SnapshotError::State)?;
-    let header = Header { ram, state_len: json.len() as u64, state_crc: crc32c::crc32c(&json), used: false };
+    let Ram { runs, crc } = ram::write(file, memory, pagemap, origin).map_err(failed("writing"))?;
+    let pages_len = runs.pages() * PAGE;
+    let base = origin.and_then(|origin| Some(origin.base.as_ref()?.header));
+    let json = serde_json::to_vec(&Trailer { base, runs, machine }).map_err(SnapshotError::State)?;
+    let (state_len, state_crc) = (json.len() as u64, crc32c::crc32c(&json));
+    let header = Header { pages_len, pages_crc: crc, state_len, state_crc, used: false };
     file.write_all_at(&json, header.state_start()).map_err(failed("writing"))?;
     // The header last: without it the file is none.
     file.write_all_at(&header.encode(), 0).map_err(failed("writing"))
@@ -129,6 +155,9 @@ pub fn inspect(file: &File) -> Result<Summary, SnapshotError> {
 #[derive(Debug)]
 pub(crate) struct Saved {
     header: Header,
+    /// How the snapshot begins that it is over.
+    base: Option<Header>,
+    runs: Runs,
     state: MachineState,
 }
 
@@ -151,22 +180,35 @@ impl Saved {
         if crc32c::crc32c(&json) != header.state_crc {
             return Err(SnapshotError::Checksum("its state"));
         }
-        let state: MachineState = serde_json::from_slice(&json).map_err(SnapshotError::State)?;
-        if state.vcpus.len() != usize::from(state.cpus.get()) || state.memory.bytes() != header.ram.len {
+        let trailer: Trailer<MachineState> = serde_json::from_slice(&json).map_err(SnapshotError::State)?;
+        let Trailer { base, runs, machine: state } = trailer;
+        let sound = state.vcpus.len() == usize::from(state.cpus.get())
+            && runs.pages() * PAGE == header.pages_len
+            && runs.end() * PAGE <= state.memory.bytes()
+            && runs.iter().len() as u64 <= ram::MAX_RUNS;
+        if !sound {
             return Err(SnapshotError::Other("more or fewer parts than it says".into()));
         }
-        Ok(Self { header, state })
+        Ok(Self { header, base, runs, state })
     }
 
     fn summary(&self) -> Summary {
-        let Self { header, state } = self;
+        let Self { header, state, base, .. } = self;
         let network = state.devices.iter().any(|(name, _)| name == "net");
-        Summary { cpus: state.cpus, memory: state.memory, network, used: header.used }
+        let (has_base, used) = (base.is_some(), header.used);
+        Summary { cpus: state.cpus, memory: state.memory, network, has_base, used }
     }
 
-    /// The snapshot in `file`, for a machine by `spec`, and its RAM: it is the file's until the machine writes to it.
-    pub(crate) fn open(file: &File, spec: &MachineSpec) -> Result<(Self, GuestMemory), SnapshotError> {
-        let saved = Self::read(file)?;
+    /// The snapshot in `file`, over that in `base`, for a machine by `spec`; and its RAM, which is the files' until the machine writes to
+    /// it. `shared`: the file stays.
+    pub(crate) fn open(
+        file: &File,
+        base: Option<&File>,
+        shared: bool,
+        spec: &MachineSpec,
+    ) -> Result<(Self, Origin, GuestMemory), SnapshotError> {
+        let mut saved = Self::read(file)?;
+        let hold = |file: &File| file.try_clone().map_err(failed("holding"));
         let MachineState { cpus, memory, .. } = saved.state;
         if (cpus, memory) != (spec.cpus, spec.memory) {
             let (cpus, mib) = (cpus.get(), u32::from(memory));
@@ -175,7 +217,28 @@ impl Saved {
         if saved.header.used {
             return Err(SnapshotError::Used);
         }
-        Ok((saved, memory::map(memory, file, header::RAM_START)?))
+        let (header, runs) = (saved.header, std::mem::take(&mut saved.runs));
+        let origin = match (saved.base, base) {
+            (None, _) if shared => {
+                Origin { base: Some(Base { file: hold(file)?, header, runs }), over: Runs::default() }
+            }
+            (None, _) => Origin { base: None, over: runs },
+            (Some(_), None) => return Err(SnapshotError::Base("not there")),
+            (Some(expected), Some(file)) => {
+                let found = Self::read(file)?;
+                if found.header != expected || found.base.is_some() || found.state.memory != memory {
+                    return Err(SnapshotError::Base("another one now"));
+                }
+                Origin {
+                    base: Some(Base { file: hold(file)?, header: expected, runs: found.runs }),
+                    over: runs,
+                }
+            }
+        };
+        let over = Pages { file, offset: header::PAGES_START, runs: &origin.over };
+        let pages: Vec<Pages<'_>> = origin.base.iter().map(Base::pages).chain([over]).collect();
+        let memory = memory::map(memory, &pages)?;
+        Ok((saved, origin, memory))
     }
 
     /// The vCPUs, and all that KVM keeps of the machine besides.

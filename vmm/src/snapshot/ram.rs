@@ -1,24 +1,23 @@
-//! Guest RAM in a snapshot: only what is not zero.
+//! Guest RAM in a snapshot: only what is not as it is without it, which is zero, or as in the base of the machine's [`Origin`].
 //!
-//! Its checksum is that of its pages, each behind its number, those of zeros left out: what is a hole and what was written does not
-//! matter, and holes need not be read.
+//! Its pages are in runs, and each run is mapped by itself at a restore. So that this does not take long, and that a process may have so many
+//! mappings, a run goes on over [`gap`] other pages at most. Those of zeros are holes of the file.
 
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 
-use rustix::fs::SeekFrom;
 use vm_memory::{
     Bytes as _, GuestMemoryBackend as _, GuestMemoryRegion as _, GuestRegionMmap, MemoryRegionAddress,
 };
 
-use super::header::RAM_START;
+use super::header::PAGES_START;
+use super::origin::Origin;
 use super::{Saved, SnapshotError, Summary, failed};
 use crate::GuestMemory;
-use crate::holes::next_data;
 use crate::jail::Pagemap;
-use crate::memory::PAGE;
+use crate::memory::{PAGE, Run, Runs, marked};
 
 /// What is looked at in one piece, in bytes.
 const PIECE: usize = 1 << 20;
@@ -26,38 +25,54 @@ const PIECE: usize = 1 << 20;
 pub(super) const WINDOW: u64 = 64 << 20;
 /// Compared with as a whole, which is faster than byte by byte.
 const ZEROS: [u8; PAGE as usize] = [0; PAGE as usize];
+/// The most runs of a snapshot: each may take two mappings, and by default a process may have 65,530.
+pub(super) const MAX_RUNS: u64 = 8 << 10;
+/// The least other pages that end a run. To map a run costs about as much as the guest's first access to that many of its pages.
+const MIN_GAP: u64 = 16;
 
-/// All of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The pages that were written, and their checksum.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Ram {
-    /// Bytes.
-    pub(super) len: u64,
+    pub(super) runs: Runs,
     pub(super) crc: u32,
 }
 
-/// Writes what is not zero to an empty file, which has a hole for the rest. What `pagemap` shows to be untouched is not read.
-pub(super) fn write(file: &File, memory: &GuestMemory, pagemap: Option<&Pagemap>) -> io::Result<Ram> {
-    let mut ram = Ram { len: 0, crc: 0 };
-    let mut buffer = vec![0; PIECE];
+/// How many other pages a run of a RAM of `pages` may go over, so that there are not more than [`MAX_RUNS`].
+pub(super) fn gap(pages: u64) -> u64 {
+    pages.div_ceil(MAX_RUNS).max(MIN_GAP)
+}
+
+/// Writes the pages that are not as they are without the snapshot to an empty file. What `pagemap` shows to be untouched is not read.
+pub(super) fn write(
+    file: &File,
+    memory: &GuestMemory,
+    pagemap: Option<&Pagemap>,
+    origin: Option<&Origin>,
+) -> io::Result<Ram> {
+    let pages = memory.iter().map(|region| region.len() / PAGE).sum();
+    let base = origin.and_then(|origin| origin.base.as_ref());
+    let mut writer = Writer { file, memory, is_over: base.is_some(), gap: gap(pages), ram: Ram::default() };
+    let (mut buffer, mut without) = (vec![0; PIECE], vec![0; PIECE]);
+    let mut before = 0;
     for region in memory.iter() {
-        let windows = pieces(0..region.len(), WINDOW);
-        let parts = windows.flat_map(|window| match pagemap.map(|pagemap| used(region, &window, pagemap)) {
-            Some(Ok(parts)) => parts,
-            // It is not known, and any page may be other than zero.
-            Some(Err(_)) | None => vec![window],
-        });
-        for range in parts.flat_map(|part| pieces(part, PIECE as u64)) {
-            let piece = &mut buffer[..(range.end - range.start) as usize];
-            region.read_slice(piece, MemoryRegionAddress(range.start)).map_err(io::Error::other)?;
-            let at = ram.len + range.start;
-            for run in ram.take(at, piece) {
-                file.write_all_at(&piece[run.clone()], RAM_START + at + run.start as u64)?;
+        for window in pieces(0..region.len(), WINDOW) {
+            let parts = match pagemap.map(|pagemap| other(region, before, &window, pagemap, origin)) {
+                Some(Ok(parts)) => parts,
+                // It is not known, and any page may be another.
+                Some(Err(_)) | None => vec![window],
+            };
+            for range in parts.into_iter().flat_map(|part| pieces(part, PIECE as u64)) {
+                let length = (range.end - range.start) as usize;
+                let (piece, without) = (&mut buffer[..length], &mut without[..length]);
+                region.read_slice(piece, MemoryRegionAddress(range.start)).map_err(io::Error::other)?;
+                base.map_or(Ok(()), |base| base.read(before + range.start, without))?;
+                writer.take((before + range.start) / PAGE, piece, without)?;
             }
         }
-        ram.len += region.len();
+        before += region.len();
     }
-    file.set_len(RAM_START + ram.len)?;
-    Ok(ram)
+    file.set_len(PAGES_START + writer.ram.runs.pages() * PAGE)?;
+    Ok(writer.ram)
 }
 
 /// `range` in pieces of `len`, of which the last may be shorter.
@@ -65,74 +80,99 @@ pub(super) fn pieces(range: Range<u64>, len: u64) -> impl Iterator<Item = Range<
     range.clone().step_by(len as usize).map(move |start| start..range.end.min(start + len))
 }
 
-/// The parts of `window` in which pages may be other than zero: those that the process has, and of a file's those that are no holes,
-/// since the others of them are what the file holds.
-fn used(region: &GuestRegionMmap, window: &Range<u64>, pagemap: &Pagemap) -> io::Result<Vec<Range<u64>>> {
+/// The parts of `window` in which pages may be other than without the snapshot: those that the process has for itself, and those that were
+/// so when it went on from one. The region is behind `before` bytes of others.
+fn other(
+    region: &GuestRegionMmap,
+    before: u64,
+    window: &Range<u64>,
+    pagemap: &Pagemap,
+    origin: Option<&Origin>,
+) -> io::Result<Vec<Range<u64>>> {
     let address = region.as_ptr() as u64 + window.start;
-    let mut pages = pagemap.there(address, ((window.end - window.start) / PAGE) as usize)?;
-    if let Some(file) = region.file_offset() {
-        let [mut at, end] = [window.start, window.end].map(|at| file.start() + at);
-        let first = at;
-        while let Some(data) = next_data(file.file(), at..end)? {
-            at = data.end;
-            let (start, end) = ((data.start - first) / PAGE, (data.end - first).div_ceil(PAGE));
-            pages[start as usize..end as usize].fill(true);
-        }
+    let mut pages = pagemap.own(address, ((window.end - window.start) / PAGE) as usize)?;
+    if let Some(origin) = origin {
+        origin.over.mark(before + window.start..before + window.end, &mut pages);
     }
-    let mut parts = Vec::new();
-    let mut start = window.start;
-    for run in pages.chunk_by(PartialEq::eq) {
-        let end = start + run.len() as u64 * PAGE;
-        if run[0] {
-            parts.push(start..end);
-        }
-        start = end;
-    }
-    Ok(parts)
+    let bytes = |page: usize| window.start + page as u64 * PAGE;
+    Ok(marked(&pages).map(|range| bytes(range.start)..bytes(range.end)).collect())
 }
 
-impl Ram {
-    /// Takes the pages from byte `at` on into the checksum; where those are that are not zero, neighbours together.
-    fn take(&mut self, at: u64, pages: &[u8]) -> Vec<Range<usize>> {
-        let mut runs: Vec<Range<usize>> = Vec::new();
-        for (index, page) in pages.chunks(PAGE as usize).enumerate() {
-            if *page == ZEROS[..page.len()] {
-                continue;
-            }
-            let start = index * PAGE as usize;
-            let number = (at + start as u64) / PAGE;
-            self.crc = crc32c::crc32c_append(self.crc, &number.to_le_bytes());
-            self.crc = crc32c::crc32c_append(self.crc, page);
-            match runs.last_mut() {
-                Some(run) if run.end == start => run.end += page.len(),
-                _ => runs.push(start..start + page.len()),
-            }
+/// Writes pages behind each other.
+struct Writer<'a> {
+    file: &'a File,
+    memory: &'a GuestMemory,
+    /// Whether there is a base: else what is left out is zero.
+    is_over: bool,
+    gap: u64,
+    ram: Ram,
+}
+
+impl Writer<'_> {
+    /// Takes pages from the one of this number on, which are behind all those before; `without` is what they are without the snapshot.
+    fn take(&mut self, first: u64, bytes: &[u8], without: &[u8]) -> io::Result<()> {
+        let [pages, without] = [bytes, without].map(|bytes| bytes.as_chunks::<{ PAGE as usize }>().0);
+        let is_other: Vec<bool> = pages.iter().zip(without).map(|(page, without)| page != without).collect();
+        for range in marked(&is_other) {
+            let page = first + range.start as u64;
+            self.go_on_to(page)?;
+            self.append(page, pages[range].as_flattened())?;
         }
-        runs
+        Ok(())
+    }
+
+    /// Goes on to the page of this number if it is not too far.
+    fn go_on_to(&mut self, page: u64) -> io::Result<()> {
+        let end = self.ram.runs.end();
+        if end == 0 || page - end > self.gap {
+            return Ok(());
+        }
+        for number in end..page {
+            let mut bytes = ZEROS;
+            if self.is_over {
+                read(self.memory, number, &mut bytes)?;
+            }
+            self.append(number, &bytes)?;
+        }
+        Ok(())
+    }
+
+    fn append(&mut self, first: u64, pages: &[u8]) -> io::Result<()> {
+        self.ram.crc = crc32c::crc32c_append(self.ram.crc, pages);
+        if pages != ZEROS {
+            self.file.write_all_at(pages, PAGES_START + self.ram.runs.pages() * PAGE)?;
+        }
+        let run = [first, pages.len() as u64 / PAGE].map(u32::try_from);
+        let [Ok(first), Ok(count)] = run else { return Err(io::Error::other("more RAM than there can be")) };
+        self.ram.runs.add(Run { first, count }).map_err(io::Error::other)
     }
 }
 
-/// What the snapshot in `file` is of, after its RAM was compared with its checksum: all of it is read.
+/// Reads the page of this number.
+fn read(memory: &GuestMemory, number: u64, page: &mut [u8]) -> io::Result<()> {
+    let mut at = number * PAGE;
+    for region in memory.iter() {
+        match at.checked_sub(region.len()) {
+            Some(behind) => at = behind,
+            None => return region.read_slice(page, MemoryRegionAddress(at)).map_err(io::Error::other),
+        }
+    }
+    Err(io::ErrorKind::UnexpectedEof.into())
+}
+
+/// What the snapshot in `file` is of, after its pages were compared with their checksum: all of them are read.
 ///
 /// # Errors
 /// The file is no snapshot, or is damaged.
 pub fn verify(file: &File) -> Result<Summary, SnapshotError> {
     let saved = Saved::read(file)?;
     let header = &saved.header;
-    let mut found = Ram { len: 0, crc: 0 };
+    let mut crc = 0;
     let mut buffer = vec![0; PIECE];
-    while found.len < header.ram.len {
-        // A file system that knows no holes finds data everywhere.
-        let data = match rustix::fs::seek(file, SeekFrom::Data(RAM_START + found.len)) {
-            Ok(at) => at.saturating_sub(RAM_START),
-            Err(rustix::io::Errno::NXIO) => break,
-            Err(error) => return Err(failed("reading")(error.into())),
-        };
-        found.len = (data.max(found.len) / PAGE * PAGE).min(header.ram.len);
-        let piece = &mut buffer[..PIECE.min((header.ram.len - found.len) as usize)];
-        file.read_exact_at(piece, RAM_START + found.len).map_err(failed("reading"))?;
-        found.take(found.len, piece);
-        found.len += piece.len() as u64;
+    for piece in pieces(0..header.pages_len, PIECE as u64) {
+        let bytes = &mut buffer[..(piece.end - piece.start) as usize];
+        file.read_exact_at(bytes, PAGES_START + piece.start).map_err(failed("reading"))?;
+        crc = crc32c::crc32c_append(crc, bytes);
     }
-    if found.crc == header.ram.crc { Ok(saved.summary()) } else { Err(SnapshotError::Checksum("its RAM")) }
+    if crc == header.pages_crc { Ok(saved.summary()) } else { Err(SnapshotError::Checksum("its RAM")) }
 }

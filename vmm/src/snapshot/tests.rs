@@ -1,7 +1,6 @@
 use std::io::Write as _;
-use std::os::unix::fs::MetadataExt as _;
 
-use vm_memory::{Bytes as _, GuestAddress, GuestMemoryBackend as _, GuestMemoryRegion as _};
+use vm_memory::{Bytes as _, GuestAddress, GuestMemoryBackend as _};
 
 use super::*;
 use crate::arch::x86_64;
@@ -26,8 +25,21 @@ fn saved() -> File {
     memory.write_slice(b"across two pages", GuestAddress(7 * PAGE - 5)).unwrap();
     memory.write_slice(b"last", GuestAddress((128 << 20) - 4)).unwrap();
     let file = tempfile::tempfile().unwrap();
-    write(&file, &memory, None, &state).unwrap();
+    write(&file, &memory, None, None, &state).unwrap();
     file
+}
+
+/// RAM with the pages of a snapshot, over those of its base where it has one.
+fn mapped(base: Option<&Base>, file: &File, runs: &Runs) -> GuestMemory {
+    let pages = Pages { file, offset: header::PAGES_START, runs };
+    let pages: Vec<_> = base.map(Base::pages).into_iter().chain([pages]).collect();
+    memory::map(MemoryMib::try_from(128).unwrap(), &pages).unwrap()
+}
+
+fn read(memory: &GuestMemory, at: u64, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    memory.read_slice(&mut bytes, GuestAddress(at)).unwrap();
+    bytes
 }
 
 #[test]
@@ -35,20 +47,17 @@ fn what_was_saved_is_mapped_again_and_stays() {
     let file = saved();
     let summary = inspect(&file).unwrap();
     assert_eq!((summary.cpus.get(), u32::from(summary.memory)), (2, 128));
-    assert!(!summary.network && !summary.used);
+    assert!(!summary.network && !summary.used && !summary.has_base);
     verify(&file).unwrap();
-    // Four pages and the state, of 128 MiB.
-    assert!(file.metadata().unwrap().blocks() * 512 < 1 << 20);
+    // Eight pages, of which four are zero, the last one, and the state, of 128 MiB.
+    let Saved { runs, .. } = Saved::read(&file).unwrap();
+    assert_eq!(Vec::from(runs.clone()), [(0, 8), ((128 << 8) - 1, 1)]);
+    assert!(file.metadata().unwrap().len() < 1 << 20);
     for _ in 0..2 {
-        let memory = memory::map(summary.memory, &file, header::RAM_START).unwrap();
-        let read = |at, len| {
-            let mut bytes = vec![0; len];
-            memory.read_slice(&mut bytes, GuestAddress(at)).unwrap();
-            bytes
-        };
-        assert_eq!(read(0, 6), b"first\0");
-        assert_eq!(read(7 * PAGE - 5, 16), b"across two pages");
-        assert_eq!(read((128 << 20) - 5, 5), b"\0last");
+        let memory = mapped(None, &file, &runs);
+        assert_eq!(read(&memory, 0, 6), b"first\0");
+        assert_eq!(read(&memory, 7 * PAGE - 5, 16), b"across two pages");
+        assert_eq!(read(&memory, (128 << 20) - 5, 5), b"\0last");
         // The next one does not see it.
         memory.write_slice(&vec![0xff; 1 << 20], GuestAddress(0)).unwrap();
     }
@@ -69,41 +78,124 @@ fn what_was_never_touched_is_not_read_and_nothing_is_lost() {
     // Touched, and zero again.
     memory.write_slice(b"gone", GuestAddress(20 << 20)).unwrap();
     memory.write_slice(&[0; 4], GuestAddress(20 << 20)).unwrap();
-    let saved = same_with_and_without(&memory, &pagemap);
+    let (saved, runs) = same_with_and_without(&memory, &pagemap, None);
+    assert_eq!(Vec::from(runs.clone()), [(0, 1), ((8 << 8) + 6, 2), ((128 << 8) - 1, 1)]);
 
-    let restored = memory::map(mib, &saved, header::RAM_START).unwrap();
-    same_with_and_without(&restored, &pagemap);
-    let restored = memory::map(mib, &saved, header::RAM_START).unwrap();
-    // Over the file's: one in a hole, one changed, one zeroed; one in a hole is only read.
-    restored.write_slice(b"new", GuestAddress(40 << 20)).unwrap();
-    restored.write_slice(b"x", GuestAddress((8 << 20) + 7 * PAGE)).unwrap();
-    restored.write_slice(&[0; 8], GuestAddress(0)).unwrap();
-    restored.read_slice(&mut [0], GuestAddress(60 << 20)).unwrap();
-    let again = same_with_and_without(&restored, &pagemap);
-    let mut bytes = [1; 8];
-    again.read_exact_at(&mut bytes, header::RAM_START).unwrap();
-    assert_eq!(bytes, [0; 8]);
+    // It has gone on from a snapshot of its own.
+    let over = |runs: &Runs| Origin { base: None, over: runs.clone() };
+    same_with_and_without(&mapped(None, &saved, &runs), &pagemap, Some(&over(&runs)));
+    let restored = mapped(None, &saved, &runs);
+    change(&restored);
+    let (again, runs) = same_with_and_without(&restored, &pagemap, Some(&over(&runs)));
+    assert_eq!(Vec::from(runs.clone()), [((8 << 8) + 6, 2), (40 << 8, 1), ((128 << 8) - 1, 1)]);
+    let again = mapped(None, &again, &runs);
+    assert_eq!(read(&again, (8 << 20) + 7 * PAGE - 5, 16), b"acrosx two pages");
+}
+
+/// Changes RAM of the test above: one where there was nothing, one changed, one zeroed; one is only read, and one is written as it was.
+fn change(memory: &GuestMemory) {
+    memory.write_slice(b"new", GuestAddress(40 << 20)).unwrap();
+    memory.write_slice(b"x", GuestAddress((8 << 20) + 7 * PAGE)).unwrap();
+    memory.write_slice(&[0; 8], GuestAddress(0)).unwrap();
+    memory.write_slice(b"last", GuestAddress((128 << 20) - 4)).unwrap();
+    read(memory, 60 << 20, 1);
 }
 
 /// What is written of `memory`, which is the same with `pagemap` and without; with it no further page is touched.
-fn same_with_and_without(memory: &GuestMemory, pagemap: &Pagemap) -> File {
-    let there = || pagemap.there(memory.get_host_address(GuestAddress(0)).unwrap() as u64, 32 << 10).unwrap();
-    let (before, few) = (there(), tempfile::tempfile().unwrap());
-    let ram = ram::write(&few, memory, Some(pagemap)).unwrap();
-    let anonymous = memory.iter().all(|region| region.file_offset().is_none());
-    // The kernel maps neighbours of a file's page with it.
-    assert!(there() == before || !anonymous);
-    assert!(!there()[100 << 20 >> 12], "a hole of the file was read");
+fn same_with_and_without(memory: &GuestMemory, pagemap: &Pagemap, origin: Option<&Origin>) -> (File, Runs) {
+    let own = || pagemap.own(memory.get_host_address(GuestAddress(0)).unwrap() as u64, 32 << 10).unwrap();
+    let (before, few) = (own(), tempfile::tempfile().unwrap());
+    let ram = ram::write(&few, memory, Some(pagemap), origin).unwrap();
+    assert!(own() == before);
+    assert!(!before[100 << 20 >> 12]);
     let all = tempfile::tempfile().unwrap();
-    assert_eq!(ram::write(&all, memory, None).unwrap(), ram);
+    assert_eq!(ram::write(&all, memory, None, origin).unwrap(), ram);
     let content = |file: &File| {
         let mut bytes = vec![0; file.metadata().unwrap().len() as usize];
         file.read_exact_at(&mut bytes, 0).unwrap();
         bytes
     };
     assert!(content(&few) == content(&all));
-    assert!(few.metadata().unwrap().blocks() * 512 < 1 << 20);
-    few
+    assert_eq!(few.metadata().unwrap().len(), header::PAGES_START + ram.runs.pages() * PAGE);
+    (few, ram.runs)
+}
+
+#[test]
+fn what_is_as_in_the_base_is_not_stored() {
+    let file = saved();
+    let Saved { header, runs, .. } = Saved::read(&file).unwrap();
+    let base = Base { file, header, runs };
+    let origin = Origin { base: Some(base), over: Runs::default() };
+    let base = || origin.base.as_ref();
+    let restored = mapped(None, &base().unwrap().file, &base().unwrap().runs);
+    let pagemap = Pagemap::open().unwrap();
+    let (_, nothing) = same_with_and_without(&restored, &pagemap, Some(&origin));
+    assert_eq!(nothing, Runs::default());
+    change(&restored);
+    restored.write_slice(&[0; 5], GuestAddress(7 * PAGE - 5)).unwrap();
+    let (over, runs) = same_with_and_without(&restored, &pagemap, Some(&origin));
+    // What lies between the first two goes with them.
+    assert_eq!(Vec::from(runs.clone()), [(0, 7), ((8 << 8) + 7, 1), (40 << 8, 1)]);
+    let again = mapped(base(), &over, &runs);
+    assert!(read(&again, 0, 128 << 20) == read(&restored, 0, 128 << 20));
+
+    // And over that, what was over the base is there again.
+    again.write_slice(b"newer", GuestAddress(50 << 20)).unwrap();
+    let Origin { base, .. } = origin;
+    let origin = Origin { base, over: runs };
+    let (over, runs) = same_with_and_without(&again, &pagemap, Some(&origin));
+    let last = mapped(origin.base.as_ref(), &over, &runs);
+    assert!(read(&last, 0, 128 << 20) == read(&again, 0, 128 << 20));
+    assert_eq!(runs.pages(), 10);
+}
+
+/// What a machine goes on from is what it was taken over, or nothing.
+#[test]
+fn the_base_is_needed_and_no_other_does() {
+    let (file, other) = (saved(), saved());
+    let (_, machine) = machine();
+    let spec = |mib: u32| {
+        let fds = serde_json::json!({ "kvm": 4, "control": 5, "vsock": 6, "ready": 7 });
+        let spec = serde_json::json!({
+            "version": crate::spec::VERSION, "id": "test", "cpus": 2, "memory": mib, "cmdline": "", "fds": fds, "bootTimeoutMs": 1,
+        });
+        serde_json::from_value::<MachineSpec>(spec).unwrap()
+    };
+    let (_, origin, memory) = Saved::open(&file, None, true, &spec(128)).unwrap();
+    memory.write_slice(b"changed", GuestAddress(0)).unwrap();
+    let over = tempfile::tempfile().unwrap();
+    write(&over, &memory, None, Some(&origin), &machine).unwrap();
+    assert!(verify(&over).unwrap().has_base);
+    assert!(over.metadata().unwrap().len() < file.metadata().unwrap().len());
+
+    let (saved, again, memory) = Saved::open(&over, Some(&file), true, &spec(128)).unwrap();
+    assert_eq!(saved.base, Some(again.base.unwrap().header), "it is no base itself");
+    assert_eq!(read(&memory, 0, 8), b"changed\0");
+    assert_eq!(read(&memory, 7 * PAGE - 5, 16), b"across two pages");
+
+    for (base, expected) in [
+        (None, "the snapshot that this one was taken over is not there"),
+        (Some(&other), "the snapshot that this one was taken over is another one now"),
+        (Some(&over), "the snapshot that this one was taken over is another one now"),
+    ] {
+        assert_eq!(Saved::open(&over, base, true, &spec(128)).unwrap_err().to_string(), expected);
+    }
+}
+
+#[test]
+fn runs_are_bounded() {
+    for mib in [MemoryMib::MIN, 512, 513, 64 << 10, MemoryMib::MAX] {
+        let pages = u64::from(mib) << 8;
+        assert!(pages.div_ceil(ram::gap(pages) + 2) <= ram::MAX_RUNS, "{mib} MiB");
+    }
+    let memory = memory::allocate(MemoryMib::try_from(128).unwrap()).unwrap();
+    // Sixteen pages of zeros between the first three, and seventeen before the others.
+    for page in [0, 17, 34, 52, 70] {
+        memory.write_slice(b"x", GuestAddress(page * PAGE)).unwrap();
+    }
+    let file = tempfile::tempfile().unwrap();
+    let ram = ram::write(&file, &memory, None, None).unwrap();
+    assert_eq!(Vec::from(ram.runs), [(0, 35), (52, 1), (70, 1)]);
 }
 
 #[test]
@@ -111,9 +203,9 @@ fn a_file_that_has_changed_is_refused() {
     let file = saved();
     let length = file.metadata().unwrap().len();
     let at = length - 64;
-    // A bit of each part: magic, version, mark, lengths, checksums, RAM that was written, RAM that was a hole, state.
-    let ram = header::RAM_START;
-    for place in [0, 9, 13, 17, 25, 29, 33, 50, 61, ram, ram + 7 * PAGE + 3, ram + 50 * PAGE, at] {
+    // A bit of each part: magic, version, mark, lengths, checksums, pages that were written, one that was a hole, the state.
+    let ram = header::PAGES_START;
+    for place in [0, 9, 13, 17, 25, 29, 33, 50, 61, ram, ram + 7 * PAGE + 3, ram + 3 * PAGE, at] {
         let mut byte = [0];
         file.read_exact_at(&mut byte, place).unwrap();
         file.write_all_at(&[byte[0] ^ 4], place).unwrap();
@@ -122,12 +214,12 @@ fn a_file_that_has_changed_is_refused() {
         file.write_all_at(&byte, place).unwrap();
     }
     verify(&file).unwrap();
-    file.write_all_at(&2_u32.to_le_bytes(), 8).unwrap();
+    file.write_all_at(&1_u32.to_le_bytes(), 8).unwrap();
     assert_eq!(
         inspect(&file).unwrap_err().to_string(),
-        "the snapshot is of format 2, and this voidrun knows 1"
+        "the snapshot is of format 1, and this voidrun knows 2"
     );
-    file.write_all_at(&1_u32.to_le_bytes(), 8).unwrap();
+    file.write_all_at(&2_u32.to_le_bytes(), 8).unwrap();
     for shorter in [0, 63, 64, ram, length - 1, length + 1] {
         file.set_len(shorter).unwrap();
         assert!(inspect(&file).is_err(), "{shorter}");
@@ -136,4 +228,34 @@ fn a_file_that_has_changed_is_refused() {
     other.write_all(&[b'x'; 4096]).unwrap();
     let error = inspect(&other).unwrap_err().to_string();
     assert_eq!(error, "the file is no snapshot, or was never finished");
+}
+
+/// With checksums that are right: runs that are not those of the pages, or not of this RAM, or out of order.
+#[test]
+fn runs_that_make_no_sense_are_refused() {
+    let (_, machine) = machine();
+    let pages = 128 << 8;
+    for (runs, is_right) in [
+        ("[]", false),
+        ("[[0,1],[7,2]]", true),
+        ("[[0,3]]", true),
+        (&*format!("[[{},3]]", pages - 3), true),
+        (&*format!("[[{},3]]", pages - 2), false),
+        ("[[0,1],[7,3]]", false),
+        ("[[7,2],[0,1]]", false),
+        ("[[0,2],[1,1]]", false),
+        ("[[0,3],[9,0]]", false),
+        ("[[4294967295,3]]", false),
+    ] {
+        let machine = serde_json::to_string(&machine).unwrap();
+        let json = format!("{{\"runs\":{runs},\"machine\":{machine}}}");
+        let (state_len, state_crc) = (json.len() as u64, crc32c::crc32c(json.as_bytes()));
+        let pages_len = 3 * PAGE;
+        let pages_crc = crc32c::crc32c(&vec![0; pages_len as usize]);
+        let header = Header { pages_len, pages_crc, state_len, state_crc, used: false };
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&header.encode(), 0).unwrap();
+        file.write_all_at(json.as_bytes(), header.state_start()).unwrap();
+        assert_eq!(verify(&file).is_ok(), is_right, "{runs}");
+    }
 }

@@ -24,11 +24,12 @@ use rustix::io::Errno;
 use rustix::mm::{Advice, madvise};
 use vm_memory::{GuestMemoryBackend as _, GuestMemoryRegion as _};
 
+use super::origin::Origin;
 use super::ram::{WINDOW, pieces};
 use crate::GuestMemory;
 use crate::arch::x86_64 as arch;
 use crate::jail::Pagemap;
-use crate::memory::PAGE;
+use crate::memory::{Disorder, PAGE, Run, Runs, marked};
 
 const MAGIC: &[u8; 8] = b"VOIDPAGE";
 /// What this program writes and reads.
@@ -61,55 +62,45 @@ pub(crate) enum TouchedError {
     Version(u32),
     #[error("the file of touched pages makes no sense: {0}")]
     Sense(&'static str),
+    #[error("the file of touched pages makes no sense: {0}")]
+    Disorder(#[from] Disorder),
     #[error("copying pages, which takes Linux 5.14 or later")]
     Copy(#[source] io::Error),
     #[error("the thread that copies pages has panicked")]
     Panicked,
 }
 
-/// Neighbouring pages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Run {
-    first: u32,
-    count: u32,
-}
-
 /// Pages in ascending order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Touched {
-    runs: Vec<Run>,
-    /// In all of them.
-    pages: u64,
-}
-
-impl Run {
-    fn end(self) -> u64 {
-        u64::from(self.first) + u64::from(self.count)
-    }
-}
+pub(crate) struct Touched(Runs);
 
 impl Touched {
-    /// The pages of a machine's RAM that are its own, and not the snapshot's any more; the first of them, where they are too many.
-    pub(crate) fn of(memory: &GuestMemory, pagemap: Option<&Pagemap>) -> Result<Self, TouchedError> {
-        if memory.iter().any(|region| region.file_offset().is_none()) {
-            return Err(TouchedError::Booted);
-        }
+    /// The pages of a machine's RAM that are its own, and not any more those of its origin; the first of them, where they are too many. What
+    /// it has where that had none is no copy, and costs less: it is not among them.
+    pub(crate) fn of(
+        memory: &GuestMemory,
+        pagemap: Option<&Pagemap>,
+        origin: Option<&Origin>,
+    ) -> Result<Self, TouchedError> {
+        let origin = origin.ok_or(TouchedError::Booted)?;
         let pagemap = pagemap.ok_or(TouchedError::NoPagemap)?;
         let (mut touched, mut page) = (Self::default(), 0);
         for region in memory.iter() {
             for window in pieces(0..region.len(), WINDOW) {
-                let (address, count) = (region.as_ptr() as u64 + window.start, window.end - window.start);
-                let own = pagemap.own(address, (count / PAGE) as usize).map_err(TouchedError::Pagemap)?;
-                for run in own.chunk_by(PartialEq::eq) {
-                    let count = run.len() as u32;
-                    if run[0] {
-                        if touched.pages + u64::from(count) > MAX_PAGES {
-                            return Ok(touched);
-                        }
-                        touched.add(Run { first: page, count })?;
+                let (address, count) =
+                    (region.as_ptr() as u64 + window.start, (window.end - window.start) / PAGE);
+                let mut own = pagemap.own(address, count as usize).map_err(TouchedError::Pagemap)?;
+                let mut mapped = vec![false; own.len()];
+                origin.mark(&(page * PAGE..(page + count) * PAGE), &mut mapped);
+                own.iter_mut().zip(mapped).for_each(|(own, mapped)| *own &= mapped);
+                for range in marked(&own) {
+                    let run = Run { first: page as u32 + range.start as u32, count: range.len() as u32 };
+                    if touched.0.pages() + u64::from(run.count) > MAX_PAGES {
+                        return Ok(touched);
                     }
-                    page += count;
+                    touched.add(run)?;
                 }
+                page += count;
             }
         }
         Ok(touched)
@@ -117,24 +108,17 @@ impl Touched {
 
     /// Adds pages behind those that there are.
     fn add(&mut self, run: Run) -> Result<(), TouchedError> {
-        self.pages += u64::from(run.count);
-        if self.pages > MAX_PAGES {
-            return Err(TouchedError::Many);
-        }
-        match self.runs.last_mut() {
-            Some(last) if last.end() == u64::from(run.first) => last.count += run.count,
-            _ => self.runs.push(run),
-        }
-        Ok(())
+        self.0.add(run)?;
+        if self.0.pages() > MAX_PAGES { Err(TouchedError::Many) } else { Ok(()) }
     }
 
     /// Writes them to an empty file.
     pub(crate) fn write(&self, file: &File) -> Result<(), TouchedError> {
-        let mut bytes = Vec::with_capacity(HEADER + self.runs.len() * RUN);
+        let mut bytes = Vec::with_capacity(HEADER + self.0.iter().len() * RUN);
         bytes.extend_from_slice(MAGIC);
         bytes.extend_from_slice(&VERSION.to_le_bytes());
-        bytes.extend_from_slice(&(self.runs.len() as u32).to_le_bytes());
-        for run in &self.runs {
+        bytes.extend_from_slice(&(self.0.iter().len() as u32).to_le_bytes());
+        for run in self.0.iter() {
             bytes.extend_from_slice(&run.first.to_le_bytes());
             bytes.extend_from_slice(&run.count.to_le_bytes());
         }
@@ -166,14 +150,9 @@ impl Touched {
             return Err(TouchedError::Sense("it has another length than it says"));
         }
         let mut touched = Self::default();
-        let mut end = 0;
         for run in runs.chunks_exact(RUN) {
             let run = Run { first: word(run, 0), count: word(run, 4) };
-            if run.count == 0 || u64::from(run.first) < end {
-                return Err(TouchedError::Sense("its runs are empty or out of order"));
-            }
-            end = run.end();
-            if end > pages {
+            if run.end() > pages {
                 return Err(TouchedError::Sense("it has pages that the machine has not"));
             }
             touched.add(run)?;
@@ -207,15 +186,12 @@ impl Touched {
     fn places<'a>(&'a self, memory: &'a GuestMemory) -> impl Iterator<Item = Place> + 'a {
         let mut before = 0;
         memory.iter().flat_map(move |region| {
-            let pages = before..before + region.len() / PAGE;
-            before = pages.end;
-            let first = self.runs.partition_point(|run| run.end() <= pages.start);
-            self.runs[first..].iter().map_while(move |run| {
-                let start = u64::from(run.first).max(pages.start);
-                let offset = start.checked_sub(pages.start)? * PAGE;
-                let len = run.end().min(pages.end).checked_sub(start).filter(|len| *len > 0)? * PAGE;
-                let host = region.as_ptr().wrapping_add(offset as usize);
-                Some(Place { host, guest: region.start_addr().0 + offset, len })
+            let start = before;
+            before += region.len();
+            self.0.within(start..before).map(move |part| Place {
+                host: region.as_ptr().wrapping_add((part.start - start) as usize),
+                guest: region.start_addr().0 + (part.start - start),
+                len: part.end - part.start,
             })
         })
     }

@@ -101,6 +101,7 @@ impl Hostile {
         std::fs::write(&diff, []).unwrap();
         let launch = Launch {
             snapshot: None,
+            base: None,
             touched: None,
             kernel: &kernel,
             cmdline: &format!("scenario={scenario} seed={seed} rounds={rounds}"),

@@ -28,6 +28,8 @@ pub(crate) struct Launch<'a> {
     pub kernel: &'a Path,
     /// What it goes on from instead of booting the kernel, and whether others do as well.
     pub snapshot: Option<(&'a Path, bool)>,
+    /// What that is over.
+    pub base: Option<&'a Path>,
     /// Which pages of it are copied ahead.
     pub touched: Option<&'a Path>,
     pub cmdline: &'a str,
@@ -84,9 +86,9 @@ impl Launch<'_> {
             parts.push(File::open(base).unwrap().into());
             parts.push(File::options().read(true).write(true).open(diff).unwrap().into());
         }
-        let touched = self.touched.map(|touched| {
-            parts.push(File::open(touched).unwrap().into());
-            3 + parts.len() as RawFd
+        let [base, touched] = [self.base, self.touched].map(|file| {
+            parts.push(File::open(file?).unwrap().into());
+            Some(3 + parts.len() as RawFd)
         });
         let spec = MachineSpec {
             version: VERSION,
@@ -97,7 +99,7 @@ impl Launch<'_> {
             fds: Fds {
                 kvm: 4,
                 kernel: self.snapshot.is_none().then_some(5),
-                snapshot: self.snapshot.map(|(_, shared)| SnapshotFds { file: 5, shared, touched }),
+                snapshot: self.snapshot.map(|(_, shared)| SnapshotFds { file: 5, base, shared, touched }),
                 initramfs: None,
                 disk: self.disk.map(|_| DiskFds { base: 11, lower: None, diff: 12 }),
                 lock: None,
@@ -240,8 +242,8 @@ fn boot(kernel: &Path) -> Process {
 }
 
 fn launch<'a>(kernel: &'a Path, cmdline: &'a str, snapshot: Option<(&'a Path, bool)>) -> Launch<'a> {
-    let (touched, disk, ttl) = (None, None, None);
-    Launch { kernel, snapshot, touched, cmdline, cpus: 2, disk, boot_timeout: DEADLINE, ttl }
+    let (base, touched, disk, ttl) = (None, None, None, None);
+    Launch { kernel, snapshot, base, touched, cmdline, cpus: 2, disk, boot_timeout: DEADLINE, ttl }
 }
 
 #[test]
@@ -285,7 +287,12 @@ fn any_number_of_machines_go_on_from_a_shared_snapshot() {
     drop(first);
 
     let from = |shared| launch(&kernel, "", Some((snapshot.path(), shared))).start();
-    let runs = |process: &Process| assert!(!process.control().unwrap().status().unwrap().paused);
+    let runs = |process: &Process| {
+        let control = process.control();
+        let said = || std::fs::read_to_string(process.directory.path().join("stderr")).unwrap();
+        let mut control = control.unwrap_or_else(|| panic!("{}", said()));
+        assert!(!control.status().unwrap().paused);
+    };
     let clones = [from(true), from(true), from(true)];
     clones.iter().for_each(runs);
     // One of them, saved in turn: most of its RAM is the snapshot's file still.
@@ -293,8 +300,9 @@ fn any_number_of_machines_go_on_from_a_shared_snapshot() {
     control.pause().unwrap();
     let again = tempfile::NamedTempFile::new().unwrap();
     control.save(again.as_file().as_fd()).unwrap();
-    verify(again.as_file()).unwrap();
-    runs(&launch(&kernel, "", Some((again.path(), true))).start());
+    assert!(verify(again.as_file()).unwrap().has_base);
+    let over = launch(&kernel, "", Some((again.path(), true)));
+    runs(&Launch { base: Some(snapshot.path()), ..over }.start());
     drop(clones);
     verify(snapshot.as_file()).unwrap();
     assert!(!inspect(snapshot.as_file()).unwrap().used);
@@ -315,6 +323,20 @@ fn pages(file: &File) -> BTreeSet<u32> {
     let words: Vec<u32> =
         bytes[16..].chunks(4).map(|word| u32::from_le_bytes(word.try_into().unwrap())).collect();
     words.chunks(2).flat_map(|run| run[0]..run[0] + run[1]).collect()
+}
+
+/// The pages of RAM that are in a snapshot.
+fn saved_pages(snapshot: &File) -> BTreeSet<u32> {
+    let number = |at| {
+        let mut bytes = [0; 8];
+        snapshot.read_exact_at(&mut bytes, at).unwrap();
+        u64::from_le_bytes(bytes)
+    };
+    let (pages_len, mut json) = (number(16), vec![0; number(32) as usize]);
+    snapshot.read_exact_at(&mut json, 4096 + pages_len).unwrap();
+    let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
+    let runs: Vec<(u32, u32)> = serde_json::from_value(json["runs"].clone()).unwrap();
+    runs.into_iter().flat_map(|(first, count)| first..first + count).collect()
 }
 
 #[test]
@@ -340,8 +362,9 @@ fn pages_that_one_machine_has_touched_are_copied_ahead_for_the_next() {
     let file = told(&first);
     let of_the_first = pages(file.as_file());
     assert!(!of_the_first.is_empty());
-    // Some that it would hardly come to by itself, in the upper half of the RAM.
-    let more = (16 << 10..32 << 10).filter(|page| !of_the_first.contains(page)).take(1_000).collect();
+    // Some of the snapshot's that it would hardly come to by itself.
+    let saved = saved_pages(snapshot.as_file());
+    let more = saved.iter().rev().filter(|page| !of_the_first.contains(page)).take(1_000).copied().collect();
     let with_more = tempfile::NamedTempFile::new().unwrap();
     let mut bytes = b"VOIDPAGE\x01\0\0\0".to_vec();
     let all: BTreeSet<u32> = &of_the_first | &more;

@@ -5,11 +5,10 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 
-use rustix::fs::{copy_file_range, ioctl_ficlone};
+use rustix::fs::{SeekFrom, copy_file_range, ioctl_ficlone, seek};
 use rustix::io::Errno;
 
 use super::format::{BITMAP, DiskError, GRANULE, Layout, has};
-use crate::holes::next_data;
 
 /// What is copied at once where the kernel does not do it, in bytes.
 const PIECE: u64 = 1 << 20;
@@ -84,6 +83,21 @@ fn copy_data(from: &File, range: Range<u64>, to: &File) -> io::Result<()> {
         copy_range(from, data, to)?;
     }
     Ok(())
+}
+
+/// The first part of `range` that is not a hole of `file`; none where all of it is. A file system that does not know its holes has
+/// none.
+fn next_data(file: &File, range: Range<u64>) -> io::Result<Option<Range<u64>>> {
+    if range.is_empty() {
+        return Ok(None);
+    }
+    match seek(file, SeekFrom::Data(range.start)) {
+        Ok(start) if start < range.end => Ok(Some(start..seek(file, SeekFrom::Hole(start))?.min(range.end))),
+        // Behind the last data is no further.
+        Ok(_) | Err(Errno::NXIO) => Ok(None),
+        Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok(Some(range)),
+        Err(error) => Err(error.into()),
+    }
 }
 
 fn copy_range(from: &File, range: Range<u64>, to: &File) -> io::Result<()> {

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use vm_memory::{Bytes as _, GuestAddress};
 
 use super::*;
-use crate::memory;
+use crate::memory::{self, Pages};
 use crate::spec::MemoryMib;
 
 const MIB: u32 = 128;
@@ -12,28 +12,32 @@ const PAGES: u64 = (MIB as u64) << 8;
 /// Of the parts below and above the hole.
 const LOW: u64 = 3 << 18;
 
-/// A file with something on every page of the first MiB, and holes behind.
-fn saved(mib: u32) -> File {
-    let mut file = tempfile::tempfile().unwrap();
-    file.write_all(&vec![0x5a; 1 << 20]).unwrap();
-    file.set_len(u64::from(mib) << 20).unwrap();
-    file
+/// The pages of the snapshot: the first MiB, those around the hole, where there is one, and the last one.
+fn saved(mib: u32) -> Runs {
+    let hole = (mib > 3 << 10).then_some((LOW as u32 - 4, 8));
+    let all: Vec<_> = [(0, 256)].into_iter().chain(hole).chain([((mib << 8) - 1, 1)]).collect();
+    Runs::try_from(all).unwrap()
 }
 
+/// With something on every page of the snapshot.
 fn mapped(mib: u32) -> GuestMemory {
-    memory::map(MemoryMib::try_from(mib).unwrap(), &saved(mib), 0).unwrap()
+    let (mut file, runs) = (tempfile::tempfile().unwrap(), saved(mib));
+    file.write_all(&vec![0x5a; (runs.pages() * PAGE) as usize]).unwrap();
+    memory::map(MemoryMib::try_from(mib).unwrap(), &[Pages { file: &file, offset: 0, runs: &runs }]).unwrap()
+}
+
+fn origin(mib: u32) -> Origin {
+    Origin { base: None, over: saved(mib) }
 }
 
 fn of(memory: &GuestMemory) -> Touched {
-    Touched::of(memory, Some(&Pagemap::open().expect("this kernel tells which pages there are"))).unwrap()
+    let mib = memory.iter().map(|region| region.len() >> 20).sum::<u64>() as u32;
+    let pagemap = Pagemap::open().expect("this kernel tells which pages there are");
+    Touched::of(memory, Some(&pagemap), Some(&origin(mib))).unwrap()
 }
 
 fn touched(runs: &[(u32, u32)]) -> Touched {
-    let mut touched = Touched::default();
-    for &(first, count) in runs {
-        touched.add(Run { first, count }).unwrap();
-    }
-    touched
+    Touched(Runs::try_from(runs.to_vec()).unwrap())
 }
 
 fn bytes(version: u32, said: u32, runs: &[(u32, u32)]) -> Vec<u8> {
@@ -52,21 +56,21 @@ fn file(bytes: &[u8]) -> File {
 fn what_was_written_to_is_told_and_copied_for_the_next() {
     let first = mapped(MIB);
     assert_eq!(of(&first), Touched::default());
-    // One in a hole is read, and so are some of the file's.
+    // One that was zero is read, and so are some of the file's.
     first.read_slice(&mut vec![0; 64 << 10], GuestAddress(0)).unwrap();
     first.read_slice(&mut [0], GuestAddress(50 << 20)).unwrap();
     assert_eq!(of(&first), Touched::default());
-    // Two with one access; a write of what is there already; in a hole; the last one.
+    // Two with one access; a write of what is there already; what was zero, which is no copy; the last one.
     first.write_slice(b"across", GuestAddress(6 * PAGE - 3)).unwrap();
     first.write_slice(&[0x5a], GuestAddress(8 * PAGE)).unwrap();
     first.write_slice(&[0], GuestAddress(40 << 20)).unwrap();
     first.write_slice(b"last", GuestAddress((128 << 20) - 4)).unwrap();
-    let expected = touched(&[(5, 2), (8, 1), (40 << 8, 1), (PAGES as u32 - 1, 1)]);
+    let expected = touched(&[(5, 2), (8, 1), (PAGES as u32 - 1, 1)]);
     assert_eq!(of(&first), expected);
 
     let file = tempfile::tempfile().unwrap();
     expected.write(&file).unwrap();
-    assert_eq!(file.metadata().unwrap().len(), 16 + 4 * 8);
+    assert_eq!(file.metadata().unwrap().len(), 16 + 3 * 8);
     let next = mapped(MIB);
     assert_eq!(Copying::start(file.try_clone().unwrap(), &next).unwrap().finish().unwrap(), expected);
     assert_eq!(of(&next), expected);
@@ -95,8 +99,8 @@ fn pages_around_the_hole_below_4_gib() {
 #[test]
 fn a_machine_that_was_booted_has_all_its_pages_for_itself() {
     let memory = memory::allocate(MemoryMib::try_from(MIB).unwrap()).unwrap();
-    assert!(matches!(Touched::of(&memory, Pagemap::open().as_ref()), Err(TouchedError::Booted)));
-    assert!(matches!(Touched::of(&mapped(MIB), None), Err(TouchedError::NoPagemap)));
+    assert!(matches!(Touched::of(&memory, Pagemap::open().as_ref(), None), Err(TouchedError::Booted)));
+    assert!(matches!(Touched::of(&mapped(MIB), None, Some(&origin(MIB))), Err(TouchedError::NoPagemap)));
 }
 
 #[test]
@@ -182,7 +186,7 @@ proptest! {
                 prop_assert_eq!(slice.unwrap().ptr_guard().as_ptr(), place.host.cast_const());
                 (end, len) = (place.guest + place.len, len + place.len);
             }
-            prop_assert_eq!(len, touched.pages * PAGE);
+            prop_assert_eq!(len, touched.0.pages() * PAGE);
             Ok(())
         })?;
     }
