@@ -7,7 +7,11 @@ use std::ptr;
 use std::sync::Arc;
 
 use kvm_bindings::kvm_userspace_memory_region;
-use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags, madvise, mmap, mmap_anonymous, mprotect};
+use rustix::io::Errno;
+use rustix::mm::{
+    Advice, MapFlags, MprotectFlags, MremapFlags, ProtFlags, madvise, mmap, mmap_anonymous, mprotect,
+    mremap_fixed, munmap,
+};
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{
     Bytes, FileOffset, GuestAddress, GuestMemoryBackend as _, GuestMemoryError, GuestMemoryMmap,
@@ -189,6 +193,52 @@ pub fn low_end(memory: &GuestMemory) -> u64 {
     memory.find_region(GuestAddress(0)).map_or(0, vm_memory::GuestMemoryRegion::len)
 }
 
+/// Gives back to the host the memory of `len` bytes at `address`: they read as zeros until the guest writes to them again, also where
+/// a file is mapped. Only of huge pages that are within them as a whole, and within one part of the RAM: Linux reports no smaller ones,
+/// and pieces at the guest's pleasure would use up the mappings that the process may have. The rest stays as it is.
+///
+/// # Errors
+/// The host's kernel refuses: all stays as it is.
+pub fn give_back(memory: &GuestMemory, address: u64, len: u64) -> io::Result<()> {
+    let huge = HUGE as u64;
+    let start = address.div_ceil(huge).saturating_mul(huge);
+    let len = (address.saturating_add(len) / huge * huge).saturating_sub(start);
+    let Some(region) = memory.find_region(GuestAddress(start)).filter(|_| len > 0) else { return Ok(()) };
+    let Ok(place) = memory.get_slice(GuestAddress(start), len as usize) else { return Ok(()) };
+    let (start, len) = (place.ptr_guard_mut().as_ptr().cast(), place.len());
+    match region.file_offset() {
+        // A tenth of what the other way costs where nothing was touched, and no mapping more.
+        // SAFETY: the range is guest RAM, and what it holds is the guest's alone.
+        None => Ok(unsafe { madvise(start, len, Advice::LinuxDontNeed) }?),
+        Some(_) => Ok(replace(start, len)?),
+    }
+}
+
+/// Puts new anonymous memory in the place of `len` bytes of guest RAM at `start`.
+fn replace(start: *mut c_void, len: usize) -> rustix::io::Result<()> {
+    let (access, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::NORESERVE);
+    // Made elsewhere and moved there at once. A mapping that is made in its place would, where the kernel is older than 6.12, take the old
+    // one away before it is known to succeed, and what this process maps next could come to lie in the hole.
+    // SAFETY: the kernel chooses where; nothing that exists is replaced.
+    let new = unsafe { mmap_anonymous(ptr::null_mut(), len, access, flags) }?;
+    for advice in [Advice::LinuxHugepage, Advice::LinuxDontDump] {
+        // A kernel that has neither refuses it.
+        // SAFETY: nothing else refers to the range; the advice does not change what is read.
+        let _ = unsafe { madvise(new, len, advice) };
+    }
+    // SAFETY: `new` is referred to by nothing else; `start` is guest RAM, and what it holds is the guest's alone.
+    let moved = unsafe { mremap_fixed(new, len, len, MremapFlags::MAYMOVE, start) };
+    if moved.is_err() {
+        // SAFETY: the advice does not change what is read. It fails so where something is not mapped.
+        if unsafe { madvise(start, len, Advice::LinuxDontDump) } == Err(Errno::NOMEM) {
+            std::process::abort();
+        }
+        // SAFETY: as above.
+        let _ = unsafe { munmap(new, len) };
+    }
+    moved.map(drop)
+}
+
 /// Reads `len` bytes of `file`, from `offset`, into guest RAM at `address`. Leaves the file's position alone: the open file
 /// may be shared with another machine that is just being made.
 ///
@@ -268,6 +318,39 @@ mod tests {
         assert_eq!(write(start.wrapping_sub(1)), -1);
         assert_eq!(write(start.wrapping_add((128 << 20) - 1)), 1);
         assert_eq!(write(start.wrapping_add(128 << 20)), -1);
+    }
+
+    #[test]
+    fn what_is_given_back_reads_as_zeros() {
+        const MIB: u64 = 1 << 20;
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&vec![7; 16 << 20]).unwrap();
+        file.set_len(128 * MIB).unwrap();
+        let mib = MemoryMib::try_from(128).unwrap();
+        let pagemap = crate::jail::Pagemap::open().unwrap();
+        for memory in [allocate(mib).unwrap(), map(mib, &file, 0).unwrap()] {
+            let holds = |at: u64, end: u64| {
+                let mut bytes = vec![1; ((end - at) * MIB) as usize];
+                memory.read_slice(&mut bytes, GuestAddress(at * MIB)).unwrap();
+                assert!(bytes.iter().all(|byte| *byte == bytes[0]), "from {at} to {end} MiB");
+                bytes[0]
+            };
+            write(&memory, 4 * MIB, &vec![9; 8 << 20]).unwrap();
+            for _ in 0..2 {
+                give_back(&memory, 6 * MIB - 1, 4 * MIB + 2).unwrap();
+                let there =
+                    pagemap.there(memory.get_host_address(GuestAddress(4 * MIB)).unwrap() as u64, 2048);
+                let there = there.unwrap();
+                assert!(there[..512].iter().all(|there| *there) && there[1536..].iter().all(|there| *there));
+                assert!(!there[512..1536].contains(&true), "they are this process's yet");
+                assert_eq!([holds(4, 6), holds(6, 10), holds(10, 12)], [9, 0, 9]);
+                write(&memory, 6 * MIB, &vec![8; 4 << 20]).unwrap();
+                assert_eq!([holds(4, 6), holds(6, 10), holds(10, 12)], [9, 8, 9]);
+            }
+        }
+        let mut content = vec![0; 16 << 20];
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut content, 0).unwrap();
+        assert!(content.iter().all(|byte| *byte == 7), "the file has changed");
     }
 
     #[test]

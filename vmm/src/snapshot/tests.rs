@@ -80,9 +80,24 @@ fn what_was_never_touched_is_not_read_and_nothing_is_lost() {
     restored.write_slice(&[0; 8], GuestAddress(0)).unwrap();
     restored.read_slice(&mut [0], GuestAddress(60 << 20)).unwrap();
     let again = same_with_and_without(&restored, &pagemap);
-    let mut bytes = [1; 8];
-    again.read_exact_at(&mut bytes, header::RAM_START).unwrap();
-    assert_eq!(bytes, [0; 8]);
+    let read = |file: &File, at: u64| {
+        let mut bytes = [1; 8];
+        file.read_exact_at(&mut bytes, header::RAM_START + at).unwrap();
+        bytes
+    };
+    assert_eq!(read(&again, 0), [0; 8]);
+
+    // The guest has given back what the file holds, what it had changed, and a hole, and has used a part of that again.
+    let restored = memory::map(mib, &saved, header::RAM_START).unwrap();
+    restored.write_slice(b"x", GuestAddress((8 << 20) + 7 * PAGE)).unwrap();
+    for given in [0, 8 << 20, 40 << 20] {
+        memory::give_back(&restored, given, 2 << 20).unwrap();
+    }
+    restored.write_slice(b"after it", GuestAddress(9 << 20)).unwrap();
+    let given = same_with_and_without(&restored, &pagemap);
+    assert_eq!([0, 8 << 20, (8 << 20) + 7 * PAGE - 5, 40 << 20].map(|at| read(&given, at)), [[0; 8]; 4]);
+    assert_eq!(&read(&given, 9 << 20), b"after it");
+    assert_eq!(&read(&given, (128 << 20) - 8), b"\0\0\0\0last");
 }
 
 /// What is written of `memory`, which is the same with `pagemap` and without; with it no further page is touched.
