@@ -24,7 +24,7 @@ use crate::arch::x86_64::{
 use crate::devices::block::{Block, DiskError};
 use crate::devices::net::Denials;
 use crate::devices::vsock::{Counters, Published};
-use crate::devices::{Console, Net, Rng, SerialPort, Vsock, Worker};
+use crate::devices::{Balloon, Console, Net, Rng, SerialPort, Vsock, Worker};
 use crate::jail::{self, JailError, Layers, SelfReport, Thread};
 use crate::memory::{self, MemoryError};
 use crate::snapshot::{self, Copying, Saved, SnapshotError};
@@ -253,7 +253,7 @@ impl Devices {
         if let Some(files) = disk {
             block.push(Box::new(Block::new(files.base, files.lower, files.diff)?));
         }
-        let io: Vec<Box<dyn Device>> = vec![Box::new(vsock), Box::new(Rng::new())];
+        let io: Vec<Box<dyn Device>> = vec![Box::new(vsock), Box::new(Rng::new()), Box::new(Balloon::new())];
         let mut kinds = vec![("disk", Thread::Disk, block), ("io", Thread::Io, io)];
         let denials = Denials::default();
         let mut counters = None;
