@@ -14,6 +14,7 @@ use super::bus::Bus;
 use super::ending::Ending;
 use super::ports::Ports;
 use super::published::PublishedPorts;
+use super::ring::Ring;
 use super::vcpu::Vcpus;
 use super::{Machine, Network, Steps};
 use crate::GuestMemory;
@@ -143,11 +144,14 @@ impl Machine {
         steps.done("devices");
 
         let cpus = spec.cpus;
+        let mut ring = None;
         let vcpus = match &mut content {
             Content::Kernel(kernel, initramfs) => {
                 let vcpus: Vec<_> =
                     (0..cpus.get()).map(|id| vm.create_vcpu(id, cpus)).collect::<Result<_, _>>()?;
                 boot::prepare(&memory, &vcpus[0], kernel, &spec.cmdline, initramfs.as_ref(), &slots, cpus)?;
+                // The drivers of one that was saved have set their devices up.
+                ring = Ring::new(vm.fd(), &vcpus[0], &slots)?;
                 vcpus
             }
             Content::Saved { saved, copying, .. } => {
@@ -170,7 +174,7 @@ impl Machine {
             .iter()
             .map(|transport| (transport.info().name, transport.interrupt().clone()))
             .collect();
-        let bus = Arc::new(Bus::new(transports));
+        let bus = Arc::new(Bus::new(transports, ring));
         let ending = Ending::new().map_err(host("creating an eventfd"))?;
         let prepare = || jail::enter_thread(Thread::Vcpu).map_err(io::Error::other);
         let vm = Arc::new(vm);
