@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
 mod authority;
+mod balloon;
 mod code;
 mod cp;
 mod crash;

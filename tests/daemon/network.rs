@@ -457,7 +457,7 @@ fn without_a_network_there_is_none() {
         assert_eq!(control.denials(0).unwrap(), []);
     }
     eprintln!("returns of KVM_RUN for the boot and one command: {exits:?} without and with a network");
-    // The registers of one more device, and of what its driver says at first.
-    assert!(exits[1] < exits[0] + 80, "{exits:?}");
+    // Of four devices, whose drivers write most registers without one; and of one more, with what its driver says at first.
+    assert!(exits[0] < 340 && exits[1] < exits[0] + 80, "{exits:?}");
     assert_eq!(decoys.reached(), 0);
 }

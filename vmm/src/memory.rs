@@ -1,5 +1,6 @@
 //! Guest RAM: private memory, anonymous and filled from files, or in part a file's until it is written to.
 
+mod mapped;
 mod runs;
 
 use std::ffi::c_void;
@@ -9,7 +10,11 @@ use std::ptr;
 use std::sync::Arc;
 
 use kvm_bindings::kvm_userspace_memory_region;
-use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags, madvise, mmap, mmap_anonymous, mprotect};
+use rustix::io::Errno;
+use rustix::mm::{
+    Advice, MapFlags, MprotectFlags, MremapFlags, ProtFlags, madvise, mmap, mmap_anonymous, mprotect,
+    mremap_fixed, munmap,
+};
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{
     Bytes, GuestAddress, GuestMemoryBackend as _, GuestMemoryError, GuestMemoryMmap, GuestMemoryRegion as _,
@@ -21,7 +26,9 @@ use crate::arch::x86_64::layout;
 use crate::spec::MemoryMib;
 use crate::vectored::read_exact_at;
 
-pub(crate) use runs::{Disorder, Run, Runs, marked};
+pub use mapped::Mapped;
+pub use runs::{Disorder, Runs};
+pub(crate) use runs::{Run, marked};
 
 /// The size of a page.
 pub const PAGE: u64 = 4096;
@@ -110,11 +117,13 @@ pub fn allocate(size: MemoryMib) -> Result<GuestMemory, MemoryError> {
 
 /// Pages of RAM in a file.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Pages<'a> {
-    pub(crate) file: &'a File,
-    /// Where those of the first run are; those of the next are behind them.
-    pub(crate) offset: u64,
-    pub(crate) runs: &'a Runs,
+pub struct Pages<'a> {
+    /// Open for reading.
+    pub file: &'a File,
+    /// Where those of the first run are, in bytes; those of the next are behind them.
+    pub offset: u64,
+    /// Which they are in the RAM.
+    pub runs: &'a Runs,
 }
 
 /// The same with pages of files, of which a later one's are before an earlier one's: each is the file's until it is written to, and the
@@ -122,7 +131,7 @@ pub(crate) struct Pages<'a> {
 ///
 /// # Errors
 /// As of [`allocate`], or a file cannot be mapped.
-pub(crate) fn map(size: MemoryMib, files: &[Pages<'_>]) -> Result<GuestMemory, MemoryError> {
+pub fn map(size: MemoryMib, files: &[Pages<'_>]) -> Result<GuestMemory, MemoryError> {
     place(size, |start, len, before| {
         // SAFETY: by `place` the range is its caller's alone.
         unsafe { make_anonymous(start, len) }?;
@@ -215,6 +224,70 @@ pub fn low_end(memory: &GuestMemory) -> u64 {
     memory.find_region(GuestAddress(0)).map_or(0, vm_memory::GuestMemoryRegion::len)
 }
 
+/// Gives back to the host the memory of `len` bytes at `address`: they read as zeros until the guest writes to them again, also where
+/// a file was `mapped`. Only of huge pages that are within them as a whole, and within one part of the RAM: Linux reports no smaller ones,
+/// and pieces at the guest's pleasure would use up the mappings that the process may have. The rest stays as it is.
+///
+/// # Errors
+/// The host's kernel refuses: what is left stays as it is.
+pub fn give_back(memory: &GuestMemory, address: u64, len: u64, mapped: Option<&Mapped>) -> io::Result<()> {
+    let huge = HUGE as u64;
+    let start = address.div_ceil(huge).saturating_mul(huge);
+    let len = (address.saturating_add(len) / huge * huge).saturating_sub(start);
+    if len == 0 {
+        return Ok(());
+    }
+    let before: u64 =
+        memory.iter().filter(|region| region.last_addr().0 < start).map(|region| region.len()).sum();
+    let Some(region) = memory.find_region(GuestAddress(start)) else { return Ok(()) };
+    let Ok(place) = memory.get_slice(GuestAddress(start), len as usize) else { return Ok(()) };
+    let first = place.ptr_guard_mut().as_ptr();
+    let in_ram = before + (start - region.start_addr().0);
+    let Some(mapped) = mapped else { return discard(first.cast(), place.len()) };
+    for offset in (0..place.len()).step_by(HUGE) {
+        let (at, start) = (in_ram + offset as u64, first.wrapping_add(offset).cast());
+        if mapped.has_file(at) {
+            replace(start, HUGE)?;
+            mapped.replace(at);
+        } else {
+            discard(start, HUGE)?;
+        }
+    }
+    Ok(())
+}
+
+/// Takes the pages of anonymous guest RAM away. A tenth of what it costs to [`replace`] them where nothing was touched, and no mapping
+/// more.
+fn discard(start: *mut c_void, len: usize) -> io::Result<()> {
+    // SAFETY: the range is guest RAM, and what it holds is the guest's alone.
+    Ok(unsafe { madvise(start, len, Advice::LinuxDontNeed) }?)
+}
+
+/// Puts new anonymous memory in the place of `len` bytes of guest RAM at `start`.
+fn replace(start: *mut c_void, len: usize) -> rustix::io::Result<()> {
+    let (access, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::NORESERVE);
+    // Made elsewhere and moved there at once. A mapping that is made in its place would, where the kernel is older than 6.12, take the old
+    // one away before it is known to succeed, and what this process maps next could come to lie in the hole.
+    // SAFETY: the kernel chooses where; nothing that exists is replaced.
+    let new = unsafe { mmap_anonymous(ptr::null_mut(), len, access, flags) }?;
+    for advice in [Advice::LinuxHugepage, Advice::LinuxDontDump] {
+        // A kernel that has neither refuses it.
+        // SAFETY: nothing else refers to the range; the advice does not change what is read.
+        let _ = unsafe { madvise(new, len, advice) };
+    }
+    // SAFETY: `new` is referred to by nothing else; `start` is guest RAM, and what it holds is the guest's alone.
+    let moved = unsafe { mremap_fixed(new, len, len, MremapFlags::MAYMOVE, start) };
+    if moved.is_err() {
+        // SAFETY: the advice does not change what is read. It fails so where something is not mapped.
+        if unsafe { madvise(start, len, Advice::LinuxDontDump) } == Err(Errno::NOMEM) {
+            std::process::abort();
+        }
+        // SAFETY: as above.
+        let _ = unsafe { munmap(new, len) };
+    }
+    moved.map(drop)
+}
+
 /// Reads `len` bytes of `file`, from `offset`, into guest RAM at `address`. Leaves the file's position alone: the open file
 /// may be shared with another machine that is just being made.
 ///
@@ -294,6 +367,46 @@ mod tests {
         assert_eq!(write(start.wrapping_sub(1)), -1);
         assert_eq!(write(start.wrapping_add((128 << 20) - 1)), 1);
         assert_eq!(write(start.wrapping_add(128 << 20)), -1);
+    }
+
+    #[test]
+    fn what_is_given_back_reads_as_zeros() {
+        const MIB: u64 = 1 << 20;
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&vec![7; 16 << 20]).unwrap();
+        let mib = MemoryMib::try_from(128).unwrap();
+        let pagemap = crate::jail::Pagemap::open().unwrap();
+        // The file's are the first 15 MiB, and the last one.
+        let runs = Runs::try_from(vec![(0, 15 << 8), (127 << 8, 256)]).unwrap();
+        let restored = map(mib, &[Pages { file: &file, offset: 0, runs: &runs }]).unwrap();
+        let mapped = Mapped::new(runs, Runs::default(), 128 * MIB);
+        for (memory, mapped) in [(allocate(mib).unwrap(), None), (restored, Some(&mapped))] {
+            let holds = |at: u64, end: u64| {
+                let mut bytes = vec![1; ((end - at) * MIB) as usize];
+                memory.read_slice(&mut bytes, GuestAddress(at * MIB)).unwrap();
+                assert!(bytes.iter().all(|byte| *byte == bytes[0]), "from {at} to {end} MiB");
+                bytes[0]
+            };
+            write(&memory, 4 * MIB, &vec![9; 8 << 20]).unwrap();
+            for _ in 0..2 {
+                give_back(&memory, 6 * MIB - 1, 4 * MIB + 2, mapped).unwrap();
+                let own = pagemap.own(memory.get_host_address(GuestAddress(4 * MIB)).unwrap() as u64, 2048);
+                let own = own.unwrap();
+                assert!(own[..512].iter().all(|own| *own) && own[1536..].iter().all(|own| *own));
+                assert!(!own[512..1536].contains(&true), "they are this process's yet");
+                assert_eq!([holds(4, 6), holds(6, 10), holds(10, 12)], [9, 0, 9]);
+                write(&memory, 6 * MIB, &vec![8; 4 << 20]).unwrap();
+                assert_eq!([holds(4, 6), holds(6, 10), holds(10, 12)], [9, 8, 9]);
+            }
+            // In part a file's, and all of the RAM.
+            give_back(&memory, 14 * MIB, 2 * MIB, mapped).unwrap();
+            assert_eq!(holds(14, 16), 0);
+            give_back(&memory, 0, 128 * MIB, mapped).unwrap();
+            assert_eq!(holds(0, 128), 0);
+        }
+        let mut content = vec![0; 16 << 20];
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut content, 0).unwrap();
+        assert!(content.iter().all(|byte| *byte == 7), "the file has changed");
     }
 
     #[test]

@@ -447,6 +447,55 @@ extern "C" fn on_kick(_: libc::c_int) {
     KICKS.fetch_add(1, Ordering::SeqCst);
 }
 
+/// The worker of the balloon, whose guest has used up all mappings that a process may have.
+#[test]
+fn memory_is_given_back_or_stays() {
+    use vm_memory::{Bytes as _, GuestAddress};
+    use vmm::memory::{self, Mapped, Pages, Runs};
+    forked(User::Same, |out| {
+        let mib = vmm::spec::MemoryMib::try_from(128).unwrap();
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(mib.bytes()).unwrap();
+        let runs = Runs::try_from(vec![(0, 128 << 8)]).unwrap();
+        let memory = memory::map(mib, &[Pages { file: &file, offset: 0, runs: &runs }]).unwrap();
+        enter(&[out.as_raw_fd(), file.as_raw_fd()]);
+        // The jail has closed its own descriptor of the file.
+        let memory = std::mem::ManuallyDrop::new(memory);
+        enter_thread(Thread::Io).unwrap();
+        let place = GuestAddress(4 << 20);
+        let give_back = || {
+            memory.write_slice(b"there", place).unwrap();
+            // Each time for the first time: a file's pages are replaced, by a mapping.
+            let mapped = Mapped::new(runs.clone(), Runs::default(), mib.bytes());
+            let result = memory::give_back(&memory, place.0, 2 << 20, Some(&mapped));
+            let mut bytes = [0; 5];
+            memory.read_slice(&mut bytes, place).unwrap();
+            assert_eq!(bytes, if result.is_ok() { *b"\0\0\0\0\0" } else { *b"there" });
+            result.is_ok()
+        };
+        assert!(give_back());
+        // Neighbours with different rights, which are not one mapping.
+        let map = |index: usize| {
+            let access = if index.is_multiple_of(2) { libc::PROT_READ } else { libc::PROT_NONE };
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+            // SAFETY: the kernel chooses where.
+            let at = unsafe { libc::mmap(std::ptr::null_mut(), 4096, access, flags, -1, 0) };
+            (at != libc::MAP_FAILED).then_some(at)
+        };
+        let mut maps = Vec::with_capacity(1 << 20);
+        maps.extend((0..1 << 20).map_while(map));
+        // Until there is room for it again it fails at one step or another.
+        let mut failed = 0;
+        while !give_back() {
+            failed += 1;
+            // SAFETY: it was mapped above, and nothing refers to it.
+            unsafe { libc::munmap(maps.pop().unwrap(), 4096) };
+        }
+        assert!((1..64).contains(&failed), "{failed}");
+    })
+    .well();
+}
+
 #[test]
 fn main_kicks_a_thread_out_of_the_kernel() {
     for &user in users() {

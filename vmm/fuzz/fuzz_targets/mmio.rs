@@ -15,7 +15,7 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::net::{AddressFamily, SocketType, socket};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm::GuestMemory;
-use vmm::devices::{Block, Net, Rng, Vsock, Worker};
+use vmm::devices::{Balloon, Block, Net, Rng, Vsock, Worker};
 use vmm::virtio::{Device, Face, Place, Transport};
 
 /// Of the memory; an operand of two bytes can name any of it, and what is beyond.
@@ -44,6 +44,7 @@ fuzz_target!(|input: &[u8]| -> Corpus {
             Box::new(Vsock::new(3, listener, UnixStream::pair().unwrap().0).unwrap())
         }
         3 => Box::new(Net::new(Engine::new(Config::default(), Box::new(|_| {})).unwrap())),
+        4 => Box::new(Balloon::new()),
         _ => return Corpus::Reject,
     };
     MEMORY.write_slice(&vec![0; MEMORY_END], GuestAddress(0)).unwrap();

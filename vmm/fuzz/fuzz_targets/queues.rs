@@ -2,8 +2,8 @@
 //! no memory but the buffers and the used ring that the driver has given it, and can be saved and restored afterwards.
 //!
 //! The first byte of the input chooses the device, the second what the driver has accepted, and the rest is the memory from
-//! address 0 on: a queue of 8 with its descriptors at 0, the available ring at 0x80 and the used ring at 0xa0. Of the network device it
-//! is the one of the two queues, and the other is not used.
+//! address 0 on: a queue of 8 with its descriptors at 0, the available ring at 0x80 and the used ring at 0xa0. Of a network device or a
+//! balloon it is one of the queues, and the others are not used.
 #![no_main]
 
 use std::fs::File;
@@ -20,7 +20,7 @@ use virtio_queue::Queue;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm::GuestMemory;
 use vmm::devices::net::Network;
-use vmm::devices::{Block, Net, Rng, Setting, Worker};
+use vmm::devices::{Balloon, Block, Net, Rng, Setting, Worker};
 use vmm::virtio::{Active, Device, DeviceError, Interrupt, QueueState};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -61,6 +61,7 @@ fuzz_target!(|input: &[u8]| -> Corpus {
             1 => Box::new(block()),
             2 => Box::new(Net::new(Engine::new(Config::default(), Box::new(|_| {})).unwrap())),
             3 => Box::new(Net::new(Flood(EventFd::new(EFD_NONBLOCK).unwrap()))),
+            4..=6 => Box::new(Balloon::new()),
             _ => return None,
         })
     };
@@ -95,6 +96,9 @@ fuzz_target!(|input: &[u8]| -> Corpus {
     let queues = match device {
         2 => vec![unused, queue],
         3 => vec![queue, unused],
+        4 => vec![queue, unused, unused],
+        5 => vec![unused, queue, unused],
+        6 => vec![unused, unused, queue],
         _ => vec![queue],
     };
     let worker = spawn(first);

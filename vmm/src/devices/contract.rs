@@ -9,7 +9,7 @@ use std::os::unix::net::UnixStream;
 use rustix::net::{AddressFamily, SocketType};
 
 use super::driver::{Buffer, Driver};
-use super::{Block, Net, Rng, Vsock, Worker};
+use super::{Balloon, Block, Net, Rng, Vsock, Worker};
 use crate::virtio::{Device, Saved};
 
 /// A device as this test sees it.
@@ -31,6 +31,17 @@ fn rng() {
         queue: 0,
         request: vec![Buffer::In(64)],
         right: |len, bytes| len == 64 && bytes.iter().any(|&byte| byte != 0xa5),
+    });
+}
+
+#[test]
+fn balloon() {
+    keeps_the_contract(Subject {
+        new: Box::new(|| Box::new(Balloon::new())),
+        queue: 2,
+        // A report of less than a huge page: it is taken, and nothing happens.
+        request: vec![Buffer::In(4096)],
+        right: |len, bytes| len == 0 && bytes.iter().all(|&byte| byte == 0xa5),
     });
 }
 

@@ -1,5 +1,6 @@
 //! The devices of the machine: one folder or file a device.
 
+mod balloon;
 pub mod block;
 mod console;
 pub mod net;
@@ -12,6 +13,7 @@ mod contract;
 #[cfg(test)]
 mod driver;
 
+pub use balloon::{Balloon, BalloonState};
 pub use block::{Block, BlockState};
 pub use console::{Console, SerialPort};
 pub use net::{Net, NetState};
@@ -31,6 +33,8 @@ use crate::spec::Transport;
 /// The state of any device, as it is saved.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
 pub enum State {
+    /// Of [`Balloon`].
+    Balloon(BalloonState),
     /// Of [`Block`].
     Block(BlockState),
     /// Of [`Net`].

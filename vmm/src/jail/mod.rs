@@ -49,7 +49,7 @@ pub enum Thread {
     Vcpu,
     /// Reads and writes the disk.
     Disk,
-    /// Moves the bytes of vsock and of the entropy device.
+    /// Moves the bytes of vsock and of the entropy device, and gives back what the guest does not use of its memory.
     Io,
     /// Is the guest's network, by sockets of the host.
     Net,

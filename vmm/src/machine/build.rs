@@ -14,6 +14,7 @@ use super::bus::Bus;
 use super::ending::Ending;
 use super::ports::Ports;
 use super::published::PublishedPorts;
+use super::ring::Ring;
 use super::vcpu::Vcpus;
 use super::{Machine, Network, Steps};
 use crate::GuestMemory;
@@ -24,9 +25,9 @@ use crate::arch::x86_64::{
 use crate::devices::block::{Block, DiskError};
 use crate::devices::net::Denials;
 use crate::devices::vsock::{Counters, Published};
-use crate::devices::{Console, Net, Rng, SerialPort, Vsock, Worker};
+use crate::devices::{Balloon, Console, Net, Rng, SerialPort, Vsock, Worker};
 use crate::jail::{self, JailError, Layers, SelfReport, Thread};
-use crate::memory::{self, MemoryError};
+use crate::memory::{self, Mapped, MemoryError};
 use crate::snapshot::{self, Copying, Origin, Saved, SnapshotError};
 use crate::spec::MachineSpec;
 use crate::virtio::{Device, DeviceError, Face, Place, Transport};
@@ -131,8 +132,12 @@ impl Machine {
         let vm = Vm::new(&kvm, &memory)?;
         steps.done("vm");
 
+        let mapped = match &content {
+            Content::Kernel(..) => None,
+            Content::Saved { origin, .. } => Some(Arc::clone(&origin.mapped)),
+        };
         let Devices { mut transports, workers, network, connections, published } =
-            Devices::new(spec, parts.vsock, parts.ready, parts.ports, parts.disk, &memory)?;
+            Devices::new(spec, parts.vsock, parts.ready, parts.ports, parts.disk, &memory, mapped)?;
         let mut slots = Vec::new();
         for (number, transport) in transports.iter().enumerate() {
             let slot =
@@ -143,11 +148,14 @@ impl Machine {
         steps.done("devices");
 
         let cpus = spec.cpus;
+        let mut ring = None;
         let vcpus = match &mut content {
             Content::Kernel(kernel, initramfs) => {
                 let vcpus: Vec<_> =
                     (0..cpus.get()).map(|id| vm.create_vcpu(id, cpus)).collect::<Result<_, _>>()?;
                 boot::prepare(&memory, &vcpus[0], kernel, &spec.cmdline, initramfs.as_ref(), &slots, cpus)?;
+                // The drivers of one that was saved have set their devices up.
+                ring = Ring::new(vm.fd(), &vcpus[0], &slots)?;
                 vcpus
             }
             Content::Saved { saved, copying, .. } => {
@@ -170,7 +178,7 @@ impl Machine {
             .iter()
             .map(|transport| (transport.info().name, transport.interrupt().clone()))
             .collect();
-        let bus = Arc::new(Bus::new(transports));
+        let bus = Arc::new(Bus::new(transports, ring));
         let ending = Ending::new().map_err(host("creating an eventfd"))?;
         let prepare = || jail::enter_thread(Thread::Vcpu).map_err(io::Error::other);
         let vm = Arc::new(vm);
@@ -243,6 +251,7 @@ impl Devices {
         ports: Vec<Published>,
         disk: Option<Disk>,
         memory: &GuestMemory,
+        mapped: Option<Arc<Mapped>>,
     ) -> Result<Self, BuildError> {
         let mut vsock = Vsock::new(GUEST_CID, vsock, ready).map_err(host("preparing vsock"))?;
         let connections = vsock.counters();
@@ -254,7 +263,8 @@ impl Devices {
         if let Some(files) = disk {
             block.push(Box::new(Block::new(files.base, files.lower, files.diff)?));
         }
-        let io: Vec<Box<dyn Device>> = vec![Box::new(vsock), Box::new(Rng::new())];
+        let io: Vec<Box<dyn Device>> =
+            vec![Box::new(vsock), Box::new(Rng::new()), Box::new(Balloon::of(mapped))];
         let mut kinds = vec![("disk", Thread::Disk, block), ("io", Thread::Io, io)];
         let denials = Denials::default();
         let mut counters = None;

@@ -2,6 +2,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use super::ring::Ring;
 use crate::arch::x86_64::layout;
 use crate::virtio::{DeviceError, Transport, TransportState};
 
@@ -9,12 +10,20 @@ use crate::virtio::{DeviceError, Transport, TransportState};
 #[derive(Debug)]
 pub(crate) struct Bus {
     transports: Vec<Mutex<Transport>>,
+    ring: Option<Ring>,
 }
 
 impl Bus {
-    /// The transports in the order of their addresses.
-    pub(crate) fn new(transports: Vec<Transport>) -> Self {
-        Self { transports: transports.into_iter().map(Mutex::new).collect() }
+    /// The transports in the order of their addresses, and the writes to them that KVM keeps.
+    pub(crate) fn new(transports: Vec<Transport>, ring: Option<Ring>) -> Self {
+        Self { transports: transports.into_iter().map(Mutex::new).collect(), ring }
+    }
+
+    /// Carries out what the guest has written before it left KVM, which comes before what it has left for.
+    pub(crate) fn catch_up(&self) {
+        if let Some(ring) = &self.ring {
+            ring.carry_out(|address, data| self.write(address, data));
+        }
     }
 
     /// The guest reads. Where there is nothing it reads ones.

@@ -15,6 +15,7 @@ mod bus;
 mod ending;
 mod ports;
 mod published;
+mod ring;
 mod vcpu;
 
 pub(crate) use build::{Begin, BuildError, Disk, Parts};

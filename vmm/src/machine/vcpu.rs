@@ -263,7 +263,9 @@ impl Runner {
     /// Runs the guest until it needs the VMM or the VMM needs it.
     fn enter(&mut self) -> Next {
         let counters = &self.counters;
-        let reason = match self.vcpu.run() {
+        let exit = self.vcpu.run();
+        self.bus.catch_up();
+        let reason = match exit {
             Ok(VcpuExit::IoIn(port, data)) => {
                 count(&counters.port_read);
                 self.ports.read(port, data);

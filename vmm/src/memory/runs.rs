@@ -28,7 +28,7 @@ impl Run {
 /// Runs in ascending order, between which there are other pages.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Vec<(u32, u32)>", into = "Vec<(u32, u32)>")]
-pub(crate) struct Runs {
+pub struct Runs {
     runs: Vec<Run>,
     /// In all of them.
     pages: u64,
@@ -37,7 +37,7 @@ pub(crate) struct Runs {
 /// Runs that are none.
 #[derive(Debug, thiserror::Error)]
 #[error("its runs of pages are empty or out of order")]
-pub(crate) struct Disorder;
+pub struct Disorder;
 
 impl Runs {
     /// Adds pages behind those that there are.

@@ -18,6 +18,7 @@ mod touched;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
+use std::sync::Arc;
 
 use kvm_ioctls::VcpuFd;
 use serde::{Deserialize, Serialize};
@@ -25,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use crate::GuestMemory;
 use crate::arch::x86_64::{ArchError, VcpuState, Vm, VmState};
 use crate::jail::Pagemap;
-use crate::memory::{self, MemoryError, PAGE, Pages, Runs};
+use crate::memory::{self, Mapped, MemoryError, PAGE, Pages, Runs};
 use crate::spec::{Cpus, MachineSpec, MemoryMib};
 use crate::virtio::{Transport, TransportState};
 use header::Header;
@@ -218,26 +219,25 @@ impl Saved {
             return Err(SnapshotError::Used);
         }
         let (header, runs) = (saved.header, std::mem::take(&mut saved.runs));
-        let origin = match (saved.base, base) {
-            (None, _) if shared => {
-                Origin { base: Some(Base { file: hold(file)?, header, runs }), over: Runs::default() }
-            }
-            (None, _) => Origin { base: None, over: runs },
+        let none = Runs::default();
+        let (base, of_base, over) = match (saved.base, base) {
+            (None, _) if shared => (Some(Base { file: hold(file)?, header }), runs, none),
+            (None, _) => (None, none, runs),
             (Some(_), None) => return Err(SnapshotError::Base("not there")),
-            (Some(expected), Some(file)) => {
+            (Some(header), Some(file)) => {
                 let found = Self::read(file)?;
-                if found.header != expected || found.base.is_some() || found.state.memory != memory {
+                if found.header != header || found.base.is_some() || found.state.memory != memory {
                     return Err(SnapshotError::Base("another one now"));
                 }
-                Origin {
-                    base: Some(Base { file: hold(file)?, header: expected, runs: found.runs }),
-                    over: runs,
-                }
+                (Some(Base { file: hold(file)?, header }), found.runs, runs)
             }
         };
-        let over = Pages { file, offset: header::PAGES_START, runs: &origin.over };
-        let pages: Vec<Pages<'_>> = origin.base.iter().map(Base::pages).chain([over]).collect();
-        let memory = memory::map(memory, &pages)?;
+        let mapped = Mapped::new(of_base, over, memory.bytes());
+        let pages = |file, runs| Pages { file, offset: header::PAGES_START, runs };
+        let of_base = base.iter().map(|base| pages(&base.file, &mapped.base));
+        let files: Vec<Pages<'_>> = of_base.chain([pages(file, &mapped.over)]).collect();
+        let memory = memory::map(memory, &files)?;
+        let origin = Origin { base, mapped: Arc::new(mapped) };
         Ok((saved, origin, memory))
     }
 

@@ -50,8 +50,8 @@ pub(super) fn write(
     origin: Option<&Origin>,
 ) -> io::Result<Ram> {
     let pages = memory.iter().map(|region| region.len() / PAGE).sum();
-    let base = origin.and_then(|origin| origin.base.as_ref());
-    let mut writer = Writer { file, memory, is_over: base.is_some(), gap: gap(pages), ram: Ram::default() };
+    let is_over = origin.is_some_and(|origin| origin.base.is_some());
+    let mut writer = Writer { file, memory, is_over, gap: gap(pages), ram: Ram::default() };
     let (mut buffer, mut without) = (vec![0; PIECE], vec![0; PIECE]);
     let mut before = 0;
     for region in memory.iter() {
@@ -65,7 +65,7 @@ pub(super) fn write(
                 let length = (range.end - range.start) as usize;
                 let (piece, without) = (&mut buffer[..length], &mut without[..length]);
                 region.read_slice(piece, MemoryRegionAddress(range.start)).map_err(io::Error::other)?;
-                base.map_or(Ok(()), |base| base.read(before + range.start, without))?;
+                origin.map_or(Ok(()), |origin| origin.read_base(before + range.start, without))?;
                 writer.take((before + range.start) / PAGE, piece, without)?;
             }
         }
@@ -80,8 +80,8 @@ pub(super) fn pieces(range: Range<u64>, len: u64) -> impl Iterator<Item = Range<
     range.clone().step_by(len as usize).map(move |start| start..range.end.min(start + len))
 }
 
-/// The parts of `window` in which pages may be other than without the snapshot: those that the process has for itself, and those that were
-/// so when it went on from one. The region is behind `before` bytes of others.
+/// The parts of `window` in which pages may be other than without the snapshot: those that the process has for itself, those that were
+/// so when it went on from one, and those of the base that the guest has given back. The region is behind `before` bytes of others.
 fn other(
     region: &GuestRegionMmap,
     before: u64,
@@ -91,8 +91,10 @@ fn other(
 ) -> io::Result<Vec<Range<u64>>> {
     let address = region.as_ptr() as u64 + window.start;
     let mut pages = pagemap.own(address, ((window.end - window.start) / PAGE) as usize)?;
-    if let Some(origin) = origin {
-        origin.over.mark(before + window.start..before + window.end, &mut pages);
+    if let Some(Origin { mapped, .. }) = origin {
+        let in_ram = before + window.start..before + window.end;
+        mapped.over.mark(in_ram.clone(), &mut pages);
+        mapped.mark_replaced(&in_ram, &mut pages);
     }
     let bytes = |page: usize| window.start + page as u64 * PAGE;
     Ok(marked(&pages).map(|range| bytes(range.start)..bytes(range.end)).collect())

@@ -29,11 +29,16 @@ fn saved() -> File {
     file
 }
 
-/// RAM with the pages of a snapshot, over those of its base where it has one.
-fn mapped(base: Option<&Base>, file: &File, runs: &Runs) -> GuestMemory {
-    let pages = Pages { file, offset: header::PAGES_START, runs };
-    let pages: Vec<_> = base.map(Base::pages).into_iter().chain([pages]).collect();
-    memory::map(MemoryMib::try_from(128).unwrap(), &pages).unwrap()
+/// RAM with the pages of a snapshot, over those of its base where it has one; and what it began with.
+fn restored(base: Option<(&File, &Header, &Runs)>, file: &File, over: &Runs) -> (GuestMemory, Origin) {
+    let offset = header::PAGES_START;
+    let of_base = base.map(|(file, _, runs)| Pages { file, offset, runs });
+    let pages: Vec<_> = of_base.into_iter().chain([Pages { file, offset, runs: over }]).collect();
+    let memory = memory::map(MemoryMib::try_from(128).unwrap(), &pages).unwrap();
+    let runs = base.map_or_else(Runs::default, |(_, _, runs)| runs.clone());
+    let mapped = Arc::new(Mapped::new(runs, over.clone(), 128 << 20));
+    let base = base.map(|(file, header, _)| Base { file: file.try_clone().unwrap(), header: *header });
+    (memory, Origin { base, mapped })
 }
 
 fn read(memory: &GuestMemory, at: u64, len: usize) -> Vec<u8> {
@@ -54,7 +59,7 @@ fn what_was_saved_is_mapped_again_and_stays() {
     assert_eq!(Vec::from(runs.clone()), [(0, 8), ((128 << 8) - 1, 1)]);
     assert!(file.metadata().unwrap().len() < 1 << 20);
     for _ in 0..2 {
-        let memory = mapped(None, &file, &runs);
+        let (memory, _) = restored(None, &file, &runs);
         assert_eq!(read(&memory, 0, 6), b"first\0");
         assert_eq!(read(&memory, 7 * PAGE - 5, 16), b"across two pages");
         assert_eq!(read(&memory, (128 << 20) - 5, 5), b"\0last");
@@ -82,13 +87,13 @@ fn what_was_never_touched_is_not_read_and_nothing_is_lost() {
     assert_eq!(Vec::from(runs.clone()), [(0, 1), ((8 << 8) + 6, 2), ((128 << 8) - 1, 1)]);
 
     // It has gone on from a snapshot of its own.
-    let over = |runs: &Runs| Origin { base: None, over: runs.clone() };
-    same_with_and_without(&mapped(None, &saved, &runs), &pagemap, Some(&over(&runs)));
-    let restored = mapped(None, &saved, &runs);
-    change(&restored);
-    let (again, runs) = same_with_and_without(&restored, &pagemap, Some(&over(&runs)));
+    let (memory, origin) = restored(None, &saved, &runs);
+    same_with_and_without(&memory, &pagemap, Some(&origin));
+    let (memory, origin) = restored(None, &saved, &runs);
+    change(&memory);
+    let (again, runs) = same_with_and_without(&memory, &pagemap, Some(&origin));
     assert_eq!(Vec::from(runs.clone()), [((8 << 8) + 6, 2), (40 << 8, 1), ((128 << 8) - 1, 1)]);
-    let again = mapped(None, &again, &runs);
+    let (again, _) = restored(None, &again, &runs);
     assert_eq!(read(&again, (8 << 20) + 7 * PAGE - 5, 16), b"acrosx two pages");
 }
 
@@ -124,29 +129,32 @@ fn same_with_and_without(memory: &GuestMemory, pagemap: &Pagemap, origin: Option
 fn what_is_as_in_the_base_is_not_stored() {
     let file = saved();
     let Saved { header, runs, .. } = Saved::read(&file).unwrap();
-    let base = Base { file, header, runs };
-    let origin = Origin { base: Some(base), over: Runs::default() };
-    let base = || origin.base.as_ref();
-    let restored = mapped(None, &base().unwrap().file, &base().unwrap().runs);
+    let base = Some((&file, &header, &runs));
+    let (empty, none) = (tempfile::tempfile().unwrap(), Runs::default());
+    let (memory, origin) = restored(base, &empty, &none);
     let pagemap = Pagemap::open().unwrap();
-    let (_, nothing) = same_with_and_without(&restored, &pagemap, Some(&origin));
-    assert_eq!(nothing, Runs::default());
-    change(&restored);
-    restored.write_slice(&[0; 5], GuestAddress(7 * PAGE - 5)).unwrap();
-    let (over, runs) = same_with_and_without(&restored, &pagemap, Some(&origin));
+    let (_, nothing) = same_with_and_without(&memory, &pagemap, Some(&origin));
+    assert_eq!(nothing, none);
+    change(&memory);
+    memory.write_slice(&[0; 5], GuestAddress(7 * PAGE - 5)).unwrap();
+    let (over, runs) = same_with_and_without(&memory, &pagemap, Some(&origin));
     // What lies between the first two goes with them.
     assert_eq!(Vec::from(runs.clone()), [(0, 7), ((8 << 8) + 7, 1), (40 << 8, 1)]);
-    let again = mapped(base(), &over, &runs);
-    assert!(read(&again, 0, 128 << 20) == read(&restored, 0, 128 << 20));
+    let (again, origin) = restored(base, &over, &runs);
+    assert!(read(&again, 0, 128 << 20) == read(&memory, 0, 128 << 20));
 
-    // And over that, what was over the base is there again.
+    // What was over the base is there again in what is taken of that, but for what the guest has given back: 40 MiB and behind. Of
+    // the base it has given back the last page.
     again.write_slice(b"newer", GuestAddress(50 << 20)).unwrap();
-    let Origin { base, .. } = origin;
-    let origin = Origin { base, over: runs };
+    for given in [40, 126] {
+        memory::give_back(&again, given << 20, 2 << 20, Some(&origin.mapped)).unwrap();
+    }
     let (over, runs) = same_with_and_without(&again, &pagemap, Some(&origin));
-    let last = mapped(origin.base.as_ref(), &over, &runs);
+    let expected = [(0, 7), ((8 << 8) + 7, 1), (50 << 8, 1), ((128 << 8) - 1, 1)];
+    assert_eq!(Vec::from(runs.clone()), expected);
+    let (last, _) = restored(base, &over, &runs);
     assert!(read(&last, 0, 128 << 20) == read(&again, 0, 128 << 20));
-    assert_eq!(runs.pages(), 10);
+    assert_eq!(read(&last, (128 << 20) - 4, 4), [0; 4]);
 }
 
 /// What a machine goes on from is what it was taken over, or nothing.

@@ -91,7 +91,7 @@ impl Touched {
                     (region.as_ptr() as u64 + window.start, (window.end - window.start) / PAGE);
                 let mut own = pagemap.own(address, count as usize).map_err(TouchedError::Pagemap)?;
                 let mut mapped = vec![false; own.len()];
-                origin.mark(&(page * PAGE..(page + count) * PAGE), &mut mapped);
+                origin.mapped.mark(&(page * PAGE..(page + count) * PAGE), &mut mapped);
                 own.iter_mut().zip(mapped).for_each(|(own, mapped)| *own &= mapped);
                 for range in marked(&own) {
                     let run = Run { first: page as u32 + range.start as u32, count: range.len() as u32 };

@@ -1,10 +1,11 @@
 use std::io::Write as _;
+use std::sync::Arc;
 
 use proptest::prelude::*;
 use vm_memory::{Bytes as _, GuestAddress};
 
 use super::*;
-use crate::memory::{self, Pages};
+use crate::memory::{self, Mapped, Pages};
 use crate::spec::MemoryMib;
 
 const MIB: u32 = 128;
@@ -27,7 +28,8 @@ fn mapped(mib: u32) -> GuestMemory {
 }
 
 fn origin(mib: u32) -> Origin {
-    Origin { base: None, over: saved(mib) }
+    let mapped = Mapped::new(Runs::default(), saved(mib), u64::from(mib) << 20);
+    Origin { base: None, mapped: Arc::new(mapped) }
 }
 
 fn of(memory: &GuestMemory) -> Touched {

@@ -33,6 +33,7 @@ pub const INDIRECT: u16 = 4;
 pub const VERSION_1: u64 = 1 << 32;
 
 pub const VSOCK: u32 = 19;
+pub const BALLOON: u32 = 5;
 pub const RNG: u32 = 4;
 pub const BLOCK: u32 = 2;
 pub const NET: u32 = 1;
@@ -77,7 +78,7 @@ impl Device {
     /// How many queues it has.
     pub fn queues(self) -> u32 {
         match self.id() {
-            VSOCK => 3,
+            VSOCK | BALLOON => 3,
             NET => 2,
             _ => 1,
         }
@@ -215,7 +216,7 @@ pub fn check(device: Device) {
     assert!(device.negotiate(VERSION_1), "the device does not agree to its own features");
     let mut queues = [0, 1, 2].map(|number| (number < device.queues()).then(|| Queue::new(device, number)));
     device.driver_ok();
-    let [Some(first), second, _] = &mut queues else { return };
+    let [Some(first), second, third] = &mut queues else { return };
     for offset in (0..0x1000).step_by(8) {
         poke(buffer + offset, 0_u64);
     }
@@ -230,6 +231,15 @@ pub fn check(device: Device) {
             first.offer(&[(buffer, 16, false), (buffer + 64, 20, true), (buffer + 128, 1, true)]);
             first.wait();
             assert!(&peek::<[u8; 8]>(buffer + 64) == b"voidrun\0", "another ID");
+        }
+        BALLOON => {
+            let huge = ORDERLY.start + 0x60_0000;
+            poke(huge, 7_u64);
+            if let Some(third) = third {
+                third.offer(&[(huge, 2 << 20, true)]);
+                third.wait();
+            }
+            assert!(peek::<u64>(huge) == 0, "the page was not given back");
         }
         NET => {
             let (sent, received) = (buffer, buffer + 0x400);
