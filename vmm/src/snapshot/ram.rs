@@ -118,7 +118,7 @@ impl Writer<'_> {
         for range in marked(&is_other) {
             let page = first + range.start as u64;
             self.go_on_to(page)?;
-            self.append(page, pages[range].as_flattened())?;
+            self.append(page, &pages[range])?;
         }
         Ok(())
     }
@@ -134,17 +134,20 @@ impl Writer<'_> {
             if self.is_over {
                 read(self.memory, number, &mut bytes)?;
             }
-            self.append(number, &bytes)?;
+            self.append(number, &[bytes])?;
         }
         Ok(())
     }
 
-    fn append(&mut self, first: u64, pages: &[u8]) -> io::Result<()> {
-        self.ram.crc = crc32c::crc32c_append(self.ram.crc, pages);
-        if pages != ZEROS {
-            self.file.write_all_at(pages, PAGES_START + self.ram.runs.pages() * PAGE)?;
+    fn append(&mut self, first: u64, pages: &[[u8; PAGE as usize]]) -> io::Result<()> {
+        self.ram.crc = crc32c::crc32c_append(self.ram.crc, pages.as_flattened());
+        let start = PAGES_START + self.ram.runs.pages() * PAGE;
+        let is_data: Vec<bool> = pages.iter().map(|page| *page != ZEROS).collect();
+        for range in marked(&is_data) {
+            let at = start + range.start as u64 * PAGE;
+            self.file.write_all_at(pages[range].as_flattened(), at)?;
         }
-        let run = [first, pages.len() as u64 / PAGE].map(u32::try_from);
+        let run = [first, pages.len() as u64].map(u32::try_from);
         let [Ok(first), Ok(count)] = run else { return Err(io::Error::other("more RAM than there can be")) };
         self.ram.runs.add(Run { first, count }).map_err(io::Error::other)
     }

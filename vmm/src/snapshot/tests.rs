@@ -1,4 +1,5 @@
 use std::io::Write as _;
+use std::os::unix::fs::MetadataExt as _;
 
 use vm_memory::{Bytes as _, GuestAddress, GuestMemoryBackend as _};
 
@@ -155,6 +156,24 @@ fn what_is_as_in_the_base_is_not_stored() {
     let (last, _) = restored(base, &over, &runs);
     assert!(read(&last, 0, 128 << 20) == read(&again, 0, 128 << 20));
     assert_eq!(read(&last, (128 << 20) - 4, 4), [0; 4]);
+}
+
+#[test]
+fn zeros_over_the_base_are_holes() {
+    let memory = memory::allocate(MemoryMib::try_from(128).unwrap()).unwrap();
+    memory.write_slice(&vec![1; 8 << 20], GuestAddress(0)).unwrap();
+    let (_, state) = machine();
+    let file = tempfile::tempfile().unwrap();
+    write(&file, &memory, None, None, &state).unwrap();
+    let Saved { header, runs, .. } = Saved::read(&file).unwrap();
+    let none = tempfile::tempfile().unwrap();
+    let (memory, origin) = restored(Some((&file, &header, &runs)), &none, &Runs::default());
+    memory::give_back(&memory, 0, 8 << 20, Some(&origin.mapped)).unwrap();
+    memory.write_slice(&[1], GuestAddress(4 << 20)).unwrap();
+    let over = tempfile::tempfile().unwrap();
+    let ram = ram::write(&over, &memory, Pagemap::open().as_ref(), Some(&origin)).unwrap();
+    assert_eq!(Vec::from(ram.runs), [(0, 8 << 8)]);
+    assert!(over.metadata().unwrap().blocks() * 512 < 1 << 20);
 }
 
 /// What a machine goes on from is what it was taken over, or nothing.
