@@ -330,6 +330,8 @@ impl Daemon {
         // Only now that the record is written does the store's collection leave the image alone.
         let rootfs = blocking(move || Ok(store.rootfs(&derivation)?)).await?;
         let launch = Launch { record: &record, rootfs: &rootfs, begin, cmdline, ports };
+        // It is never closed.
+        let _place = self.launches.acquire().await;
         let start = Instant::now();
         let launched = boot(&sandbox.directory, lock, launch).await;
         self.metrics.start(restores, start.elapsed(), launched.is_ok());

@@ -232,7 +232,7 @@ impl Daemon {
         let (daemon, sandbox) = (Arc::clone(self), Arc::clone(sandbox));
         self.to_its_end(async move {
             let _turn = sandbox.turn.lock().await;
-            sandbox.look().await;
+            daemon.look(&sandbox).await;
             let removed = sandbox.record().removed;
             if removed || !matches!(sandbox.state(), State::Stopped | State::Failed) {
                 return Err(sandbox.wrong_state("start"));

@@ -4,7 +4,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::chain;
 use super::create::blocking;
 use super::error::DaemonError;
 use super::events::Kind;
@@ -13,6 +12,7 @@ use super::metrics::Metrics;
 use super::sandbox::Sandbox;
 use super::sleep;
 use super::state::{State, Status};
+use super::{Daemon, chain};
 use crate::sandbox::{AdoptError, Directory, Found, Handle, adopt};
 
 /// Between two attempts: twice as long after each.
@@ -43,41 +43,56 @@ pub(super) fn found(found: Result<Found, AdoptError>, directory: &Directory, met
     }
 }
 
-/// Tries in the background until the machine answers or has ended, or the sandbox goes.
-pub(super) fn look_for(sandbox: &Arc<Sandbox>) {
-    let sandbox = Arc::downgrade(sandbox);
-    tokio::spawn(async move {
-        let mut pause = FIRST;
-        loop {
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(LONGEST);
-            let Some(sandbox) = sandbox.upgrade() else { return };
-            let _turn = sandbox.turn.lock().await;
-            sandbox.look().await;
-            if !sandbox.status().lost {
-                tracing::info!(sandbox = sandbox.id(), state = %sandbox.state(), "found again");
-                return;
+impl Daemon {
+    /// Tries in the background until the machine answers or has ended, or the sandbox goes.
+    pub(super) fn look_for(self: &Arc<Self>, sandbox: &Arc<Sandbox>) {
+        let (daemon, sandbox) = (Arc::clone(self), Arc::downgrade(sandbox));
+        tokio::spawn(async move {
+            let mut pause = FIRST;
+            loop {
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(LONGEST);
+                let Some(sandbox) = sandbox.upgrade() else { return };
+                let _turn = sandbox.turn.lock().await;
+                daemon.look(&sandbox).await;
+                if !sandbox.status().lost {
+                    tracing::info!(sandbox = sandbox.id(), state = %sandbox.state(), "found again");
+                    return;
+                }
             }
+        });
+    }
+
+    /// Whether a machine runs that cannot be talked to is found out anew, and what runs in it goes on with us. The turn is the caller's.
+    pub(super) async fn look(self: &Arc<Self>, sandbox: &Arc<Sandbox>) {
+        if let Some(handle) = sandbox.look().await {
+            self.attend(sandbox, &handle);
         }
-    });
+    }
+
+    /// Follows the job of a machine that was found again, and puts it to sleep when nothing is done in it.
+    pub(super) fn attend(self: &Arc<Self>, sandbox: &Arc<Sandbox>, handle: &Arc<Handle>) {
+        self.find_job(sandbox, handle);
+        self.watch_idleness(sandbox, handle);
+    }
 }
 
 impl Sandbox {
-    /// Whether a machine runs that cannot be talked to is found out anew. The turn is the caller's.
-    pub(super) async fn look(self: &Arc<Self>) {
+    /// The same, for whoever ends it; the machine, if it can be talked to now.
+    async fn look(self: &Arc<Self>) -> Option<Arc<Handle>> {
         if !self.status().lost {
-            return;
+            return None;
         }
         let (directory, metrics) = (Arc::clone(&self.directory), Arc::clone(&self.metrics));
         let Ok(new) =
             blocking(move || Ok(found(adopt(&directory, Duration::ZERO), &directory, &metrics))).await
         else {
-            return;
+            return None;
         };
         let mut status = self.status();
         // It may have ended meanwhile; and the way to end it that there is stays.
         if !status.lost || (new.lost && (new.handle.is_none() || status.handle.is_some())) {
-            return;
+            return None;
         }
         let handle = new.handle.clone();
         *status = Status { stopping: status.stopping, ..new };
@@ -91,10 +106,12 @@ impl Sandbox {
             None if status.state == State::Sleeping => self.tell(Kind::Slept, None),
             None => self.tell_end(status.state, status.reason.as_deref()),
         }
+        let is_found = !status.lost;
         drop(status);
-        if let Some(handle) = handle {
-            supervise(self, handle);
+        if let Some(handle) = &handle {
+            supervise(self, Arc::clone(handle));
         }
+        handle.filter(|_| is_found)
     }
 
     /// The machine to be ended, if there is one, whether it can be talked to or not. The turn is the caller's.

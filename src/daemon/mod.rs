@@ -66,7 +66,7 @@ use crate::sandbox::{Directory, Fate, Found, Sandboxes, adopt};
 use crate::snapshots::Snapshots;
 use events::Events;
 use metrics::Metrics;
-use snapshots::Verified;
+use snapshots::{Rehearsed, Verified};
 use table::Table;
 
 /// So long the work in the background may take when the daemon ends.
@@ -74,6 +74,10 @@ const WORK: Duration = Duration::from_secs(20);
 
 /// So many machines are asked at once whether they run.
 const ADOPTIONS: usize = 32;
+/// So many for each processor come up at once: of more at a time each takes longer, and with many all of them too long.
+const LAUNCHES: usize = 2;
+/// And so many in any case: one that does not come up holds up some of the others at most.
+const MIN_LAUNCHES: usize = 4;
 /// One that has begun to end, or to start, is waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -88,6 +92,8 @@ pub(crate) struct Daemon {
     work: TaskTracker,
     /// The places of those who pull.
     pulls: Semaphore,
+    /// The places of machines that come up.
+    launches: Semaphore,
     events: Events,
     metrics: Arc<Metrics>,
     /// Those of users.
@@ -95,6 +101,7 @@ pub(crate) struct Daemon {
     /// Those that warm starts go on from.
     warm: Snapshots,
     verified: Verified,
+    rehearsed: Rehearsed,
     /// Of what kinds one is being written for warm starts.
     keeping: Mutex<BTreeSet<warm::Key>>,
     /// Whether there may be directories that no sandbox has.
@@ -154,6 +161,8 @@ impl Daemon {
             }
         }
         let pulls = Semaphore::new(images::MAX_PULLS);
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let launches = Semaphore::new((LAUNCHES * processors).max(MIN_LAUNCHES));
         let (events, metrics) = (Events::new(), Arc::new(Metrics::new()));
         Ok(Arc::new(Self {
             config,
@@ -162,11 +171,13 @@ impl Daemon {
             table,
             work,
             pulls,
+            launches,
             events,
             metrics,
             snapshots,
             warm,
             verified: Verified::default(),
+            rehearsed: Rehearsed::default(),
             keeping: Mutex::default(),
             leftovers: AtomicBool::new(false),
             lock,
@@ -228,10 +239,9 @@ impl Daemon {
         self.table().insert(Arc::clone(&sandbox));
         if let Some(handle) = handle {
             if !is_lost {
-                self.find_job(&sandbox, &handle);
                 sandbox.find_ports();
                 sandbox.find_network();
-                self.watch_idleness(&sandbox, &handle);
+                self.attend(&sandbox, &handle);
             }
             life::supervise(&sandbox, handle);
         } else if sandbox.record().job.as_ref().is_some_and(|job| job.removes) && !is_lost {
@@ -242,7 +252,7 @@ impl Daemon {
         }
         if is_lost {
             tracing::warn!(sandbox = sandbox.id(), reason = sandbox.view().reason, "cannot be talked to");
-            lost::look_for(&sandbox);
+            self.look_for(&sandbox);
         }
     }
 

@@ -25,6 +25,19 @@ const TAKE: &str = "take a snapshot of";
 #[derive(Debug, Default)]
 pub(super) struct Verified(Mutex<BTreeSet<Place>>);
 
+/// The files of machines of which one that goes on was asked for the pages that it writes to first. It is done once for each, since
+/// whoever waits for that one waits for it as well.
+#[derive(Debug, Default)]
+pub(super) struct Rehearsed(Mutex<BTreeSet<Place>>);
+
+impl Rehearsed {
+    /// False if somebody has begun it before.
+    pub(super) fn begins(&self, file: &File) -> bool {
+        let mut places = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        place(file).is_ok_and(|place| places.insert(place))
+    }
+}
+
 /// Where a file is, and since when it has been as it is.
 type Place = (u64, u64, i64, i64);
 

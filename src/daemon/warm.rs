@@ -143,7 +143,8 @@ impl Daemon {
         snapshot: Snapshot,
     ) -> Result<Arc<Handle>, DaemonError> {
         let (daemon, directory) = (Arc::clone(self), Arc::clone(&sandbox.directory));
-        let first = snapshot.touched.is_none().then(|| snapshot.place());
+        let is_first = snapshot.touched.is_none() && self.rehearsed.begins(&snapshot.machine);
+        let first = is_first.then(|| snapshot.place());
         let begin = blocking(move || {
             for file in [&snapshot.machine].into_iter().chain(&snapshot.base) {
                 let checked = daemon.verified.check(file);
