@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::answers::Envelope;
-use super::input::{Awake, Body};
+use super::input::{Body, Target};
 use super::problem::Problem;
 use super::{sandboxes, success};
 use crate::daemon::Daemon;
@@ -88,7 +88,7 @@ impl From<snapshots::About> for Snapshot {
     }
 }
 
-/// Takes a snapshot of a sandbox that runs or is paused: its memory, its devices and its disk.
+/// Takes a snapshot of a sandbox that runs, is paused or sleeps: its memory, its devices and its disk.
 ///
 /// The sandbox stands still meanwhile, and goes on as it was.
 #[utoipa::path(
@@ -98,7 +98,7 @@ impl From<snapshots::About> for Snapshot {
 )]
 pub(super) async fn take(
     State(daemon): State<Arc<Daemon>>,
-    Awake(sandbox): Awake,
+    Target(sandbox): Target,
     Body(body): Body<Take>,
 ) -> Result<(StatusCode, Json<Envelope<Snapshot>>), Problem> {
     let labels = sandboxes::checked(body.labels.unwrap_or_default())?;

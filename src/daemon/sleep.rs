@@ -119,6 +119,7 @@ impl Daemon {
         let (daemon, directory, name) = (Arc::clone(self), Arc::clone(&sandbox.directory), sandbox.name());
         let begin = blocking(move || {
             let file = directory.snapshot()?;
+            directory.forget_pause()?;
             let summary = daemon.verified.check(&file).and_then(|()| snapshot::inspect(&file));
             let failed = |source| DaemonError::Snapshot { action: WAKE, name: name.clone(), source };
             let summary = summary.map_err(failed)?;
@@ -197,7 +198,7 @@ impl Sandbox {
         let handle = self.machine(SLEEP, &[State::Running, State::Paused])?;
         let paused = self.state() == State::Paused;
         // First: it tells the next daemon that what follows was left in the middle.
-        let file = self.on_disk(Directory::new_snapshot).await?;
+        let file = self.on_disk(move |directory| directory.new_snapshot(paused)).await?;
         let mut saved = self.halt_commands(SLEEP, &handle, paused).await;
         if saved.is_ok() {
             saved = self.save(&handle, file).await;
@@ -301,12 +302,13 @@ impl Sandbox {
     }
 }
 
-/// Whether a machine that is found again stands still, `paused` being what it says of itself. One that was being put to sleep, or had
-/// just been woken, when the last daemon ended goes on. Blocks.
+/// Whether a machine that is found again stands still, `paused` being what it says of itself. One that was being written to the disk, or
+/// had just been woken, when the last daemon ended goes on, and then stands still if it did before. Blocks.
 pub(super) fn is_paused(directory: &Directory, handle: &Handle, paused: bool) -> bool {
     if !directory.has_snapshot() {
         return paused;
     }
+    let was_paused = directory.was_paused();
     let go_on = || -> Result<(), String> {
         let text = |error: &dyn std::error::Error| chain(error);
         directory.void_snapshot().map_err(|e| text(&e))?;
@@ -316,12 +318,15 @@ pub(super) fn is_paused(directory: &Directory, handle: &Handle, paused: bool) ->
         let asked = tokio::time::timeout(ANSWER, handle.ask(&request));
         let runtime = tokio::runtime::Handle::current();
         runtime.block_on(asked).map_err(|e| text(&e))?.map_err(|e| text(&e))?;
+        if was_paused {
+            handle.control().and_then(|mut client| client.pause()).map_err(|e| text(&e))?;
+        }
         directory.clear_snapshots().map_err(|e| text(&e))
     };
     match go_on() {
-        Ok(()) => false,
+        Ok(()) => was_paused,
         Err(error) => {
-            tracing::warn!(sandbox = %directory.id(), error, "was being put to sleep, or woken, and does not go on");
+            tracing::warn!(sandbox = %directory.id(), error, "was being written to the disk, or woken, and does not go on");
             paused
         }
     }

@@ -68,7 +68,7 @@ fn place(file: &File) -> io::Result<Place> {
 }
 
 impl Daemon {
-    /// Writes a sandbox that runs or is paused, memory and disk, to a snapshot. It stands still meanwhile, and goes on as it was.
+    /// Writes a sandbox that runs, is paused or sleeps, memory and disk, to a snapshot. It stands still meanwhile, and goes on as it was.
     pub(crate) async fn take_snapshot(
         self: &Arc<Self>,
         sandbox: &Arc<Sandbox>,
@@ -79,7 +79,11 @@ impl Daemon {
         let (daemon, sandbox) = (Arc::clone(self), Arc::clone(sandbox));
         self.to_its_end(async move {
             let _turn = sandbox.turn.lock().await;
-            let handle = sandbox.machine(TAKE, &[State::Running, State::Paused])?;
+            let sleeps = sandbox.state() == State::Sleeping;
+            let handle = match sleeps {
+                true => None,
+                false => Some(sandbox.machine(TAKE, &[State::Running, State::Paused])?),
+            };
             let (taking, wanted) = (Arc::clone(&daemon), name.clone());
             let draft = blocking(move || {
                 // Told before a sandbox stands still for it; whoever is faster is told of by `keep`.
@@ -89,23 +93,13 @@ impl Daemon {
                 Ok(taking.snapshots.draft()?)
             });
             let draft = Arc::new(draft.await?);
-            let paused = sandbox.state() == State::Paused;
-            // First: it tells the next daemon that what follows was left in the middle.
-            let file = sandbox.on_disk(Directory::new_snapshot).await?;
-            let mut saved = sandbox.halt_commands(TAKE, &handle, paused).await;
-            if saved.is_ok() {
-                saved = daemon.copy(&sandbox, &handle, file, Arc::clone(&draft)).await;
-            }
-            let went_on = sandbox.go_on(&handle, paused).await;
-            if let Err(error) = saved.and(went_on) {
-                sandbox.clear_snapshots().await?;
-                return Err(error);
+            match &handle {
+                Some(handle) => daemon.take_of_running(&sandbox, handle, &draft).await?,
+                None => daemon.take_of_sleeping(&sandbox, &draft).await?,
             }
             let record = Record::of(&sandbox.record(), labels);
-            let directory = Arc::clone(&sandbox.directory);
             blocking(move || {
-                directory.give_snapshot(&draft.machine())?;
-                daemon.keep(&directory, &draft, &name, record)?;
+                daemon.keep(&sandbox.directory, &draft, &name, record)?;
                 Ok(daemon.snapshots.find(&name)?)
             })
             .await
@@ -113,27 +107,77 @@ impl Daemon {
         .await
     }
 
+    async fn take_of_running(
+        self: &Arc<Self>,
+        sandbox: &Arc<Sandbox>,
+        handle: &Arc<Handle>,
+        draft: &Arc<Draft>,
+    ) -> Result<(), DaemonError> {
+        let paused = sandbox.state() == State::Paused;
+        // First: it tells the next daemon that what follows was left in the middle.
+        let file = sandbox.on_disk(move |directory| directory.new_snapshot(paused)).await?;
+        let mut saved = sandbox.halt_commands(TAKE, handle, paused).await;
+        if saved.is_ok() {
+            saved = self.copy(sandbox, handle, file, Arc::clone(draft)).await;
+        }
+        let went_on = sandbox.go_on(handle, paused).await;
+        if let Err(error) = saved.and(went_on) {
+            sandbox.clear_snapshots().await?;
+            return Err(error);
+        }
+        let path = draft.machine();
+        sandbox.on_disk(move |directory| directory.give_snapshot(&path)).await
+    }
+
+    /// It was written when it fell asleep, with its commands halted.
+    async fn take_of_sleeping(
+        self: &Arc<Self>,
+        sandbox: &Arc<Sandbox>,
+        draft: &Arc<Draft>,
+    ) -> Result<(), DaemonError> {
+        let (daemon, sandbox, draft) = (Arc::clone(self), Arc::clone(sandbox), Arc::clone(draft));
+        blocking(move || {
+            let file = sandbox.directory.snapshot()?;
+            // What is damaged would be trusted as a copy.
+            daemon.verified.check(&file).map_err(|source| DaemonError::Snapshot {
+                action: TAKE,
+                name: sandbox.name(),
+                source,
+            })?;
+            io::copy(&mut &file, &mut &draft.create_machine()?)
+                .map_err(|source| sandbox.host("copy the memory of", source))?;
+            daemon.copy_disk(&sandbox, &draft)
+        })
+        .await
+    }
+
     /// Halts a machine and writes it to `file`, and its disk to the draft. It stands still when this returns.
     pub(super) async fn copy(
-        &self,
+        self: &Arc<Self>,
         sandbox: &Arc<Sandbox>,
         handle: &Arc<Handle>,
         file: File,
         draft: Arc<Draft>,
     ) -> Result<(), DaemonError> {
-        let (directory, handle, name) = (Arc::clone(&sandbox.directory), Arc::clone(handle), sandbox.name());
-        let (store, image) = (self.store.clone(), sandbox.record().image);
+        let (daemon, sandbox, handle) = (Arc::clone(self), Arc::clone(sandbox), Arc::clone(handle));
         blocking(move || {
-            let base = store.rootfs(&image)?;
-            let (lower, diff, to) = (directory.lower_disk()?, directory.disk()?, draft.disk()?);
             let saved = handle.control_within(SAVING).and_then(|mut client| {
                 client.pause()?;
                 client.save(file.as_fd())
             });
-            saved.map_err(|source| DaemonError::Control { action: TAKE, name: name.clone(), source })?;
-            copy_diff(&base, lower.as_ref(), &diff, &to).map_err(|source| DaemonError::Disk { name, source })
+            saved.map_err(|source| DaemonError::Control { action: TAKE, name: sandbox.name(), source })?;
+            daemon.copy_disk(&sandbox, &draft)
         })
         .await
+    }
+
+    /// Of a machine that stands still, or of none. Blocks.
+    fn copy_disk(&self, sandbox: &Sandbox, draft: &Draft) -> Result<(), DaemonError> {
+        let image = sandbox.record().image;
+        let base = self.store.rootfs(&image)?;
+        let (lower, diff) = (sandbox.directory.lower_disk()?, sandbox.directory.disk()?);
+        copy_diff(&base, lower.as_ref(), &diff, &draft.disk()?)
+            .map_err(|source| DaemonError::Disk { name: sandbox.name(), source })
     }
 
     /// Makes a snapshot of what was written to the draft of the sandbox in this directory. Blocks.
@@ -187,4 +231,18 @@ impl Daemon {
 /// What is no name is none of a snapshot, and must not become a path.
 fn check(name: &str) -> Result<(), SnapshotsError> {
     name::check(name).map_err(|_| SnapshotsError::NotFound(name.chars().take(100).collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_of_a_snapshot_is_asked_for_its_pages() {
+        let (rehearsed, [one, other]) =
+            (Rehearsed::default(), [(); 2].map(|()| tempfile::tempfile().unwrap()));
+        assert!(rehearsed.begins(&one));
+        assert!(!rehearsed.begins(&one.try_clone().unwrap()));
+        assert!(rehearsed.begins(&other));
+    }
 }

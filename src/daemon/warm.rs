@@ -229,7 +229,7 @@ impl Daemon {
         let drafting = Arc::clone(self);
         let draft = blocking(move || Ok(Arc::new(drafting.warm.draft()?)));
         // It tells the next daemon that what follows was left in the middle.
-        let file = sandbox.on_disk(Directory::new_snapshot);
+        let file = sandbox.on_disk(|directory| directory.new_snapshot(false));
         let written = async {
             let (draft, file): (_, File) = (draft.await?, file.await?);
             // Nothing that the shell may have left goes on in others before they are themselves.

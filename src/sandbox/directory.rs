@@ -9,6 +9,7 @@
 //!                becoming      a machine has gone on from a snapshot, and may not know yet that it is this sandbox's
 //!                snapshot      its machine while it sleeps, see [`vmm::snapshot`]
 //!                memory.base   what that is over, where it began with a snapshot: a link to that one's machine, or to what that is over
+//!                paused        it stood still before its machine was written
 //!                exit.json     why the machine has ended; empty until then, and if it was killed
 //!                vmm.log       what the process of the machine has said
 //!                control.sock  see [`vmm::control`]
@@ -48,6 +49,8 @@ const SNAPSHOT: &str = "snapshot";
 const BASE: &str = "memory.base";
 /// One that is being written.
 const NEW_SNAPSHOT: &str = "snapshot.new";
+/// The machine stood still before one was begun.
+const PAUSED: &str = "paused";
 /// More bytes than an exit.json has: a reason, and 8 KiB of the console.
 const EXIT_ROOM: u64 = 16 << 10;
 /// A longer record is none, in bytes.
@@ -335,10 +338,23 @@ impl Directory {
         File::options().read(true).write(true).open(&path).map_err(DirectoryError::new("open", &path))
     }
 
-    /// An empty file for it.
-    pub(crate) fn new_snapshot(&self) -> Result<File, DirectoryError> {
+    /// An empty file for it. `paused`: what the machine is until then, and is to be where it goes on.
+    pub(crate) fn new_snapshot(&self, paused: bool) -> Result<File, DirectoryError> {
         self.clear_snapshots()?;
+        if paused {
+            self.create_file(PAUSED)?;
+        }
         self.create_file(NEW_SNAPSHOT)
+    }
+
+    /// Whether the machine stood still before it was begun.
+    pub(crate) fn was_paused(&self) -> bool {
+        self.path(PAUSED).exists()
+    }
+
+    /// A machine that goes on from it does not stand still.
+    pub(crate) fn forget_pause(&self) -> Result<(), DirectoryError> {
+        self.clear(PAUSED)
     }
 
     /// The file has all of the machine, on the disk: from now on the sandbox sleeps, with what its disk has at this moment.
@@ -355,7 +371,8 @@ impl Directory {
     /// Makes the new one somebody else's, at `path`.
     pub(crate) fn give_snapshot(&self, path: &Path) -> Result<(), DirectoryError> {
         let new = self.path(NEW_SNAPSHOT);
-        std::fs::rename(&new, path).map_err(DirectoryError::new("move", &new))
+        std::fs::rename(&new, path).map_err(DirectoryError::new("move", &new))?;
+        self.forget_pause()
     }
 
     /// Marks it as of no use any more, if it is there.
@@ -374,8 +391,7 @@ impl Directory {
 
     /// Removes it, and what is left of one.
     pub(crate) fn clear_snapshots(&self) -> Result<(), DirectoryError> {
-        self.clear(SNAPSHOT)?;
-        self.clear(NEW_SNAPSHOT)
+        [SNAPSHOT, NEW_SNAPSHOT, PAUSED].iter().try_for_each(|name| self.clear(name))
     }
 
     /// Whether it ever had a machine: each begins with marking the disk as its own.

@@ -274,10 +274,13 @@ impl Snapshot {
 impl Draft {
     /// The file for its disk's diff, empty.
     pub(crate) fn disk(&self) -> Result<File, SnapshotsError> {
-        let path = self.path.join(DISK);
+        Self::create(&self.path.join(DISK))
+    }
+
+    fn create(path: &Path) -> Result<File, SnapshotsError> {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create_new(true).mode(0o600);
-        options.open(&path).map_err(failed("create", &path))
+        options.open(path).map_err(failed("create", path))
     }
 
     /// Where its machine is to be, of which the file is made elsewhere.
@@ -288,6 +291,11 @@ impl Draft {
     /// Where what that is over is to be, if it is over something.
     pub(crate) fn base(&self) -> PathBuf {
         self.path.join(BASE)
+    }
+
+    /// A file for it that is made here, empty.
+    pub(crate) fn create_machine(&self) -> Result<File, SnapshotsError> {
+        Self::create(&self.machine())
     }
 
     pub(crate) fn open_machine(&self) -> Result<File, SnapshotsError> {

@@ -10,11 +10,15 @@ use crate::{Daemon, PATIENCE, until};
 fn machines_that_take_no_more_clients() {
     let daemon = Daemon::new();
     let ids = ["kept", "stopped", "gone"].map(|name| daemon.create(name));
-    let occupied = ids.map(|id| {
+    let dozes =
+        ["create", "--name", "dozes", "--memory", "256m", "--auto-sleep", "--idle-timeout", "5s", "debian"];
+    let dozes = daemon.cli(&dozes).text().trim_end().to_owned();
+    let occupied = ids.into_iter().chain([dozes]).map(|id| {
         let socket = daemon.store.path().join("sandboxes").join(id).join("control.sock");
         let client = |_| vmm::control::Client::new(UnixStream::connect(&socket).unwrap(), PATIENCE).unwrap();
         (0..16).map(client).collect::<Vec<_>>()
     });
+    let occupied: Vec<_> = occupied.collect();
     let daemon = daemon.kill();
     for name in ["kept", "stopped", "gone"] {
         let sandbox = daemon.data("GET", &format!("/v1/sandboxes/{name}"), Value::Null);
@@ -29,14 +33,16 @@ fn machines_that_take_no_more_clients() {
     daemon.cli(&["stop", "stopped"]).prints("stopped\n");
     assert_eq!(daemon.state("stopped"), "stopped");
     daemon.cli(&["rm", "gone"]).ends(2, &["gone is lost", "--force"]);
-    assert!(daemon.cli(&["ps", "--quiet"]).text().lines().count() == 2);
+    assert!(daemon.cli(&["ps", "--quiet"]).text().lines().count() == 3);
     daemon.cli(&["rm", "-f", "gone"]).prints("gone\n");
-    until(|| daemon.store.sandboxes().len() == 2);
+    until(|| daemon.store.sandboxes().len() == 3);
     // And are found as soon as they can be talked to.
     drop(occupied);
     until(|| daemon.state("kept") == "running");
     daemon.cli(&["exec", "kept", "true"]).prints("");
+    // One that sleeps by itself does so again.
+    until(|| daemon.state("dozes") == "sleeping");
     daemon.cli(&["start", "stopped"]).prints("stopped\n");
-    daemon.cli(&["rm", "-f", "kept", "stopped"]).ends(0, &[]);
+    daemon.cli(&["rm", "-f", "kept", "stopped", "dozes"]).ends(0, &[]);
     daemon.is_clean();
 }
