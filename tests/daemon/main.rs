@@ -157,12 +157,19 @@ impl Daemon {
     }
 
     /// Kills it and starts another one.
-    fn kill(mut self) -> Self {
+    fn kill(self) -> Self {
+        Self::on(self.killed())
+    }
+
+    /// Kills it, moves its store, and starts another one there.
+    fn moved(self) -> Self {
+        Self::on(self.killed().moved())
+    }
+
+    fn killed(mut self) -> Store {
         self.signal(Signal::KILL);
         self.process.wait().unwrap();
-        let store = std::mem::replace(&mut self.store, Store::empty());
-        drop(self);
-        Self::on(store)
+        std::mem::replace(&mut self.store, Store::empty())
     }
 
     /// Nothing of any sandbox is left; what goes in the background goes soon.

@@ -18,7 +18,50 @@ use crate::{Daemon, until};
 pub(crate) const COUNTER: &str =
     "i=0; while :; do i=$((i + 1)); echo $i > /run/count.new; mv /run/count.new /run/count; sleep 0.02; done";
 
+/// Writes to a database in one transaction after the other; a copy of it soon ends, since many of them would take all of a CPU.
+const WRITER: &str = "import socket, sqlite3
+db, first, n = sqlite3.connect('/root/db'), socket.gethostname(), 0
+db.execute('create table t (n integer)')
+while socket.gethostname() == first:
+    with db: db.executemany('insert into t values (?)', [(n + i,) for i in range(50)])
+    n += 50
+    open('/run/rows', 'w').write(str(n))
+";
+/// Whether all of it is there.
+const WHOLE: &str = "import sqlite3
+db = sqlite3.connect('/root/db', timeout=60)
+n, distinct, top = db.execute('select count(*), count(distinct n), max(n) from t').fetchone()
+print(db.execute('pragma integrity_check').fetchone()[0], n == distinct == top + 1)
+";
+/// A shell that tells, when it is asked, where it is, what it holds, and the next line of a file that has no name any more.
+const SHELL: &str =
+    "mkfifo /run/ask; seq 9 > /root/open; exec 3< /root/open; rm /root/open; cd /var/tmp; held=value
+said() { read -r line <&3; echo $PWD $held $line > /run/said.new; mv /run/said.new /run/said; }
+while read -r _ < /run/ask; do said; done";
+
 impl Daemon {
+    /// Starts what goes on in a sandbox of the image `code`: a writer to a database, and a shell that is asked. Two commands.
+    pub(crate) fn goes_on(&self, sandbox: &str) {
+        self.background(sandbox, &format!("python3 - <<'END'\n{WRITER}END\n"));
+        self.background(sandbox, SHELL);
+        until(|| {
+            self.cli(&["exec", sandbox, "test", "-s", "/run/rows", "-a", "-p", "/run/ask"]).code == Some(0)
+        });
+    }
+
+    /// Asks the shell of [`Daemon::goes_on`], for the `time`th time.
+    #[track_caller]
+    pub(crate) fn asks(&self, sandbox: &str, time: usize) {
+        let ask = "rm -f /run/said; echo > /run/ask; while ! cat /run/said 2>/dev/null; do sleep 0.02; done";
+        self.cli(&["exec", sandbox, "sh", "-c", ask]).prints(&format!("/var/tmp value {time}\n"));
+    }
+
+    /// Nothing of the database of [`Daemon::goes_on`] is missing.
+    #[track_caller]
+    pub(crate) fn has_all_rows(&self, sandbox: &str) {
+        self.cli(&["exec", sandbox, "python3", "-c", WHOLE]).prints("ok True\n");
+    }
+
     /// A command in the background; its pid.
     pub(crate) fn background(&self, sandbox: &str, line: &str) -> u64 {
         let path = format!("/v1/sandboxes/{sandbox}/commands/run");
@@ -77,15 +120,7 @@ fn what_runs_goes_on_where_it_was() {
                       def log_message(self, *_): pass\n\
                   http.server.HTTPServer(('127.0.0.1', 8000), H).serve_forever()\n";
     daemon.background("dev", &format!("python3 - <<'END'\n{server}END\n"));
-    let writer = "import sqlite3\n\
-                  db = sqlite3.connect('/root/db')\n\
-                  db.execute('create table t (n integer)')\n\
-                  n = 0\n\
-                  while True:\n    \
-                      with db: db.executemany('insert into t values (?)', [(n + i,) for i in range(50)])\n    \
-                      n += 50\n    \
-                      open('/run/rows', 'w').write(str(n))\n";
-    daemon.background("dev", &format!("python3 - <<'END'\n{writer}END\n"));
+    daemon.goes_on("dev");
     let hits = || {
         let mut stream = TcpStream::connect(("127.0.0.1", port as u16)).ok()?;
         stream.write_all(b"GET / HTTP/1.0\r\n\r\n").ok()?;
@@ -94,10 +129,10 @@ fn what_runs_goes_on_where_it_was() {
         answer.rsplit("\r\n").next()?.parse::<u64>().ok()
     };
     until(|| hits().is_some());
-    until(|| daemon.cli(&["exec", "dev", "test", "-s", "/run/rows"]).code == Some(0));
+    daemon.asks("dev", 1);
     // Somebody's stream ends, and what it was of goes on.
     let waits = daemon.store.command(&["exec", "dev", "sleep", "1000"]).spawn().unwrap();
-    until(|| daemon.running("dev") == 4);
+    until(|| daemon.running("dev") == 5);
 
     let id = daemon.data("GET", "/v1/sandboxes/dev", Value::Null)["id"].as_str().unwrap().to_owned();
     let cold = jail(&daemon, &id);
@@ -134,22 +169,85 @@ fn what_runs_goes_on_where_it_was() {
     assert!(after >= before, "{before}, {after}");
     until(|| daemon.counted("dev") > after);
     assert_eq!(hits(), Some(served + 1));
-    assert_eq!(daemon.running("dev"), 4);
+    assert_eq!(daemon.running("dev"), 5);
+    daemon.asks("dev", 2);
     let kill = daemon.ask("POST", "/v1/sandboxes/dev/commands/kill", json!({ "pid": counter })).1;
     assert_eq!(kill["success"], true, "{kill}");
     // The policy is what it was, and the database whole.
     assert_eq!(daemon.cli(&["network", "dev"]).text(), "public\ndeny udp:*\n");
-    let check = "import sqlite3\n\
-                 db = sqlite3.connect('/root/db', timeout=60)\n\
-                 n, distinct, top = db.execute('select count(*), count(distinct n), max(n) from t').fetchone()\n\
-                 print(db.execute('pragma integrity_check').fetchone()[0], n == distinct == top + 1)\n";
-    daemon.cli(&["exec", "dev", "python3", "-c", check]).prints("ok True\n");
+    daemon.has_all_rows("dev");
     assert!(!daemon.store.sandboxes()[0].join("snapshot").exists());
 
     // From a pause, and to nothing.
     daemon.cli(&["pause", "dev"]).ends(0, &[]);
     daemon.cli(&["sleep", "dev"]).ends(0, &[]);
     daemon.cli(&["rm", "dev"]).ends(0, &[]);
+    daemon.is_clean();
+}
+
+#[test]
+fn each_of_four_vcpus_goes_on() {
+    let daemon = Daemon::new();
+    daemon.data("POST", "/v1/sandboxes", json!({ "image": "debian", "mem": 256, "cpu": 4, "name": "dev" }));
+    for cpu in 0..4 {
+        let counter = COUNTER.replace("count", &format!("count.{cpu}")).replace("sleep 0.02", "sleep 0.1");
+        daemon.background("dev", &format!("taskset -p -c {cpu} $$; {counter}"));
+    }
+    let count = |sandbox: &str, cpu: usize| -> u64 {
+        let counted = daemon.cli(&["exec", sandbox, "cat", &format!("/run/count.{cpu}")]);
+        if counted.code == Some(0) { counted.text().trim_end().parse().unwrap() } else { 0 }
+    };
+    let go_on = |sandbox: &str, from: [u64; 4]| {
+        for (cpu, from) in from.into_iter().enumerate() {
+            let at = count(sandbox, cpu);
+            assert!(at >= from, "{sandbox}, {cpu}: {at} after {from}");
+            until(|| count(sandbox, cpu) > at);
+        }
+        [0, 1, 2, 3].map(|cpu| count(sandbox, cpu))
+    };
+    until(|| (0..4).all(|cpu| count("dev", cpu) > 0));
+    let at = go_on("dev", [0; 4]);
+    daemon.cli(&["snapshot", "create", "dev", "ready"]).ends(0, &[]);
+    daemon.cli(&["sleep", "dev"]).ends(0, &[]);
+    daemon.cli(&["create", "--from-snapshot", "ready", "--name", "clone"]).ends(0, &[]);
+    go_on("clone", at);
+    daemon.cli(&["wake", "dev"]).ends(0, &[]);
+    go_on("dev", at);
+    daemon.cli(&["exec", "clone", "nproc"]).prints("4\n");
+    daemon.cli(&["rm", "-f", "dev", "clone"]).ends(0, &[]);
+    daemon.is_clean();
+}
+
+#[test]
+fn a_store_can_be_moved() {
+    let daemon = Daemon::new();
+    daemon.create("dev");
+    daemon.background("dev", COUNTER);
+    until(|| daemon.cli(&["exec", "dev", "test", "-s", "/run/count"]).code == Some(0));
+    daemon.cli(&["exec", "dev", "sh", "-c", "echo disk > /root/file"]).prints("");
+    daemon.cli(&["snapshot", "create", "dev", "running"]).ends(0, &[]);
+    let counted = daemon.counted("dev");
+    daemon.cli(&["sleep", "dev"]).ends(0, &[]);
+    // Of one that sleeps as well, also as it is.
+    daemon.cli(&["snapshot", "create", "dev", "asleep"]).ends(0, &[]);
+    assert_eq!(daemon.state("dev"), "sleeping");
+    let daemon = daemon.moved();
+    for name in ["running", "asleep"] {
+        daemon.cli(&["create", "--from-snapshot", name, "--name", name]).ends(0, &[]);
+    }
+    daemon.cli(&["wake", "dev"]).ends(0, &[]);
+    for (name, from) in [("dev", counted), ("asleep", counted), ("running", 1)] {
+        let at = daemon.counted(name);
+        assert!(at >= from, "{name}: {at} after {from}");
+        until(|| daemon.counted(name) > at);
+        daemon.cli(&["exec", name, "cat", "/root/file"]).prints("disk\n");
+    }
+    daemon.cli(&["rm", "-f", "dev", "running", "asleep"]).ends(0, &[]);
+    daemon.is_clean();
+    daemon.cli(&["create", "--name", "another", "--memory", "256m", "debian"]).ends(0, &[]);
+    let another = daemon.data("GET", "/v1/sandboxes/another", Value::Null);
+    assert_eq!(another["start"]["from"], "warm");
+    daemon.cli(&["rm", "-f", "another"]).ends(0, &[]);
     daemon.is_clean();
 }
 
@@ -315,7 +413,12 @@ fn round_after_round_it_is_the_same() {
     let on_disk = || daemon.store.sandboxes()[0].join("snapshot").metadata().unwrap().blocks() * 512 >> 20;
     let fds = || descriptors(daemon.process.id()).len();
     let (mut before, mut sizes, mut took) = (daemon.counted("dev"), Vec::new(), Vec::new());
-    let mut held = 0;
+    let resident = || {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.process.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
+    };
+    let mut held = (0, 0);
     for round in 0..rounds {
         let began = Instant::now();
         daemon.cli(&["sleep", "dev"]).ends(0, &[]);
@@ -324,14 +427,22 @@ fn round_after_round_it_is_the_same() {
         took.push(began.elapsed().as_millis());
         let after = daemon.counted("dev");
         assert!(after >= before, "{round}: {before}, {after}");
-        before = after;
+        daemon.cli(&["snapshot", "create", "dev", "ready"]).ends(0, &[]);
+        daemon.cli(&["create", "--from-snapshot", "ready", "--name", "clone"]).ends(0, &[]);
+        before = daemon.counted("clone");
+        assert!(before >= after, "{round}: {after}, {before}");
+        daemon.cli(&["rm", "-f", "clone"]).ends(0, &[]);
+        daemon.cli(&["snapshot", "rm", "ready"]).ends(0, &[]);
+        until(|| daemon.store.sandboxes().len() == 1);
         // By the second it has opened what it keeps.
         match round {
-            1 => held = fds(),
-            round if round > 1 => until(|| fds() <= held),
+            1 => held = (fds(), resident()),
+            round if round > 1 => until(|| fds() <= held.0),
             _ => {}
         }
     }
+    let grown = resident().saturating_sub(held.1);
+    assert!(grown < 16 << 10, "the daemon takes {grown} KiB more");
     let asked = now();
     let clock: f64 = daemon.cli(&["exec", "dev", "date", "+%s.%N"]).text().trim_end().parse().unwrap();
     assert!(asked - 2.0 < clock && clock < now() + 2.0, "{clock} from {asked} to {}", now());
@@ -339,7 +450,7 @@ fn round_after_round_it_is_the_same() {
     let (first, last) = (sizes[0], sizes[rounds - 1]);
     assert!(last < first * 3 / 2 + 8, "{sizes:?} MiB");
     eprintln!(
-        "{rounds} rounds: {first} MiB, at last {last}; the first in {} ms, the last in {}",
+        "{rounds} rounds: {first} MiB, at last {last}; the first in {} ms, the last in {}; the daemon has grown by {grown} KiB",
         took[0],
         took[rounds - 1]
     );

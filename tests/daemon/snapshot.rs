@@ -13,9 +13,20 @@ use crate::{Daemon, until};
 
 /// Asks a server in the sandbox.
 const FETCH: &str = "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/')";
-/// Writes what a library of random numbers gives to a process that began before the snapshot.
-const UUIDS: &str = "python3 -c \"import os, time, uuid\nwhile True:\n open('/run/uuid.new', 'w').write(str(uuid.uuid4()))\n \
-                     os.rename('/run/uuid.new', '/run/uuid')\n time.sleep(0.05)\"";
+/// Counts, and writes what a library of random numbers gives to a process that began before the snapshot; of many at once each takes little.
+const UUIDS: &str = "python3 - <<'END'
+import os, time, uuid
+n = 0
+while True:
+    n += 1
+    for name, what in ('uuid', uuid.uuid4()), ('count', n):
+        open(f'/run/{name}.new', 'w').write(f'{what}')
+        os.rename(f'/run/{name}.new', f'/run/{name}')
+    time.sleep(0.2)
+END
+";
+/// So many of the clones are asked for more.
+const ASKED: usize = 3;
 
 impl Daemon {
     /// What a command in a sandbox prints.
@@ -45,8 +56,8 @@ fn clones_go_on_from_there_each_as_a_sandbox_of_its_own() {
     let daemon = Daemon::configured("[limits]\nmemory = '64GiB'\n");
     let create = json!({ "image": "code", "name": "dev", "mem": 512, "labels": { "a": "b" } });
     daemon.data("POST", "/v1/sandboxes", create);
-    daemon.background("dev", COUNTER);
     daemon.background("dev", UUIDS);
+    daemon.goes_on("dev");
     daemon.background("dev", "python3 -m http.server --bind 127.0.0.1 8000");
     until(|| daemon.cli(&["exec", "dev", "python3", "-c", FETCH]).code == Some(0));
     let write = "echo disk > /root/disk; echo memory > /dev/shm/memory; echo '192.0.2.7 by-hand' >> /etc/hosts; hostname";
@@ -57,7 +68,8 @@ fn clones_go_on_from_there_each_as_a_sandbox_of_its_own() {
     // Whoever waits for a command in it is not disturbed.
     let wait = "while [ ! -e /end ]; do sleep 0.1; done; echo ended";
     let waits = daemon.store.command(&["exec", "dev", "sh", "-c", wait]).spawn().unwrap();
-    until(|| daemon.running("dev") == 4);
+    until(|| daemon.running("dev") == 5);
+    daemon.asks("dev", 1);
 
     let counted = daemon.counted("dev");
     let began = Instant::now();
@@ -68,6 +80,7 @@ fn clones_go_on_from_there_each_as_a_sandbox_of_its_own() {
     assert_eq!(Ran::from(waits.wait_with_output().unwrap()).text(), "ended\n");
     daemon.cli(&["snapshot", "create", "dev", "ready"]).ends(1, &["there is a snapshot ready already"]);
     daemon.said("dev", "echo later > /root/disk");
+    daemon.asks("dev", 2);
 
     // Another daemon knows of it.
     let daemon = daemon.kill();
@@ -108,8 +121,10 @@ fn clones_go_on_from_there_each_as_a_sandbox_of_its_own() {
         assert!(at >= counted);
         until(|| daemon.counted(name) > at);
         daemon.cli(&["exec", name, "python3", "-c", FETCH]).prints("");
+        daemon.asks(name, 2);
         daemon.said(name, &format!("echo {name} > /root/own; sync"));
     }
+    names.iter().take(ASKED).for_each(|name| daemon.has_all_rows(name));
     let others = |line: &str| [of_all(line), vec![daemon.said("dev", line)]].concat();
     assert!(differ(&others("cat /etc/machine-id")));
     assert!(differ(&others("cat /sys/class/net/eth0/address")));
@@ -129,7 +144,6 @@ fn clones_go_on_from_there_each_as_a_sandbox_of_its_own() {
     );
     // And sleeps; and is a sandbox of which a snapshot can be taken.
     daemon.cli(&["sleep", "clone-1"]).ends(0, &[]);
-    daemon.cli(&["snapshot", "create", "clone-1", "asleep"]).ends(1, &["it is sleeping"]);
     daemon.cli(&["wake", "clone-1"]).ends(0, &[]);
     daemon.cli(&["pause", "clone-1"]).ends(0, &[]);
     daemon.cli(&["snapshot", "create", "clone-1", "second"]).ends(0, &[]);
@@ -277,13 +291,21 @@ fn a_daemon_that_is_killed_at_it_leaves_a_whole_one_or_none() {
     until(|| daemon.cli(&["exec", "dev", "test", "-s", "/run/count"]).code == Some(0));
     let (mut taken, mut cloned) = (0, 0);
     for kill in 0..kills {
+        // What stands still stands still afterwards.
+        let paused = kill % 2 == 1;
+        if paused {
+            daemon.cli(&["pause", "dev"]).ends(0, &[]);
+        }
         // All along what it takes, which is about two seconds here.
         let moment = Duration::from_millis(20 + 2000 * kill as u64 / kills as u64);
         let request = daemon.send("POST", "/v1/sandboxes/dev/snapshots", "", &json!({ "name": "ready" }));
         thread::sleep(moment);
         daemon = daemon.kill();
         drop(request);
-        assert_eq!(daemon.state("dev"), "running");
+        assert_eq!(daemon.state("dev"), if paused { "paused" } else { "running" });
+        if paused {
+            daemon.cli(&["resume", "dev"]).ends(0, &[]);
+        }
         let at = daemon.counted("dev");
         until(|| daemon.counted("dev") > at);
         let left = std::fs::read_dir(daemon.store.path().join("snapshots"));

@@ -55,6 +55,13 @@ impl Store {
         Self { _disk: None, dir: tempfile::tempdir().unwrap() }
     }
 
+    /// The same at another place.
+    pub fn moved(self) -> Self {
+        let other = Self::empty();
+        std::fs::rename(self.path(), other.path()).unwrap();
+        other
+    }
+
     pub fn path(&self) -> &Path {
         self.dir.path()
     }
