@@ -49,6 +49,8 @@ const CMDLINE: &[&str] = &[
 const BOOT_TIMEOUT: Duration = Duration::from_mins(1);
 /// The machine keeps the deadline itself; this much later we no longer trust it to.
 const SLACK: Duration = Duration::from_secs(10);
+/// Before a guest is asked again that has taken no connection.
+const AGAIN: Duration = Duration::from_millis(100);
 /// Of the host, for the guest's random numbers, in bytes.
 const ENTROPY: usize = 64;
 
@@ -184,7 +186,19 @@ impl Handle {
         let request = reseed(config).map_err(host("get random numbers"))?;
         // It has still to come up.
         let limit = BOOT_TIMEOUT + SLACK;
-        match tokio::time::timeout(limit, self.ask(&request)).await {
+        let asked = async {
+            loop {
+                match self.ask(&request).await {
+                    // The machine's device gives up sooner on a guest that is short of CPU; nothing of the request has reached it.
+                    Err(error @ ExecError::Connect(_)) => tokio::select! {
+                        _ = self.ended() => return Err(error),
+                        () = tokio::time::sleep(AGAIN) => {}
+                    },
+                    done => return done,
+                }
+            }
+        };
+        match tokio::time::timeout(limit, asked).await {
             Ok(done) => done.map_err(LaunchError::Identity),
             Err(_) => Err(LaunchError::Silent(limit.as_secs())),
         }
