@@ -144,6 +144,40 @@ fn paths_sockets_and_signals_are_denied_before_any_filter() {
     }
 }
 
+/// What a snapshot is restored from is read, and mapped, by its descriptor alone; and the thread that copies pages of it ahead, which
+/// has no filter yet, can open nothing either.
+#[test]
+fn what_a_restored_machine_goes_on_from_has_no_path() {
+    for &user in users() {
+        let mut snapshot = tempfile::NamedTempFile::new().unwrap();
+        snapshot.write_all(&[7; 4096]).unwrap();
+        snapshot.as_file().set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+        forked(user, |out| {
+            let file = File::open(snapshot.path()).unwrap();
+            let layers = enter(&[out.as_raw_fd(), file.as_raw_fd()]);
+            layers.landlock.expect("this kernel has no Landlock");
+            let is_shut = || {
+                for path in [snapshot.path(), std::path::Path::new("/etc/passwd")] {
+                    assert_eq!(File::open(path).unwrap_err().raw_os_error(), Some(libc::EACCES));
+                }
+                let mut byte = [0];
+                std::os::unix::fs::FileExt::read_exact_at(&file, &mut byte, 4095).unwrap();
+                assert_eq!(byte, [7]);
+            };
+            is_shut();
+            std::thread::scope(|scope| scope.spawn(is_shut).join()).unwrap();
+            // SAFETY: a mapping of its own, which nobody else knows.
+            let map = unsafe {
+                let flags = rustix::mm::MapFlags::PRIVATE;
+                rustix::mm::mmap(std::ptr::null_mut(), 4096, rustix::mm::ProtFlags::READ, flags, &file, 0)
+            };
+            // SAFETY: it has a page.
+            assert_eq!(unsafe { map.unwrap().cast::<u8>().read() }, 7);
+        })
+        .well();
+    }
+}
+
 #[test]
 fn the_process_has_given_up_what_it_says() {
     for &user in users() {
