@@ -79,10 +79,10 @@ impl Daemon {
         let (daemon, sandbox) = (Arc::clone(self), Arc::clone(sandbox));
         self.to_its_end(async move {
             let _turn = sandbox.turn.lock().await;
-            let sleeps = sandbox.state() == State::Sleeping;
-            let handle = match sleeps {
-                true => None,
-                false => Some(sandbox.machine(TAKE, &[State::Running, State::Paused])?),
+            let handle = if sandbox.state() == State::Sleeping {
+                None
+            } else {
+                Some(sandbox.machine(TAKE, &[State::Running, State::Paused])?)
             };
             let (taking, wanted) = (Arc::clone(&daemon), name.clone());
             let draft = blocking(move || {
