@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vmm::devices::block::copy_diff;
 use vmm::snapshot::{self, SnapshotError};
@@ -21,9 +21,9 @@ use crate::snapshots::{About, Draft, Record, Snapshot, SnapshotsError};
 
 const TAKE: &str = "take a snapshot of";
 
-/// The files of machines whose RAM has been compared with its checksum. It is done once for each: all of it is read.
+/// The files of machines, and whether their RAM has been compared with its checksum. It is done once for each: all of it is read.
 #[derive(Debug, Default)]
-pub(super) struct Verified(Mutex<BTreeSet<Place>>);
+pub(super) struct Verified(Mutex<BTreeMap<Place, Arc<Mutex<bool>>>>);
 
 /// The files of machines of which one that goes on was asked for the pages that it writes to first. It is done once for each, since
 /// whoever waits for that one waits for it as well.
@@ -33,8 +33,7 @@ pub(super) struct Rehearsed(Mutex<BTreeSet<Place>>);
 impl Rehearsed {
     /// False if somebody has begun it before.
     pub(super) fn begins(&self, file: &File) -> bool {
-        let mut places = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        place(file).is_ok_and(|place| places.insert(place))
+        place(file).is_ok_and(|place| locked(&self.0).insert(place))
     }
 }
 
@@ -44,22 +43,31 @@ type Place = (u64, u64, i64, i64);
 impl Verified {
     /// An error unless the machine in `file` is whole.
     pub(super) fn check(&self, file: &File) -> Result<(), SnapshotError> {
-        let place = place(file).ok();
-        if place.is_none_or(|place| !self.places().contains(&place)) {
+        let Ok(place) = place(file) else { return snapshot::verify(file).map(drop) };
+        let is_whole = self.of(place);
+        // Of many who come at once one reads it, and the others wait.
+        let mut is_whole = locked(&is_whole);
+        if !*is_whole {
             snapshot::verify(file)?;
-            self.places().extend(place);
+            *is_whole = true;
         }
         Ok(())
     }
 
     /// The file has just been written.
     pub(super) fn trust(&self, file: &File) {
-        self.places().extend(place(file));
+        if let Ok(place) = place(file) {
+            *locked(&self.of(place)) = true;
+        }
     }
 
-    fn places(&self) -> std::sync::MutexGuard<'_, BTreeSet<Place>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn of(&self, place: Place) -> Arc<Mutex<bool>> {
+        Arc::clone(locked(&self.0).entry(place).or_default())
     }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn place(file: &File) -> io::Result<Place> {

@@ -22,7 +22,7 @@ while True:
     for name, what in ('uuid', uuid.uuid4()), ('count', n):
         open(f'/run/{name}.new', 'w').write(f'{what}')
         os.rename(f'/run/{name}.new', f'/run/{name}')
-    time.sleep(0.2)
+    time.sleep(1)
 END
 ";
 /// So many of the clones are asked for more.
