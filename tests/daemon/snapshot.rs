@@ -60,13 +60,13 @@ fn clones_go_on_from_there_each_as_a_sandbox_of_its_own() {
     daemon.goes_on("dev");
     daemon.background("dev", "python3 -m http.server --bind 127.0.0.1 8000");
     until(|| daemon.cli(&["exec", "dev", "python3", "-c", FETCH]).code == Some(0));
-    let write = "echo disk > /root/disk; echo memory > /dev/shm/memory; echo '192.0.2.7 by-hand' >> /etc/hosts; hostname";
+    let write = "echo disk > /root/disk; echo memory > /dev/shm/memory; echo '192.0.2.7 by-hand' >> /etc/hosts; mkfifo /run/end; hostname";
     let hostname = daemon.said("dev", write);
     until(|| {
         daemon.cli(&["exec", "dev", "test", "-s", "/run/uuid", "-a", "-s", "/run/count"]).code == Some(0)
     });
-    // Whoever waits for a command in it is not disturbed.
-    let wait = "while [ ! -e /end ]; do sleep 0.1; done; echo ended";
+    // Whoever waits for a command in it is not disturbed. In the clones it waits for ever, and must not take their CPU.
+    let wait = "read -r _ < /run/end; echo ended";
     let waits = daemon.store.command(&["exec", "dev", "sh", "-c", wait]).spawn().unwrap();
     until(|| daemon.running("dev") == 5);
     daemon.asks("dev", 1);
@@ -76,7 +76,7 @@ fn clones_go_on_from_there_each_as_a_sandbox_of_its_own() {
     daemon.cli(&["snapshot", "create", "--label", "team=infra", "dev", "ready"]).prints("ready\n");
     eprintln!("a snapshot of 512 MiB in {:?}", began.elapsed());
     until(|| daemon.counted("dev") > counted);
-    daemon.cli(&["exec", "dev", "touch", "/end"]).prints("");
+    daemon.said("dev", "echo > /run/end");
     assert_eq!(Ran::from(waits.wait_with_output().unwrap()).text(), "ended\n");
     daemon.cli(&["snapshot", "create", "dev", "ready"]).ends(1, &["there is a snapshot ready already"]);
     daemon.said("dev", "echo later > /root/disk");
