@@ -1,6 +1,7 @@
 //! From what a user wants to a sandbox that runs.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -107,6 +108,8 @@ struct Prepared {
     turn: OwnedMutexGuard<()>,
     lock: OwnedFd,
     first: First,
+    /// Its record, which need not be on the disk yet.
+    record: File,
 }
 
 impl Daemon {
@@ -144,9 +147,9 @@ impl Daemon {
     async fn make(self: &Arc<Self>, new: New, source: Source) -> Result<Arc<Sandbox>, DaemonError> {
         let began = Instant::now();
         let preparing = Arc::clone(self);
-        let Prepared { sandbox, turn: _turn, lock, first } =
+        let Prepared { sandbox, turn: _turn, lock, first, record } =
             blocking(move || preparing.prepare(new, source)).await?;
-        let result = self.begin(&sandbox, lock, first, began).await;
+        let result = self.begin(&sandbox, lock, first, record, began).await;
         if let Err(error) = &result {
             sandbox.tell(Kind::Failed, Some(&chain(error)));
             self.table().remove(&sandbox);
@@ -169,21 +172,32 @@ impl Daemon {
         sandbox: &Arc<Sandbox>,
         lock: OwnedFd,
         first: First,
+        record: File,
         began: Instant,
     ) -> Result<(), DaemonError> {
-        let (handle, from, fallback) = match first {
-            First::Boot { kernel, cmdline, warm: None } => {
-                let handle = self.launch(sandbox, lock, Begin::Kernel(kernel), &cmdline).await?;
-                (handle, StartedFrom::Kernel, None)
-            }
-            First::Boot { kernel, cmdline, warm: Some(key) } => {
-                self.warm_or_cold(sandbox, lock, kernel, &cmdline, &key).await?
-            }
-            First::Snapshot(snapshot) => {
-                let handle = self.clone_of(sandbox, lock, *snapshot).await?;
-                (handle, StartedFrom::Snapshot, None)
-            }
+        let started = async {
+            Ok::<_, DaemonError>(match first {
+                First::Boot { kernel, cmdline, warm: None } => {
+                    let handle = self.launch(sandbox, lock, Begin::Kernel(kernel), &cmdline).await?;
+                    (handle, StartedFrom::Kernel, None)
+                }
+                First::Boot { kernel, cmdline, warm: Some(key) } => {
+                    self.warm_or_cold(sandbox, lock, kernel, &cmdline, &key).await?
+                }
+                First::Snapshot(snapshot) => {
+                    let handle = self.clone_of(sandbox, lock, *snapshot).await?;
+                    (handle, StartedFrom::Snapshot, None)
+                }
+            })
         };
+        // The disk takes its time for the record while the machine starts.
+        let kept = sandbox.on_disk(move |directory| directory.keep_record(&record));
+        let (kept, started) = tokio::join!(kept, started);
+        let (handle, from, fallback) = started?;
+        if let Err(error) = kept {
+            sandbox.end_machine(&handle).await?;
+            return Err(error);
+        }
         let start = Start { fallback, ..Start::from(from, began) };
         self.begins(sandbox, &handle, start).await
     }
@@ -242,10 +256,10 @@ impl Daemon {
         let taken = self.take_place(&directory, record, new.name);
         let written = taken.and_then(|(sandbox, turn)| {
             let record = sandbox.record().clone();
-            match directory.write_record(&record) {
-                Ok(()) => {
+            match directory.write_first_record(&record) {
+                Ok(record) => {
                     sandbox.tell(Kind::Created, None);
-                    Ok((sandbox, turn))
+                    Ok((sandbox, turn, record))
                 }
                 Err(error) => {
                     self.table().remove(&sandbox);
@@ -254,7 +268,7 @@ impl Daemon {
             }
         });
         match written {
-            Ok((sandbox, turn)) => Ok(Prepared { sandbox, turn, lock, first }),
+            Ok((sandbox, turn, record)) => Ok(Prepared { sandbox, turn, lock, first, record }),
             Err(error) => {
                 drop(lock);
                 if !matches!(directory.remove(), Ok(true)) {

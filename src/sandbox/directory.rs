@@ -401,6 +401,26 @@ impl Directory {
 
     /// Whole or not at all: a reader finds the record of before, or this one. One writes at a time.
     pub(crate) fn write_record(&self, record: &Record) -> Result<(), DirectoryError> {
+        self.put_record(record, File::sync_data).map(drop)
+    }
+
+    /// The same of a sandbox that is being made. It is on the disk once the file that is returned was [kept](Self::keep_record): one that has
+    /// none after a failure of the host was never made.
+    pub(crate) fn write_first_record(&self, record: &Record) -> Result<File, DirectoryError> {
+        self.put_record(record, |_| Ok(()))
+    }
+
+    /// Returns when a first record is on the disk.
+    pub(crate) fn keep_record(&self, file: &File) -> Result<(), DirectoryError> {
+        file.sync_data().map_err(DirectoryError::new("write", &self.path(SPEC)))
+    }
+
+    /// `before`: what is done before the record has its name.
+    fn put_record(
+        &self,
+        record: &Record,
+        before: impl FnOnce(&File) -> io::Result<()>,
+    ) -> Result<File, DirectoryError> {
         let write = || {
             let bytes = serde_json::to_vec(record)?;
             if bytes.len() as u64 > MAX_RECORD {
@@ -411,8 +431,9 @@ impl Directory {
             let mut options = OpenOptions::new();
             let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&new)?;
             file.write_all(&bytes)?;
-            file.sync_data()?;
-            std::fs::rename(new, self.path(SPEC))
+            before(&file)?;
+            std::fs::rename(new, self.path(SPEC))?;
+            Ok(file)
         };
         let written = write();
         if written.is_err() {
