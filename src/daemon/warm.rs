@@ -32,6 +32,8 @@ const KEEP: &str = "write for others of its kind";
 const UNUSED: Duration = Duration::from_hours(7 * 24);
 /// A rehearsal may take so long.
 const REHEARSAL: Duration = Duration::from_secs(10);
+/// What a shell runs in it. By `env`, since it knows some of these itself.
+const REHEARSED: &str = "env; env true; env echo; env cat /dev/null; env ls /";
 /// What is read of a file of touched pages, in bytes; those that a machine writes have half of it at most.
 const MAX_TOUCHED: u64 = 1 << 20;
 /// All of them take this part of the store's budget at most.
@@ -167,7 +169,7 @@ impl Daemon {
             return Err(error);
         }
         if let Some(place) = first
-            && let Err(error) = keep_touched(&handle, place).await
+            && let Err(error) = keep_touched(sandbox, &handle, place).await
         {
             tracing::warn!(sandbox = sandbox.id(), error, "others of its kind start as slowly");
         }
@@ -223,7 +225,7 @@ impl Daemon {
         handle: &Arc<Handle>,
     ) -> Result<Option<Arc<Draft>>, DaemonError> {
         // What it reads from the disk is in the memory of those that go on from it.
-        if !rehearse(handle).await {
+        if !rehearse(sandbox, handle).await {
             return Ok(None);
         }
         let drafting = Arc::clone(self);
@@ -294,12 +296,19 @@ impl Daemon {
     }
 }
 
-/// Runs what most commands begin with, and nothing of a user's. An image that has no shell has nothing to be rehearsed.
-/// False if it has not ended in time.
-async fn rehearse(handle: &Handle) -> bool {
-    let command = Command::Argv(["/bin/sh", "-c", ":"].map(str::to_owned).into());
+/// Runs what most commands begin with, as the image wants it, and nothing of a user's: programs are looked for, and read with what they
+/// need. An image that has none has nothing to be rehearsed. False if it has not ended in time.
+async fn rehearse(sandbox: &Sandbox, handle: &Handle) -> bool {
+    let exec = {
+        let record = sandbox.record();
+        // In somebody's snapshot they may be somebody's.
+        let line = if record.snapshot.is_some() { ":" } else { REHEARSED };
+        let env = record.config.env.iter().filter_map(|variable| variable.split_once('='));
+        let env = env.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        Exec { env, ..Exec::new(Command::Argv(["/bin/sh", "-c", line].map(str::to_owned).into())) }
+    };
     let run = async {
-        let mut exec = handle.exec(Exec::new(command)).await?;
+        let mut exec = handle.exec(exec).await?;
         while !matches!(exec.output.next().await?, Event::Exit(_)) {}
         Ok::<_, ExecError>(())
     };
@@ -307,8 +316,12 @@ async fn rehearse(handle: &Handle) -> bool {
 }
 
 /// Remembers which pages the first machine that goes on from a snapshot has written to when a command has run in it.
-async fn keep_touched(handle: &Arc<Handle>, place: io::Result<Place>) -> Result<(), String> {
-    rehearse(handle).await;
+async fn keep_touched(
+    sandbox: &Sandbox,
+    handle: &Arc<Handle>,
+    place: io::Result<Place>,
+) -> Result<(), String> {
+    rehearse(sandbox, handle).await;
     let handle = Arc::clone(handle);
     let keep = move || -> Result<(), Box<dyn std::error::Error>> {
         let mut touched = File::from(memfd_create("touched", MemfdFlags::CLOEXEC)?);
