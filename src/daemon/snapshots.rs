@@ -106,8 +106,9 @@ impl Daemon {
                 None => daemon.take_of_sleeping(&sandbox, &draft).await?,
             }
             let record = Record::of(&sandbox.record(), labels);
+            let directory = Arc::clone(&sandbox.directory);
             blocking(move || {
-                daemon.keep(&sandbox.directory, &draft, &name, record)?;
+                daemon.keep(&directory, &draft, &name, record)?;
                 Ok(daemon.snapshots.find(&name)?)
             })
             .await
