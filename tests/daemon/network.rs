@@ -430,7 +430,7 @@ fn without_a_network_there_is_none() {
     let daemon = Daemon::new();
     let mut exits = [0, 0];
     for (mode, exits) in ["none", "public"].into_iter().zip(&mut exits) {
-        let body = json!({ "image": "debian", "mem": 256, "network": { "mode": mode } });
+        let body = json!({ "image": "debian", "mem": 256, "network": { "mode": mode }, "warm": false });
         let id = create(&daemon, body);
         let exec = |command: &str| {
             daemon.data("POST", &format!("/v1/sandboxes/{id}/exec"), json!({ "command": command }))["stdout"]

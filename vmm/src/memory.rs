@@ -237,8 +237,8 @@ pub fn give_back(memory: &GuestMemory, address: u64, len: u64, mapped: Option<&M
     if len == 0 {
         return Ok(());
     }
-    let before: u64 =
-        memory.iter().filter(|region| region.last_addr().0 < start).map(|region| region.len()).sum();
+    let below = memory.iter().filter(|region| region.last_addr().0 < start);
+    let before: u64 = below.map(vm_memory::GuestMemoryRegion::len).sum();
     let Some(region) = memory.find_region(GuestAddress(start)) else { return Ok(()) };
     let Ok(place) = memory.get_slice(GuestAddress(start), len as usize) else { return Ok(()) };
     let first = place.ptr_guard_mut().as_ptr();

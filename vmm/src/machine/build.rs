@@ -64,6 +64,16 @@ enum Content {
     Saved { saved: Box<Saved>, origin: Origin, file: File, shared: bool, copying: Option<Copying> },
 }
 
+impl Content {
+    /// Which pages of the RAM are those of files.
+    fn mapped(&self) -> Option<Arc<Mapped>> {
+        match self {
+            Self::Kernel(..) => None,
+            Self::Saved { origin, .. } => Some(Arc::clone(&origin.mapped)),
+        }
+    }
+}
+
 /// The files of the root disk.
 #[derive(Debug)]
 pub(crate) struct Disk {
@@ -132,12 +142,8 @@ impl Machine {
         let vm = Vm::new(&kvm, &memory)?;
         steps.done("vm");
 
-        let mapped = match &content {
-            Content::Kernel(..) => None,
-            Content::Saved { origin, .. } => Some(Arc::clone(&origin.mapped)),
-        };
         let Devices { mut transports, workers, network, connections, published } =
-            Devices::new(spec, parts.vsock, parts.ready, parts.ports, parts.disk, &memory, mapped)?;
+            Devices::new(spec, parts.vsock, parts.ready, parts.ports, parts.disk, &memory, content.mapped())?;
         let mut slots = Vec::new();
         for (number, transport) in transports.iter().enumerate() {
             let slot =
