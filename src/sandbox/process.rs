@@ -17,6 +17,9 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use vmm::process::SPEC_FD;
 
+/// Above the numbers that the child gives to what it inherits, but for those of many published ports. The process is called so.
+const PROGRAM_FD: RawFd = 64;
+
 /// What the process of a machine inherits, under the numbers it will have there.
 #[derive(Debug, Default)]
 pub(super) struct Descriptors(Vec<OwnedFd>);
@@ -44,18 +47,19 @@ impl Descriptors {
 pub(super) fn spawn(spec: OwnedFd, descriptors: Descriptors, log: File) -> io::Result<Process> {
     let end = descriptors.end();
     // Each is above the numbers that the child gives: none takes the place of one that is still to get its own.
-    let above = |descriptor: OwnedFd| {
-        if descriptor.as_raw_fd() >= end {
+    let from = |number: RawFd, descriptor: OwnedFd| {
+        if descriptor.as_raw_fd() >= number {
             return Ok(descriptor);
         }
         // So many may not be open at all.
         let full = |error| if error == Errno::INVAL { Errno::MFILE } else { error };
-        rustix::io::fcntl_dupfd_cloexec(&descriptor, end).map_err(full)
+        rustix::io::fcntl_dupfd_cloexec(&descriptor, number).map_err(full)
     };
+    let above = |descriptor| from(end, descriptor);
     let (log, spec) = (above(log.into())?, above(spec)?);
     let others = descriptors.0.into_iter().map(above).collect::<Result<Vec<_>, _>>()?;
     // By an open file and not by its name: an upgrade may have replaced that.
-    let program = above(File::open("/proc/self/exe")?.into())?;
+    let program = from(PROGRAM_FD.max(end), File::open("/proc/self/exe")?.into())?;
     let mut actions = FileActions::new()?;
     actions.open_null(0)?;
     actions.open_null(1)?;
