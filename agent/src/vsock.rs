@@ -1,11 +1,17 @@
 //! vsock sockets: neither std nor rustix knows them.
 
-use libc::{AF_VSOCK, SOCK_CLOEXEC, SOCK_STREAM, VMADDR_CID_ANY, VMADDR_CID_HOST, sockaddr_vm};
+use libc::{AF_VSOCK, SOCK_CLOEXEC, SOCK_STREAM, VMADDR_CID_ANY, VMADDR_CID_HOST, sockaddr_vm, timeval};
 use std::io::Error;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 /// The pending streams of a burst: all that there may be.
 const BACKLOG: i32 = protocol::MAX_STREAMS as i32;
+
+/// SO_VM_SOCKETS_CONNECT_TIMEOUT of vsock(7), as of 64-bit machines.
+const SO_CONNECT_TIMEOUT: i32 = 6;
+/// The kernel's own are two seconds, and on a host that is short of CPU its answer may take longer. It takes our first stream once: one that
+/// we give up is not taken again.
+static CONNECT_TIMEOUT: timeval = timeval { tv_sec: 30, tv_usec: 0 };
 
 /// Listens on a port of this machine.
 pub fn listen(port: u32) -> Result<OwnedFd, Error> {
@@ -21,6 +27,11 @@ pub fn listen(port: u32) -> Result<OwnedFd, Error> {
 /// Connects to a port of the host.
 pub fn connect(port: u32) -> Result<OwnedFd, Error> {
     let socket = socket()?;
+    let (timeout, length) = (&raw const CONNECT_TIMEOUT, size_of::<timeval>() as u32);
+    // SAFETY: `timeout` is of `length` bytes, and lives for ever.
+    check(unsafe {
+        libc::setsockopt(socket.as_raw_fd(), AF_VSOCK, SO_CONNECT_TIMEOUT, timeout.cast(), length)
+    })?;
     let (address, length) = address(VMADDR_CID_HOST, port);
     // SAFETY: `address` is a sockaddr_vm of `length` bytes that lives through the call.
     check(unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), length) })?;

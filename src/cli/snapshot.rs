@@ -22,9 +22,9 @@ pub(crate) enum Verb {
 /// Take a snapshot of a sandbox: its memory, what runs in it, and its disk
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "The sandbox runs, is paused or sleeps; it stands still meanwhile, and goes on as it was. Sandboxes made from the snapshot go on from that
-moment, each with a name, a clock, random numbers, a disk and a network of its own. What the commands in it know, a secret too, is in the
-snapshot and in each of them.
+    after_help = "The sandbox runs, is paused or sleeps; it stands still meanwhile, and goes on as it was. Sandboxes made from the snapshot
+go on from that moment, each with a name, a clock, random numbers, a disk and a network of its own. What the commands in it know, a
+secret too, is in the snapshot and in each of them.
 
 Examples:
   voidrun snapshot create dev ready

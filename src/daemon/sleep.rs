@@ -4,6 +4,7 @@
 //!   snapshot.new   is being written by the machine, which stands still
 //!   snapshot       is whole; its machine ends, or has ended
 //!   snapshot, marked as used: a machine has gone on from it, and it is of no use any more
+//!   paused         the machine stood still before it was written
 //! ```
 //!
 //! A machine that is found beside such a file was left in the middle: it goes on, and the file goes. It goes last, since it is what tells
@@ -120,9 +121,8 @@ impl Daemon {
         let begin = blocking(move || {
             let file = directory.snapshot()?;
             directory.forget_pause()?;
-            let summary = daemon.verified.check(&file).and_then(|()| snapshot::inspect(&file));
             let failed = |source| DaemonError::Snapshot { action: WAKE, name: name.clone(), source };
-            let summary = summary.map_err(failed)?;
+            let summary = snapshot::verify(&file).map_err(failed)?;
             let base = if summary.has_base { directory.base()? } else { None };
             let checked = base.as_ref().map_or(Ok(()), |base| daemon.verified.check(base));
             checked.map_err(failed)?;
@@ -243,7 +243,13 @@ impl Sandbox {
                 client.pause()?;
                 client.save(file.as_fd())
             });
-            saved.map_err(|source| DaemonError::Control { action: SLEEP, name, source })?;
+            saved.map_err(|source| DaemonError::Control { action: SLEEP, name: name.clone(), source })?;
+            // A machine that another release has started writes what that one knows: it must not end for a file that we cannot wake it from.
+            snapshot::inspect(&file).map_err(|source| DaemonError::Snapshot {
+                action: SLEEP,
+                name,
+                source,
+            })?;
             Ok(directory.keep_snapshot()?)
         })
         .await

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vmm::devices::block::copy_diff;
 use vmm::snapshot::{self, SnapshotError};
+use vmm::sparse;
 
 use super::create::blocking;
 use super::error::DaemonError;
@@ -31,14 +32,19 @@ pub(super) struct Verified(Mutex<BTreeMap<Place, Arc<Mutex<bool>>>>);
 pub(super) struct Rehearsed(Mutex<BTreeSet<Place>>);
 
 impl Rehearsed {
-    /// False if somebody has begun it before.
-    pub(super) fn begins(&self, file: &File) -> bool {
-        place(file).is_ok_and(|place| locked(&self.0).insert(place))
+    /// The place of the file; none if somebody has begun it before.
+    pub(super) fn begins(&self, file: &File) -> Option<Place> {
+        place(file).ok().filter(|place| locked(&self.0).insert(*place))
+    }
+
+    /// It was begun, and has failed: the next one may.
+    pub(super) fn gives_up(&self, place: Place) {
+        locked(&self.0).remove(&place);
     }
 }
 
 /// Where a file is, and since when it has been as it is.
-type Place = (u64, u64, i64, i64);
+pub(super) type Place = (u64, u64, i64, i64);
 
 impl Verified {
     /// An error unless the machine in `file` is whole.
@@ -87,6 +93,9 @@ impl Daemon {
         let (daemon, sandbox) = (Arc::clone(self), Arc::clone(sandbox));
         self.to_its_end(async move {
             let _turn = sandbox.turn.lock().await;
+            if sandbox.record().removed {
+                return Err(sandbox.wrong_state(TAKE));
+            }
             let handle = if sandbox.state() == State::Sleeping {
                 None
             } else {
@@ -148,12 +157,12 @@ impl Daemon {
         blocking(move || {
             let file = sandbox.directory.snapshot()?;
             // What is damaged would be trusted as a copy.
-            daemon.verified.check(&file).map_err(|source| DaemonError::Snapshot {
+            snapshot::verify(&file).map_err(|source| DaemonError::Snapshot {
                 action: TAKE,
                 name: sandbox.name(),
                 source,
             })?;
-            io::copy(&mut &file, &mut &draft.create_machine()?)
+            sparse::copy(&file, &draft.create_machine()?)
                 .map_err(|source| sandbox.host("copy the memory of", source))?;
             daemon.copy_disk(&sandbox, &draft)
         })
@@ -250,8 +259,10 @@ mod tests {
     fn one_of_a_snapshot_is_asked_for_its_pages() {
         let (rehearsed, [one, other]) =
             (Rehearsed::default(), [(); 2].map(|()| tempfile::tempfile().unwrap()));
-        assert!(rehearsed.begins(&one));
-        assert!(!rehearsed.begins(&one.try_clone().unwrap()));
-        assert!(rehearsed.begins(&other));
+        let place = rehearsed.begins(&one).unwrap();
+        assert_eq!(rehearsed.begins(&one.try_clone().unwrap()), None);
+        assert!(rehearsed.begins(&other).is_some());
+        rehearsed.gives_up(place);
+        assert_eq!((rehearsed.begins(&one), rehearsed.begins(&other)), (Some(place), None));
     }
 }

@@ -144,9 +144,32 @@ impl Daemon {
         lock: OwnedFd,
         snapshot: Snapshot,
     ) -> Result<Arc<Handle>, DaemonError> {
+        let first = snapshot.touched.is_none().then(|| self.rehearsed.begins(&snapshot.machine)).flatten();
+        let first = first.map(|begun| (begun, snapshot.place()));
+        let handle = match self.go_on_as(sandbox, lock, snapshot).await {
+            Ok(handle) => handle,
+            Err(error) => {
+                if let Some((begun, _)) = first {
+                    self.rehearsed.gives_up(begun);
+                }
+                return Err(error);
+            }
+        };
+        if let Some((_, place)) = first
+            && let Err(error) = keep_touched(sandbox, &handle, place).await
+        {
+            tracing::warn!(sandbox = sandbox.id(), error, "others of its kind start as slowly");
+        }
+        Ok(handle)
+    }
+
+    async fn go_on_as(
+        self: &Arc<Self>,
+        sandbox: &Arc<Sandbox>,
+        lock: OwnedFd,
+        snapshot: Snapshot,
+    ) -> Result<Arc<Handle>, DaemonError> {
         let (daemon, directory) = (Arc::clone(self), Arc::clone(&sandbox.directory));
-        let is_first = snapshot.touched.is_none() && self.rehearsed.begins(&snapshot.machine);
-        let first = is_first.then(|| snapshot.place());
         let begin = blocking(move || {
             for file in [&snapshot.machine].into_iter().chain(&snapshot.base) {
                 let checked = daemon.verified.check(file);
@@ -167,11 +190,6 @@ impl Daemon {
         if let Err(error) = become_one {
             sandbox.end_machine(&handle).await?;
             return Err(error);
-        }
-        if let Some(place) = first
-            && let Err(error) = keep_touched(sandbox, &handle, place).await
-        {
-            tracing::warn!(sandbox = sandbox.id(), error, "others of its kind start as slowly");
         }
         Ok(handle)
     }

@@ -9,6 +9,7 @@
 //!                becoming      a machine has gone on from a snapshot, and may not know yet that it is this sandbox's
 //!                snapshot      its machine while it sleeps, see [`vmm::snapshot`]
 //!                memory.base   what that is over, where it began with a snapshot: a link to that one's machine, or to what that is over
+//!                snapshot.new  one that is being written
 //!                paused        it stood still before its machine was written
 //!                exit.json     why the machine has ended; empty until then, and if it was killed
 //!                vmm.log       what the process of the machine has said
@@ -453,7 +454,7 @@ impl Directory {
         read().map_err(DirectoryError::new("read", &self.path(SPEC)))
     }
 
-    /// What is to become of it once nobody runs it. Of a sandbox without a whole record the machine has never been started.
+    /// What is to become of it once nobody runs it. Of a sandbox without a whole record nobody was ever told.
     pub(crate) fn fate(&self) -> Option<Fate> {
         match self.record_bytes() {
             Ok(bytes) => Fate::parse(&bytes),

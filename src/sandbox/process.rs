@@ -5,13 +5,14 @@ use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
-use std::ptr::{null, null_mut};
+use std::ptr::null_mut;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process, pidfd_open, pidfd_send_signal, waitid,
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitOptions, kill_process, pidfd_open, pidfd_send_signal,
+    waitid, waitpid,
 };
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -75,8 +76,9 @@ pub(super) fn spawn(spec: OwnedFd, descriptors: Descriptors, log: File) -> io::R
         Process::new(pidfd)
     });
     if process.is_err() {
-        // It holds the sandbox's lock, and nobody would know of it.
+        // It holds the sandbox's lock, and nobody would know of it, or wait for it.
         let _ = kill_process(number, Signal::KILL);
+        let _ = waitpid(Some(number), WaitOptions::empty());
     }
     process
 }
@@ -118,18 +120,30 @@ impl FileActions {
         let pointers = arguments.iter().map(|argument| argument.as_ptr().cast_mut());
         let arguments: Vec<_> = pointers.chain([null_mut()]).collect();
         let (environment, mut number) = ([null_mut()], 0);
-        // SAFETY: the actions were made; the arguments and the environment are arrays of strings, with null at their ends, which are not
-        // written to. All of it outlives the call.
+        let (mut none, mut attributes) = (MaybeUninit::uninit(), MaybeUninit::uninit());
+        // SAFETY: both are made by these calls.
         spawned(unsafe {
-            libc::posix_spawn(
+            libc::sigemptyset(none.as_mut_ptr());
+            libc::posix_spawnattr_init(attributes.as_mut_ptr())
+        })?;
+        // No signal is blocked, whoever has started us: a vCPU is kicked by one.
+        // SAFETY: attributes, signals and actions were made; the arguments and the environment are arrays of strings, with null at their
+        // ends, which are not written to. All of it outlives the calls, of which these two do not fail and the last frees nothing else.
+        let result = unsafe {
+            libc::posix_spawnattr_setsigmask(attributes.as_mut_ptr(), none.as_ptr());
+            libc::posix_spawnattr_setflags(attributes.as_mut_ptr(), libc::POSIX_SPAWN_SETSIGMASK as _);
+            let result = libc::posix_spawn(
                 &raw mut number,
                 program.as_ptr(),
                 &raw const self.0,
-                null(),
+                attributes.as_ptr(),
                 arguments.as_ptr(),
                 environment.as_ptr(),
-            )
-        })?;
+            );
+            libc::posix_spawnattr_destroy(attributes.as_mut_ptr());
+            result
+        };
+        spawned(result)?;
         Pid::from_raw(number).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 }

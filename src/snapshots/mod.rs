@@ -9,8 +9,8 @@
 //!           .<random>/            is being made, or removed; of nobody when a daemon begins
 //! ```
 //!
-//! Nothing in a snapshot is written to once it has its name, and only `touched` comes later. A sandbox that is made from one has links of its own to its files, so that
-//! the snapshot can be removed at any time.
+//! Nothing in a snapshot is written to once it has its name, and only `touched` comes later. A sandbox that is made from one has links of
+//! its own to its files, so that the snapshot can be removed at any time.
 
 mod record;
 
@@ -177,7 +177,7 @@ impl Snapshots {
         };
         let (base, touched) = (optional(BASE)?, optional(TOUCHED)?);
         let size = |file: &File| file.metadata().map_or(0, |found| found.blocks() * 512);
-        // The other snapshot's for as long as that is there, or a sandbox of it.
+        // What several have in common none counts.
         let last = base.as_ref().filter(|base| base.metadata().is_ok_and(|found| found.nlink() == 1));
         let bytes = size(&machine) + size(&disk) + last.map_or(0, size);
         Ok(Snapshot { name: name.to_owned(), record, machine, base, directory, touched, bytes })

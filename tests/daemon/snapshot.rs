@@ -201,7 +201,7 @@ fn what_is_taken_of_a_clone_holds_what_is_its_own() {
     // A clone of a clone's, and what is taken of that.
     daemon.from_snapshot("second", "again");
     check("again", "clone", &of_clone);
-    daemon.said("again", "test ! -e /dev/shm/dev; echo again > /dev/shm/again");
+    daemon.said("again", "test ! -e /dev/shm/dev && echo again > /dev/shm/again");
     daemon.cli(&["snapshot", "create", "again", "fourth"]).prints("fourth\n");
     daemon.cli(&["rm", "-f", "clone", "other", "again"]).ends(0, &[]);
     daemon.cli(&["snapshot", "rm", "second"]).ends(0, &[]);

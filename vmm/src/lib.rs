@@ -13,6 +13,7 @@ pub mod memory;
 pub mod probe;
 pub mod process;
 pub mod snapshot;
+pub mod sparse;
 pub mod spec;
 mod vectored;
 pub mod virtio;

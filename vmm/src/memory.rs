@@ -135,17 +135,14 @@ pub fn map(size: MemoryMib, files: &[Pages<'_>]) -> Result<GuestMemory, MemoryEr
     place(size, |start, len, before| {
         // SAFETY: by `place` the range is its caller's alone.
         unsafe { make_anonymous(start, len) }?;
-        for &Pages { file, mut offset, runs } in files {
-            for run in runs.iter().map(Run::bytes) {
-                let (from, to) = (run.start.max(before), run.end.min(before + len as u64));
-                if from < to {
-                    let (at, len) = (start.wrapping_byte_add((from - before) as usize), (to - from) as usize);
-                    let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
-                    let access = ProtFlags::READ | ProtFlags::WRITE;
-                    // SAFETY: as above; what is replaced is within the range.
-                    unsafe { mmap(at, len, access, flags, file, offset + (from - run.start)) }?;
-                }
-                offset += run.end - run.start;
+        for &Pages { file, offset, runs } in files {
+            for (part, packed) in runs.packed(before..before + len as u64) {
+                let at = start.wrapping_byte_add((part.start - before) as usize);
+                let (access, flags) =
+                    (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::NORESERVE);
+                let len = (part.end - part.start) as usize;
+                // SAFETY: as above; what is replaced is within the range.
+                unsafe { mmap(at, len, access, flags | MapFlags::FIXED, file, offset + packed) }?;
             }
         }
         Ok(())

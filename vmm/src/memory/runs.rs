@@ -29,7 +29,9 @@ impl Run {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Vec<(u32, u32)>", into = "Vec<(u32, u32)>")]
 pub struct Runs {
-    runs: Vec<Run>,
+    list: Vec<Run>,
+    /// For each run, how many pages are in those before.
+    before: Vec<u64>,
     /// In all of them.
     pages: u64,
 }
@@ -49,29 +51,41 @@ impl Runs {
         if run.count == 0 || u64::from(run.first) < end {
             return Err(Disorder);
         }
-        self.pages += u64::from(run.count);
-        match self.runs.last_mut() {
-            // Together they may be too many for one.
-            Some(last) if u64::from(run.first) == end => match last.count.checked_add(run.count) {
-                Some(count) => last.count = count,
-                None => self.runs.push(run),
-            },
-            _ => self.runs.push(run),
+        let neighbour = self.list.last_mut().filter(|last| last.end() == u64::from(run.first));
+        // Together they may be too many for one.
+        if let Some((count, last)) =
+            neighbour.and_then(|last| Some((last.count.checked_add(run.count)?, last)))
+        {
+            last.count = count;
+        } else {
+            self.before.push(self.pages);
+            self.list.push(run);
         }
+        self.pages += u64::from(run.count);
         Ok(())
     }
 
     pub(crate) fn iter(&self) -> impl ExactSizeIterator<Item = Run> + '_ {
-        self.runs.iter().copied()
+        self.list.iter().copied()
     }
 
     /// The parts of the runs that are in `bytes` of the RAM, in bytes.
     pub(crate) fn within(&self, bytes: Range<u64>) -> impl Iterator<Item = Range<u64>> + '_ {
-        let first = self.runs.partition_point(|run| run.bytes().end <= bytes.start);
-        let behind = self.runs[first..].iter().map(|run| run.bytes());
+        self.packed(bytes).map(|(part, _)| part)
+    }
+
+    /// The same, each with the byte at which it is where the runs are one behind the other.
+    pub(crate) fn packed(&self, bytes: Range<u64>) -> impl Iterator<Item = (Range<u64>, u64)> + '_ {
+        let first = self.list.partition_point(|run| run.bytes().end <= bytes.start);
+        let behind = self.list[first..].iter().zip(&self.before[first..]);
         behind
-            .map(move |run| run.start.max(bytes.start)..run.end.min(bytes.end))
-            .take_while(|part| !part.is_empty())
+            .map(move |(run, before)| {
+                let run = run.bytes();
+                let part = run.start.max(bytes.start)..run.end.min(bytes.end);
+                let at = before * PAGE + (part.start - run.start);
+                (part, at)
+            })
+            .take_while(|(part, _)| !part.is_empty())
     }
 
     /// Marks those of its pages that are among those of `bytes` of the RAM, of which `marks` has one each.
@@ -89,7 +103,7 @@ impl Runs {
 
     /// The number of the page behind the last of them.
     pub(crate) fn end(&self) -> u64 {
-        self.runs.last().map_or(0, |run| run.end())
+        self.list.last().map_or(0, |run| run.end())
     }
 }
 

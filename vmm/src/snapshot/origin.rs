@@ -6,9 +6,9 @@ use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
 use super::header::{Header, PAGES_START};
-use crate::memory::{Mapped, PAGE};
+use crate::memory::Mapped;
 
-/// The snapshot's files, and which pages the machine has of them until it writes to them.
+/// Which pages the machine has of files until it writes to them, and the file that stays.
 #[derive(Debug)]
 pub(crate) struct Origin {
     /// What snapshots of the machine are over: a complete snapshot in a file that stays.
@@ -29,16 +29,9 @@ impl Origin {
     pub(super) fn read_base(&self, at: u64, pages: &mut [u8]) -> io::Result<()> {
         pages.fill(0);
         let Some(base) = &self.base else { return Ok(()) };
-        let end = at + pages.len() as u64;
-        let mut offset = PAGES_START;
-        for run in self.mapped.base.iter() {
-            let bytes = run.bytes();
-            let (from, to) = (bytes.start.max(at), bytes.end.min(end));
-            if from < to {
-                let part = &mut pages[(from - at) as usize..(to - at) as usize];
-                base.file.read_exact_at(part, offset + (from - bytes.start))?;
-            }
-            offset += u64::from(run.count) * PAGE;
+        for (part, packed) in self.mapped.base.packed(at..at + pages.len() as u64) {
+            let part = &mut pages[(part.start - at) as usize..(part.end - at) as usize];
+            base.file.read_exact_at(part, PAGES_START + packed)?;
         }
         Ok(())
     }

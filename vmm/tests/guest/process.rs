@@ -316,6 +316,45 @@ fn any_number_of_machines_go_on_from_a_shared_snapshot() {
     assert!(message.contains("a machine has gone on from this snapshot already"), "{end:?}");
 }
 
+/// Of the steps by which a machine goes on from a snapshot, up to its running vCPUs, when each is done.
+#[test]
+#[ignore = "it measures: scripts/bench restore"]
+fn steps_of_a_restore() {
+    let runs: usize = std::env::var("VOIDRUN_RUNS").map_or(5, |runs| runs.parse().unwrap());
+    let kernel = guest_kernel();
+    let first = launch(&kernel, "pci=off quiet loglevel=1", None).start();
+    let mut control = first.control().expect("it runs");
+    // What a kernel touches at first.
+    std::thread::sleep(Duration::from_secs(2));
+    control.pause().unwrap();
+    let snapshot = tempfile::NamedTempFile::new().unwrap();
+    control.save(snapshot.as_file().as_fd()).unwrap();
+    drop(first);
+    let from = |touched| Launch { touched, ..launch(&kernel, "", Some((snapshot.path(), true))) }.start();
+    // As many as of a guest with an agent that has run a command, nearly.
+    let saved = saved_pages(snapshot.as_file());
+    let touched = touched(&saved.iter().take(4_000).copied().collect());
+    println!(
+        "{} pages, up to 4,000 of them copied ahead; in ms, least, median and most of {runs}:",
+        saved.len()
+    );
+    let mut steps: Vec<(String, Vec<u64>)> = Vec::new();
+    for _ in 0..runs {
+        let next = from(Some(touched.path()));
+        for (index, (step, us)) in next.control().unwrap().metrics().unwrap().start.into_iter().enumerate() {
+            if steps.len() == index {
+                steps.push((step, Vec::new()));
+            }
+            steps[index].1.push(us);
+        }
+    }
+    for (step, mut us) in steps {
+        us.sort_unstable();
+        let [least, median, most] = [0, us.len() / 2, us.len() - 1].map(|at| us[at] as f64 / 1000.0);
+        println!("{step:<8} {least:7.2} {median:7.2} {most:7.2}");
+    }
+}
+
 /// The pages in a file of touched ones.
 fn pages(file: &File) -> BTreeSet<u32> {
     let mut bytes = vec![0; file.metadata().unwrap().len() as usize];
@@ -323,6 +362,16 @@ fn pages(file: &File) -> BTreeSet<u32> {
     let words: Vec<u32> =
         bytes[16..].chunks(4).map(|word| u32::from_le_bytes(word.try_into().unwrap())).collect();
     words.chunks(2).flat_map(|run| run[0]..run[0] + run[1]).collect()
+}
+
+/// A file of touched ones.
+fn touched(pages: &BTreeSet<u32>) -> tempfile::NamedTempFile {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let mut bytes = b"VOIDPAGE\x01\0\0\0".to_vec();
+    bytes.extend((pages.len() as u32).to_le_bytes());
+    bytes.extend(pages.iter().flat_map(|page| [*page, 1]).flat_map(u32::to_le_bytes));
+    file.as_file().write_all_at(&bytes, 0).unwrap();
+    file
 }
 
 /// The pages of RAM that are in a snapshot.
@@ -365,12 +414,8 @@ fn pages_that_one_machine_has_touched_are_copied_ahead_for_the_next() {
     // Some of the snapshot's that it would hardly come to by itself.
     let saved = saved_pages(snapshot.as_file());
     let more = saved.iter().rev().filter(|page| !of_the_first.contains(page)).take(1_000).copied().collect();
-    let with_more = tempfile::NamedTempFile::new().unwrap();
-    let mut bytes = b"VOIDPAGE\x01\0\0\0".to_vec();
     let all: BTreeSet<u32> = &of_the_first | &more;
-    bytes.extend((all.len() as u32).to_le_bytes());
-    bytes.extend(all.iter().flat_map(|page| [*page, 1]).flat_map(u32::to_le_bytes));
-    with_more.as_file().write_all_at(&bytes, 0).unwrap();
+    let with_more = touched(&all);
 
     let fresh = pages(told(&from(None)).as_file());
     for (file, copied) in [(&file, &of_the_first), (&with_more, &all)] {

@@ -2,16 +2,12 @@
 
 use std::fs::File;
 use std::io;
-use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 
-use rustix::fs::{SeekFrom, copy_file_range, ioctl_ficlone, seek};
-use rustix::io::Errno;
+use rustix::fs::ioctl_ficlone;
 
 use super::format::{BITMAP, DiskError, GRANULE, Layout, has};
-
-/// What is copied at once where the kernel does not do it, in bytes.
-const PIECE: u64 = 1 << 20;
+use crate::sparse::copy_data;
 
 /// Writes to the empty file `to` a diff of `base` that alone holds what `diff` and, where that has nothing, `lower` hold: a disk over
 /// it reads as the disk of all three does. To see to it that it is on the host's disk is for the caller.
@@ -70,59 +66,8 @@ fn copy_granules(layout: Layout, from: &File, bitmap: &[u8], to: &File) -> io::R
     while let Some(first) = (at..end).find(|&granule| has(bitmap, granule)) {
         at = (first..end).find(|&granule| !has(bitmap, granule)).unwrap_or(end);
         let [start, end] = [first, at].map(|granule| layout.data() + granule * GRANULE);
+        // A hole behind a bit that is set is a granule of zeros, and in the copy as well.
         copy_data(from, start..end, to)?;
-    }
-    Ok(())
-}
-
-/// Copies what is not a hole in `range`. A hole behind a bit that is set is a granule of zeros, and in the copy as well.
-fn copy_data(from: &File, range: Range<u64>, to: &File) -> io::Result<()> {
-    let mut at = range.start;
-    while let Some(data) = next_data(from, at..range.end)? {
-        at = data.end;
-        copy_range(from, data, to)?;
-    }
-    Ok(())
-}
-
-/// The first part of `range` that is not a hole of `file`; none where all of it is. A file system that does not know its holes has
-/// none.
-fn next_data(file: &File, range: Range<u64>) -> io::Result<Option<Range<u64>>> {
-    if range.is_empty() {
-        return Ok(None);
-    }
-    match seek(file, SeekFrom::Data(range.start)) {
-        Ok(start) if start < range.end => Ok(Some(start..seek(file, SeekFrom::Hole(start))?.min(range.end))),
-        // Behind the last data is no further.
-        Ok(_) | Err(Errno::NXIO) => Ok(None),
-        Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok(Some(range)),
-        Err(error) => Err(error.into()),
-    }
-}
-
-fn copy_range(from: &File, range: Range<u64>, to: &File) -> io::Result<()> {
-    let (mut read, mut written) = (range.start, range.start);
-    while written < range.end {
-        let len = (range.end - written) as usize;
-        match copy_file_range(from, Some(&mut read), to, Some(&mut written), len) {
-            // Between two file systems, or on one that cannot; some say it with 0.
-            Ok(0) | Err(Errno::XDEV | Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS) => {
-                return copy_by_hand(from, written..range.end, to);
-            }
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(())
-}
-
-fn copy_by_hand(from: &File, mut range: Range<u64>, to: &File) -> io::Result<()> {
-    let mut buffer = vec![0; PIECE.min(range.end - range.start) as usize];
-    while !range.is_empty() {
-        let piece = &mut buffer[..PIECE.min(range.end - range.start) as usize];
-        from.read_exact_at(piece, range.start)?;
-        to.write_all_at(piece, range.start)?;
-        range.start += piece.len() as u64;
     }
     Ok(())
 }
