@@ -31,6 +31,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use vmm::snapshot::mark_used;
+use vmm::sparse;
 
 use rustix::fs::{FallocateFlags, FlockOperation, Mode, OFlags, fallocate, flock};
 
@@ -507,8 +508,9 @@ fn share(from: &Path, to: &Path) -> io::Result<()> {
     std::fs::hard_link(from, to).or_else(|error| match error.kind() {
         // Of a file there are 65,000 links at most in ext4; elsewhere there may be none.
         io::ErrorKind::TooManyLinks | io::ErrorKind::PermissionDenied | io::ErrorKind::Unsupported => {
-            std::fs::copy(from, to)?;
-            File::open(to)?.sync_data()
+            let copy = OpenOptions::new().write(true).create_new(true).mode(0o600).open(to)?;
+            sparse::copy(&File::open(from)?, &copy)?;
+            copy.sync_data()
         }
         _ => Err(error),
     })
