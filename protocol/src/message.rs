@@ -132,7 +132,7 @@ pub enum Request {
     /// After a restore: reseeds the kernel's random numbers, sets the clock, makes the machine what it is to be, and lets the commands
     /// go on. Answer: Done, or [`Error`]; the commands stand still after one about the random numbers, and go on after any other.
     Reseed {
-        /// The time of day: nanoseconds since 1970, UTC.
+        /// The time of day: nanoseconds since 1970, UTC. A guest whose KVM tells it what the host's clock says takes that.
         wall_time_ns: u64,
         /// Random bytes of the host, 32 to 512.
         entropy: Vec<u8>,

@@ -183,25 +183,22 @@ impl Handle {
     /// After a restore: the guest gets the time of day and random numbers of its own, and where it becomes another sandbox, what it is
     /// from now on. Then its commands go on.
     async fn reseed(&self, config: Option<Box<Config>>) -> Result<(), LaunchError> {
-        let request = reseed(config).map_err(host("get random numbers"))?;
         // It has still to come up.
         let limit = BOOT_TIMEOUT + SLACK;
         let asked = async {
             loop {
+                let request = reseed(config.clone()).map_err(host("get random numbers"))?;
                 match self.ask(&request).await {
                     // The machine's device gives up sooner on a guest that is short of CPU; nothing of the request has reached it.
                     Err(error @ ExecError::Connect(_)) => tokio::select! {
-                        _ = self.ended() => return Err(error),
+                        _ = self.ended() => return Err(LaunchError::Identity(error)),
                         () = tokio::time::sleep(AGAIN) => {}
                     },
-                    done => return done,
+                    done => return done.map_err(LaunchError::Identity),
                 }
             }
         };
-        match tokio::time::timeout(limit, asked).await {
-            Ok(done) => done.map_err(LaunchError::Identity),
-            Err(_) => Err(LaunchError::Silent(limit.as_secs())),
-        }
+        tokio::time::timeout(limit, asked).await.unwrap_or(Err(LaunchError::Silent(limit.as_secs())))
     }
 }
 
