@@ -420,7 +420,7 @@ fn round_after_round_it_is_the_same() {
     };
     let mut held = (0, 0);
     for round in 0..rounds {
-        eprintln!("round {round} of {rounds}");
+        eprintln!("round {round} of {rounds}: the daemon has {} KiB", resident());
         let began = Instant::now();
         daemon.cli(&["sleep", "dev"]).ends(0, &[]);
         sizes.push(on_disk());
