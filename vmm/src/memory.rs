@@ -216,6 +216,20 @@ pub fn slots(memory: &GuestMemory) -> impl Iterator<Item = kvm_userspace_memory_
     })
 }
 
+/// The parts of the RAM, each with how many bytes are in those before it: where its pages are in [`Runs`].
+pub fn parts(memory: &GuestMemory) -> impl Iterator<Item = (u64, &GuestRegionMmap)> {
+    memory.iter().scan(0, |before, region| {
+        let start = *before;
+        *before += region.len();
+        Some((start, region))
+    })
+}
+
+/// How many pages the RAM has.
+pub fn pages(memory: &GuestMemory) -> u64 {
+    memory.iter().map(|region| region.len() / PAGE).sum()
+}
+
 /// Where the RAM below the hole ends.
 pub fn low_end(memory: &GuestMemory) -> u64 {
     memory.find_region(GuestAddress(0)).map_or(0, vm_memory::GuestMemoryRegion::len)
@@ -234,9 +248,9 @@ pub fn give_back(memory: &GuestMemory, address: u64, len: u64, mapped: Option<&M
     if len == 0 {
         return Ok(());
     }
-    let below = memory.iter().filter(|region| region.last_addr().0 < start);
-    let before: u64 = below.map(vm_memory::GuestMemoryRegion::len).sum();
-    let Some(region) = memory.find_region(GuestAddress(start)) else { return Ok(()) };
+    let Some((before, region)) = parts(memory).find(|(_, region)| region.last_addr().0 >= start) else {
+        return Ok(());
+    };
     let Ok(place) = memory.get_slice(GuestAddress(start), len as usize) else { return Ok(()) };
     let first = place.ptr_guard_mut().as_ptr();
     let in_ram = before + (start - region.start_addr().0);

@@ -8,16 +8,14 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 
-use vm_memory::{
-    Bytes as _, GuestMemoryBackend as _, GuestMemoryRegion as _, GuestRegionMmap, MemoryRegionAddress,
-};
+use vm_memory::{Bytes as _, GuestMemoryRegion as _, GuestRegionMmap, MemoryRegionAddress};
 
 use super::header::PAGES_START;
 use super::origin::Origin;
 use super::{Saved, SnapshotError, Summary, failed};
 use crate::GuestMemory;
 use crate::jail::Pagemap;
-use crate::memory::{PAGE, Run, Runs, marked};
+use crate::memory::{PAGE, Run, Runs, marked, pages, parts};
 
 /// What is looked at in one piece, in bytes.
 const PIECE: usize = 1 << 20;
@@ -49,12 +47,10 @@ pub(super) fn write(
     pagemap: Option<&Pagemap>,
     origin: Option<&Origin>,
 ) -> io::Result<Ram> {
-    let pages = memory.iter().map(|region| region.len() / PAGE).sum();
     let is_over = origin.is_some_and(|origin| origin.base.is_some());
-    let mut writer = Writer { file, memory, is_over, gap: gap(pages), ram: Ram::default() };
+    let mut writer = Writer { file, memory, is_over, gap: gap(pages(memory)), ram: Ram::default() };
     let (mut buffer, mut without) = (vec![0; PIECE], vec![0; PIECE]);
-    let mut before = 0;
-    for region in memory.iter() {
+    for (before, region) in parts(memory) {
         for window in pieces(0..region.len(), WINDOW) {
             let parts = match pagemap.map(|pagemap| other(region, before, &window, pagemap, origin)) {
                 Some(Ok(parts)) => parts,
@@ -69,7 +65,6 @@ pub(super) fn write(
                 writer.take((before + range.start) / PAGE, piece, without)?;
             }
         }
-        before += region.len();
     }
     file.set_len(PAGES_START + writer.ram.runs.pages() * PAGE)?;
     Ok(writer.ram)
@@ -155,14 +150,11 @@ impl Writer<'_> {
 
 /// Reads the page of this number.
 fn read(memory: &GuestMemory, number: u64, page: &mut [u8]) -> io::Result<()> {
-    let mut at = number * PAGE;
-    for region in memory.iter() {
-        match at.checked_sub(region.len()) {
-            Some(behind) => at = behind,
-            None => return region.read_slice(page, MemoryRegionAddress(at)).map_err(io::Error::other),
-        }
-    }
-    Err(io::ErrorKind::UnexpectedEof.into())
+    let at = number * PAGE;
+    let (before, region) = parts(memory)
+        .find(|(before, region)| at < before + region.len())
+        .ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))?;
+    region.read_slice(page, MemoryRegionAddress(at - before)).map_err(io::Error::other)
 }
 
 /// What the snapshot in `file` is of, after its pages were compared with their checksum: all of them are read.

@@ -22,14 +22,14 @@ use std::thread::JoinHandle;
 use kvm_ioctls::VcpuFd;
 use rustix::io::Errno;
 use rustix::mm::{Advice, madvise};
-use vm_memory::{GuestMemoryBackend as _, GuestMemoryRegion as _};
+use vm_memory::GuestMemoryRegion as _;
 
 use super::origin::Origin;
 use super::ram::{WINDOW, pieces};
 use crate::GuestMemory;
 use crate::arch::x86_64 as arch;
 use crate::jail::Pagemap;
-use crate::memory::{Disorder, PAGE, Run, Runs, marked};
+use crate::memory::{Disorder, PAGE, Run, Runs, marked, pages, parts};
 
 const MAGIC: &[u8; 8] = b"VOIDPAGE";
 /// What this program writes and reads.
@@ -84,23 +84,24 @@ impl Touched {
     ) -> Result<Self, TouchedError> {
         let origin = origin.ok_or(TouchedError::Booted)?;
         let pagemap = pagemap.ok_or(TouchedError::NoPagemap)?;
-        let (mut touched, mut page) = (Self::default(), 0);
-        for region in memory.iter() {
+        let mut touched = Self::default();
+        for (before, region) in parts(memory) {
             for window in pieces(0..region.len(), WINDOW) {
                 let (address, count) =
                     (region.as_ptr() as u64 + window.start, (window.end - window.start) / PAGE);
                 let mut own = pagemap.own(address, count as usize).map_err(TouchedError::Pagemap)?;
                 let mut mapped = vec![false; own.len()];
-                origin.mapped.mark(&(page * PAGE..(page + count) * PAGE), &mut mapped);
+                let in_ram = before + window.start..before + window.end;
+                origin.mapped.mark(&in_ram, &mut mapped);
                 own.iter_mut().zip(mapped).for_each(|(own, mapped)| *own &= mapped);
                 for range in marked(&own) {
-                    let run = Run { first: page as u32 + range.start as u32, count: range.len() as u32 };
+                    let first = (in_ram.start / PAGE) as u32 + range.start as u32;
+                    let run = Run { first, count: range.len() as u32 };
                     if touched.0.pages() + u64::from(run.count) > MAX_PAGES {
                         return Ok(touched);
                     }
                     touched.add(run)?;
                 }
-                page += count;
             }
         }
         Ok(touched)
@@ -184,13 +185,10 @@ impl Touched {
 
     /// Where the runs are, in ascending order; one that goes on in the next region is two.
     fn places<'a>(&'a self, memory: &'a GuestMemory) -> impl Iterator<Item = Place> + 'a {
-        let mut before = 0;
-        memory.iter().flat_map(move |region| {
-            let start = before;
-            before += region.len();
-            self.0.within(start..before).map(move |part| Place {
-                host: region.as_ptr().wrapping_add((part.start - start) as usize),
-                guest: region.start_addr().0 + (part.start - start),
+        parts(memory).flat_map(move |(before, region)| {
+            self.0.within(before..before + region.len()).map(move |part| Place {
+                host: region.as_ptr().wrapping_add((part.start - before) as usize),
+                guest: region.start_addr().0 + (part.start - before),
                 len: part.end - part.start,
             })
         })
@@ -235,8 +233,7 @@ impl Copying {
     pub(crate) fn start(file: File, memory: &GuestMemory) -> io::Result<Self> {
         let memory = memory.clone();
         let copy = move || {
-            let pages = memory.iter().map(|region| region.len() / PAGE).sum();
-            let touched = Touched::read(&file, pages)?;
+            let touched = Touched::read(&file, pages(&memory))?;
             touched.copy(&memory)?;
             Ok(touched)
         };

@@ -2,7 +2,7 @@ use std::io::Write as _;
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use vm_memory::{Bytes as _, GuestAddress};
+use vm_memory::{Bytes as _, GuestAddress, GuestMemoryBackend as _};
 
 use super::*;
 use crate::memory::{self, Mapped, Pages};
@@ -33,7 +33,7 @@ fn origin(mib: u32) -> Origin {
 }
 
 fn of(memory: &GuestMemory) -> Touched {
-    let mib = memory.iter().map(|region| region.len() >> 20).sum::<u64>() as u32;
+    let mib = (pages(memory) >> 8) as u32;
     let pagemap = Pagemap::open().expect("this kernel tells which pages there are");
     Touched::of(memory, Some(&pagemap), Some(&origin(mib))).unwrap()
 }
