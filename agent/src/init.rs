@@ -3,7 +3,7 @@
 //! The image may be anything, an empty one too: what is missing is made, on its disk.
 
 use crate::identity::{self, IdentityError};
-use crate::kmsg;
+use crate::{kmsg, power};
 use protocol::Config;
 use rustix::fs::Mode;
 use rustix::io::Errno;
@@ -68,6 +68,10 @@ pub fn run() -> Result<Config, InitError> {
     enter_root(&config)?;
     mount_system()?;
     links();
+    // The kernel counts ticks until it has a better clock, and those that a busy host is late with are lost.
+    if let Err(error) = power::set_clock(None) {
+        kmsg::warning(format_args!("the clock: {error}"));
+    }
     sysctls();
     limits()?;
     identity::begin(&config)?;

@@ -81,7 +81,7 @@ pub(crate) fn reseed(
         tv_sec: (wall_time_ns / 1_000_000_000).cast_signed(),
         tv_nsec: (wall_time_ns % 1_000_000_000).cast_signed(),
     };
-    let set = clock_settime(ClockId::Realtime, time_of_host().unwrap_or(told));
+    let set = set_clock(Some(told));
     if let Some(config) = config {
         // As what it was, nothing must run any more.
         become_another(agent, *config).map_err(|error| refusal(ErrorCode::Internal, with_source(&error)))?;
@@ -91,7 +91,15 @@ pub(crate) fn reseed(
     set.map_err(|errno| failure(ErrorCode::Internal, "the clock", errno))
 }
 
-/// What the host's clock says now, where KVM tells it: on a host that is short of CPU, what came in a request was right some seconds ago.
+/// Sets the clock to what the host's says now, or where KVM does not tell it to what somebody was `told`: on a host that is short of
+/// CPU, that was right some seconds ago.
+pub(crate) fn set_clock(told: Option<Timespec>) -> Result<(), Errno> {
+    match time_of_host().ok().or(told) {
+        Some(time) => clock_settime(ClockId::Realtime, time),
+        None => Ok(()),
+    }
+}
+
 fn time_of_host() -> Result<Timespec, Errno> {
     // What commands may have put in its place neither holds this up nor is a clock.
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
