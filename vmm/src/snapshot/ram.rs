@@ -52,12 +52,12 @@ pub(super) fn write(
     let (mut buffer, mut without) = (vec![0; PIECE], vec![0; PIECE]);
     for (before, region) in parts(memory) {
         for window in pieces(0..region.len(), WINDOW) {
-            let parts = match pagemap.map(|pagemap| other(region, before, &window, pagemap, origin)) {
-                Some(Ok(parts)) => parts,
+            let others = match pagemap.map(|pagemap| other(region, before, &window, pagemap, origin)) {
+                Some(Ok(others)) => others,
                 // It is not known, and any page may be another.
                 Some(Err(_)) | None => vec![window],
             };
-            for range in parts.into_iter().flat_map(|part| pieces(part, PIECE as u64)) {
+            for range in others.into_iter().flat_map(|part| pieces(part, PIECE as u64)) {
                 let length = (range.end - range.start) as usize;
                 let (piece, without) = (&mut buffer[..length], &mut without[..length]);
                 region.read_slice(piece, MemoryRegionAddress(range.start)).map_err(io::Error::other)?;
